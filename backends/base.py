@@ -1,0 +1,230 @@
+"""The seam between the trainer and the engines.
+
+A `Backend` owns the whole optimization step (forward, backward, exchange, clip, step), so that no capability
+flag of an engine leaks into the trainer. Everything above this file speaks only of `Backend`, `Optimization`
+and `StepReport`; everything an engine needs to know beyond those is in its own settings dataclass.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from backends.process import ProcessFacts
+
+if TYPE_CHECKING:
+    import torch
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISION_MODES = ("matched", "native")
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("constant", "warmup_linear", "warmup_cosine")
+
+
+class BackendError(RuntimeError):
+    """A mistake of the user's that an engine found. The text is one line: the thing and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossScale:
+    """Dynamic loss scaling for fp16 (Micikevicius et al., 2018), one rule for every engine.
+
+    The scale starts at ``2**initial_power``, is halved after `hysteresis` overflows in a row of budget, doubles
+    after `window` steps without overflow and never falls below `floor`. The defaults are those of the study's
+    DeepSpeed file. ``torch.amp.GradScaler`` with ``growth_interval=window, growth_factor=2, backoff_factor=0.5``
+    is the same rule when ``hysteresis == 1``.
+    """
+
+    initial_power: int = 12
+    window: int = 1000
+    hysteresis: int = 1
+    floor: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """What is optimized how: shared by every engine, part of the equivalence contract.
+
+    precision: the arithmetic type. precision_mode: ``matched`` = autocast over fp32 master weights, the same
+    rule in every engine; ``native`` = the engine's own way (DeepSpeed: half-precision model with fp32 masters).
+    accumulation: micro-batches per optimizer step and rank. clip_norm: global L2 norm, None = no clipping.
+    """
+
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 1e-3
+    momentum: float = 0.0
+    clip_norm: float | None = 1.0
+    schedule: str = "warmup_linear"
+    warmup_steps: int = 0
+    total_steps: int = 100
+    accumulation: int = 1
+    precision: str = "fp32"
+    precision_mode: str = "matched"
+    loss_scale: LossScale = field(default_factory=LossScale)
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("schedule", self.schedule, SCHEDULES),
+            ("precision", self.precision, PRECISIONS),
+            ("precision_mode", self.precision_mode, PRECISION_MODES),
+        ):
+            if value not in allowed:
+                raise BackendError(f"unknown {name} '{value}': choose one of {', '.join(allowed)}")
+        if self.accumulation < 1:
+            raise BackendError(f"accumulation is {self.accumulation}: it must be at least 1")
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of optimizer step `step` (0-based): linear warm-up, then constant, linear or cosine to 0."""
+        if self.schedule == "constant":
+            return self.lr
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        rest = max(1, self.total_steps - self.warmup_steps)
+        share = min(1.0, (step - self.warmup_steps) / rest)
+        if self.schedule == "warmup_linear":
+            return self.lr * (1.0 - share)
+        return self.lr * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What one optimizer step did. Tensors stay on the device: reading them is the only host synchronization.
+
+    losses: each loss part by name, this rank's mean over its micro-batches, 0-dim fp32 (``loss`` is the total).
+    grad_norm: global L2 norm of the averaged gradient before clipping, or None where the engine hides it.
+    loss_scale: fp16 scale used in this step (1.0 otherwise). skipped: True where an overflow dropped the step.
+    """
+
+    losses: Mapping[str, torch.Tensor]
+    grad_norm: torch.Tensor | float | None
+    loss_scale: torch.Tensor | float
+    skipped: torch.Tensor | bool
+    lr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Availability:
+    """Whether an engine can be used here, and if not, why and what to do (one line)."""
+
+    usable: bool
+    reason: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """Base of an engine's settings: one small frozen dataclass an engine, plus a pass-through dict."""
+
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Backend(ABC):
+    """One process's view of one engine. Created on every rank by the worker, after its launcher started it.
+
+    The model given to `prepare` is a ``torch.nn.Module`` whose ``forward(micro_batch)`` returns a dict of 0-dim
+    tensors with the key ``loss``: the MEAN over the samples of the micro-batch of a per-sample loss. Because each
+    sample weighs the same, any split of a global batch over ranks and micro-batches gives the same gradient; that
+    is what makes engines and world sizes comparable.
+    """
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[EngineSettings]] = EngineSettings
+
+    def __init__(self, settings: EngineSettings, facts: ProcessFacts, *, device: str = "auto", timeout_s: float = 300.0) -> None:
+        """Joins the process group. `device`: ``auto``, ``cpu`` or ``cuda``. Every wait is limited by `timeout_s`."""
+        self.settings = settings
+        self.facts = facts
+        self.timeout_s = timeout_s
+
+    # -- process facts -------------------------------------------------------------------------------------------
+    @property
+    def rank(self) -> int:
+        return self.facts.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.facts.world_size
+
+    @property
+    def local_rank(self) -> int:
+        return self.facts.local_rank
+
+    @property
+    def local_size(self) -> int:
+        return self.facts.local_size
+
+    device: torch.device
+
+    @classmethod
+    @abstractmethod
+    def availability(cls) -> Availability:
+        """Usable here or the reason why not. Must not import the engine when this module is imported."""
+
+    # -- training ------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def prepare(self, model: torch.nn.Module, optimization: Optimization) -> None:
+        """Moves `model` to the device, gives rank 0's weights to every rank, builds optimizer, schedule, precision,
+        accumulation, clipping and sharding. Call once."""
+
+    @abstractmethod
+    def train_step(self, micro_batches: Sequence[Any]) -> StepReport:
+        """One whole optimizer step over this rank's `accumulation` micro-batches (already on the device)."""
+
+    @property
+    @abstractmethod
+    def model(self) -> torch.nn.Module:
+        """The prepared model, usable for evaluation (``with torch.no_grad()``) on this rank. Where weights are
+        sharded (ZeRO-3, FSDP2) it may only be called on all ranks together."""
+
+    # -- collectives outside the step (metrics, records) -----------------------------------------------------------
+    @abstractmethod
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Element-wise sum over ranks, same shape and device; the argument is not changed."""
+
+    @abstractmethod
+    def gather(self, value: Any) -> list[Any] | None:
+        """The ranks' picklable values in rank order on rank 0, None elsewhere."""
+
+    @abstractmethod
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's picklable value on every rank."""
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Returns on every rank after all have called it."""
+
+    # -- state ---------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Consolidated trainable weights by the model's own names, fp32, on the CPU. Collective: all ranks call it;
+        every rank gets the dict."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Engine-native state for resume (weights, optimizer, scaler, step counter) into an existing empty folder.
+        Collective."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """The reverse of `save`, after `prepare`, on the same engine and world size. Collective."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What was REALLY used: engine and library versions, controller, wire dtype, bucket sizes, ZeRO stage,
+        optimizer class, communication library. JSON-serializable; called after `prepare`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leaves the process group. Safe to call twice."""

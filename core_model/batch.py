@@ -1,0 +1,67 @@
+"""What travels from the data to the model: `Sample` (one picture with its conversation) and `Batch` (several)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One picture with its defect mask and its conversation.
+
+    id: unique and stable in the data set (``train/good/000#3`` is the 4th simulated variant of a file); metrics drop
+    repeats by it. image: float32 (3, S, S) in [0, 1], not normalized (the encoder does that). mask: float32
+    (1, S, S), 1 = defect. turns: (question, answer) pairs; the loss is on answers only. place: name of the 3x3 grid
+    cell(s) of the defect ("" = none). kind: defect kind ("good", "blowhole", "poisson", ...).
+    """
+
+    id: str
+    category: str
+    image: torch.Tensor
+    mask: torch.Tensor
+    is_defective: bool
+    turns: tuple[tuple[str, str], ...]
+    place: str = ""
+    kind: str = "good"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """B samples, stacked. token_ids: int64 (B, T) question and answer tokens padded on the right with the pad id;
+    labels: int64 (B, T), -100 where there is no loss (everything but the answers); lengths: int64 (B,) true lengths.
+    The image and prompt embeddings are put in front by the model: see `core_model.language`.
+    """
+
+    ids: tuple[str, ...]
+    categories: tuple[str, ...]
+    images: torch.Tensor  # (B, 3, S, S) float32
+    masks: torch.Tensor  # (B, 1, S, S) float32
+    is_defective: torch.Tensor  # (B,) bool
+    token_ids: torch.Tensor  # (B, T) int64
+    labels: torch.Tensor  # (B, T) int64
+    lengths: torch.Tensor  # (B,) int64
+    samples: Sequence[Sample] = field(default=(), repr=False)
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on `device` (non-blocking where the memory is pinned)."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("images", "masks", "is_defective", "token_ids", "labels", "lengths")
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """Called by torch's DataLoader where ``pin_memory=True``."""
+        pinned = {
+            name: getattr(self, name).pin_memory()
+            for name in ("images", "masks", "is_defective", "token_ids", "labels", "lengths")
+        }
+        return replace(self, **pinned)

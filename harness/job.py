@@ -1,0 +1,145 @@
+"""What is asked: a `Job`, fully resolved, is everything that decides a run. It is written to job.json as it is.
+
+Nothing here imports torch or an engine: `harness --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+BACKENDS = ("single", "ddp", "fsdp2", "deepspeed", "horovod")
+SCALINGS = ("strong", "weak")
+
+
+class JobError(ValueError):
+    """A mistake in what was asked. One line that names the thing and the remedy; the command exits with 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training run on one engine. Every field is part of the record; `contract()` is what must be alike in
+    two runs that are compared.
+
+    nodes x slots = world size. micro_batch = samples per rank and forward pass; global_batch = samples per
+    optimizer step over all ranks = micro_batch x accumulation x world size. scaling: which of the two is held when
+    the world grows (``strong``: global_batch; ``weak``: micro_batch x accumulation).
+    """
+
+    # engine and processes
+    backend: str = "single"
+    launcher: str = "auto"
+    nodes: int = 1
+    slots: int = 1
+    hostfile: str = ""
+    device: str = "auto"
+    threads: int = 1
+    timeout_s: float = 300.0
+    engine: Mapping[str, Any] = field(default_factory=dict)  # fields of the engine's Settings dataclass
+
+    # model
+    preset: str = "small"
+    version: str = ""  # v1..v6 of the study, "" = none
+    model: Mapping[str, Any] = field(default_factory=dict)  # overrides of the preset's fields
+    random_weights: bool = False
+    init_weights: str = ""  # safetensors of trainable weights to start from
+
+    # data
+    data: str = "textures"
+    image_size: int = 0  # 0 = the preset's
+    defects: str = ""  # simulation recipe, "" = the data module's default
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    loader_workers: int = 0
+
+    # optimization
+    steps: int = 60
+    global_batch: int = 8
+    accumulation: int = 1
+    scaling: str = "strong"
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 1e-3
+    clip_norm: float | None = 1.0
+    schedule: str = "warmup_linear"
+    warmup_steps: int = 6
+    precision: str = "fp32"
+    precision_mode: str = "matched"
+    loss_scale: Mapping[str, Any] = field(default_factory=dict)
+    activation_checkpointing: bool = False
+    seed: int = 0
+
+    # measurement and evaluation
+    timing_warmup: int = 10  # optimizer steps left out of timing
+    log_every: int = 10  # optimizer steps per flush of losses and times
+    eval_samples: int = 0  # 0 = the whole test set, -1 = no evaluation
+    shots: int = 0
+    checkpoint_every: int = 0
+    resume: bool = False
+    profile: str = ""  # "", torch, engine
+    emulate_compute_ms: float = 0.0  # stated wait instead of computing, see harness predict
+
+    # where it is recorded
+    study: str = "scratch"
+    run: str = ""  # folder name in results/STUDY/, "" = made from the job
+    repeat: int = 0
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.slots
+
+    @property
+    def micro_batch(self) -> int:
+        return self.global_batch // (self.world_size * self.accumulation)
+
+    def validate(self) -> Job:
+        """Returns self, or raises JobError with one line for the first thing that cannot work."""
+        if self.backend not in BACKENDS:
+            raise JobError(f"unknown engine '{self.backend}': choose one of {', '.join(BACKENDS)}")
+        if self.scaling not in SCALINGS:
+            raise JobError(f"unknown scaling '{self.scaling}': choose one of {', '.join(SCALINGS)}")
+        for name in ("nodes", "slots", "steps", "global_batch", "accumulation", "threads", "log_every"):
+            if getattr(self, name) < 1:
+                raise JobError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        if self.backend == "single" and self.world_size > 1:
+            raise JobError("engine 'single' runs one worker: use --nodes 1 --slots 1, or another engine")
+        shares = self.world_size * self.accumulation
+        if self.global_batch % shares:
+            raise JobError(
+                f"global batch {self.global_batch} cannot be split over {self.world_size} workers x {self.accumulation} "
+                f"accumulation steps: use a multiple of {shares}"
+            )
+        return self
+
+    def default_run_name(self) -> str:
+        """Folder name that says engine, its main setting, workers, precision and repeat."""
+        stage = self.engine.get("zero_stage")
+        engine = self.backend + (f"-z{stage}" if stage is not None and self.backend == "deepspeed" else "")
+        mode = "" if self.precision == "fp32" or self.precision_mode == "matched" else "-native"
+        return f"{engine}-w{self.world_size}-{self.precision}{mode}-s{self.seed}-r{self.repeat}"
+
+    # -- files ----------------------------------------------------------------------------------------------------
+    def to_dict(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Job:
+        known = {f.name for f in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise JobError(f"unknown job field '{name}': known fields are {', '.join(sorted(known))}")
+        values = dict(values)
+        if "betas" in values:
+            values["betas"] = tuple(values["betas"])
+        return cls(**values)
+
+    @classmethod
+    def load(cls, path: Path) -> Job:
+        return cls.from_dict(json.loads(path.read_text()))
+
+    def with_(self, **changes: Any) -> Job:
+        return replace(self, **changes)

@@ -1,0 +1,112 @@
+"""The files of a run, and how they are written: whole or not at all.
+
+``results/STUDY/RUN/`` holds
+
+- ``job.json``: the resolved `harness.job.Job`;
+- ``environment.json``: versions, hardware, topology, git commit, the launcher's variables;
+- ``steps.jsonl``: one line an optimizer step: ``step, epoch, loss, losses{}, grad_norm, loss_scale, skipped, lr, step_s,
+  data_s, t, samples, rank_step_s[]`` (seconds; `t` = since training began; rank_step_s may be missing);
+- ``resources.jsonl``: one line a sample of the resource sampler: ``t, rank, host, cpu_percent, rss_mib, net_sent_bytes,
+  net_recv_bytes, gpus[{index, util_percent, mem_mib, power_w, temperature_c, energy_j}]``;
+- ``evaluation.json``: figures over the whole test set, per category and mean, and one entry a test sample;
+- ``result.json``: ``status`` (ok | failed | running), ``reason`` and the summary figures; written last;
+- ``log.txt``: everything the engines and launchers printed;
+- ``weights.safetensors``, ``checkpoints/``: never committed.
+
+A JSON file is written to a temporary name in the same folder and renamed, a JSONL file is appended by whole lines, so
+a killed run leaves valid files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+JOB, ENVIRONMENT, STEPS, RESOURCES = "job.json", "environment.json", "steps.jsonl", "resources.jsonl"
+EVALUATION, RESULT, LOG, WEIGHTS = "evaluation.json", "result.json", "log.txt", "weights.safetensors"
+
+
+class RecordError(RuntimeError):
+    """A record that is missing, truncated or foreign. One line that names the file and the remedy."""
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes `value` with the schema version to `path` atomically (temporary file, fsync, rename)."""
+    text = json.dumps({"schema": SCHEMA_VERSION, **value}, indent=1, allow_nan=False, default=_plain) + "\n"
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in `path`. Raises RecordError where the file is missing, not JSON or of another schema version."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RecordError(f"{path}: no such record: is {path.parent} a run folder?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: not valid JSON ({error}): the record is damaged, run the job again") from None
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA_VERSION:
+        found = value.get("schema") if isinstance(value, dict) else None
+        raise RecordError(f"{path}: schema {found}, this program reads {SCHEMA_VERSION}: use the version that wrote it")
+    return value
+
+
+def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Appends one line a row in a single write, so that a reader never sees half a line of a live run."""
+    text = "".join(json.dumps(row, allow_nan=False, default=_plain) + "\n" for row in rows)
+    if text:
+        with path.open("a") as file:
+            file.write(text)
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of `path`; a last line cut off by a kill is left out, a missing file has no rows."""
+    if not path.exists():
+        return
+    with path.open() as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / JOB).is_file()
+
+
+def runs_of(study: Path) -> list[Path]:
+    """The run folders of a study, by name."""
+    return sorted(path for path in study.iterdir() if path.is_dir() and is_run(path)) if study.is_dir() else []
+
+
+def finite(value: Any) -> Any:
+    """`value` with NaN and infinities as None, recursively: JSON has neither."""
+    if isinstance(value, float):
+        return value if value == value and value not in (float("inf"), float("-inf")) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """numpy and torch scalars, paths."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"cannot record a {type(value).__name__}")
