@@ -37,6 +37,7 @@ class Job:
     hostfile: str = ""
     device: str = "auto"
     threads: int = 1
+    oversubscribe: bool = False  # more workers than cores: allowed, recorded, never called scaling
     timeout_s: float = 300.0
     engine: Mapping[str, Any] = field(default_factory=dict)  # fields of the engine's Settings dataclass
 

@@ -1,0 +1,86 @@
+"""`harness`: the command line. Sub-commands are imported only when they are called, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+# command -> (module:attribute, the one line of `harness --help`)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("harness.commands.run:run", "Train one job on one engine and record it."),
+    "compare": ("harness.study:compare", "Run engines x workers x repeats, interleaved, and report them side by side."),
+    "parity": ("harness.parity:parity", "Prove that every engine computes what a single process computes."),
+    "overhead": ("harness.overhead:overhead", "Time the harness's step against hand-written loops, interleaved."),
+    "report": ("harness.report:report", "Render runs or studies as HTML, Markdown, CSV, JSON or LaTeX."),
+    "check": ("harness.check:check", "Re-check a study's records, rules and figures."),
+    "diff": ("harness.diff:diff", "Say in words what differs between two runs."),
+    "index": ("harness.index:index", "Write results/README.md from the studies that are there."),
+    "eval": ("harness.commands.eval:evaluate", "Evaluate weights on a data set, with or without shots."),
+    "detect": ("harness.commands.detect:detect", "Score, localize and judge pictures with trained weights."),
+    "chat": ("harness.commands.chat:chat", "Talk about a picture with trained weights, in the terminal."),
+    "page": ("harness.commands.page:page", "Serve the detect-and-chat page (needs the extra 'page')."),
+    "nodes": ("harness.nodes:nodes", "Virtual nodes: several hosts with limited links on one machine."),
+    "doctor": ("harness.doctor:doctor", "Find what is wrong with a cluster before a job starts."),
+    "comm": ("harness.comm:comm", "Measure collectives through MPI, gloo, NCCL and both engines."),
+    "template": ("harness.templates_cluster:template", "Write a Slurm script or a Kubernetes MPIJob for a job."),
+    "predict": ("harness.predict:predict", "Fit a model of the step and draw it to more workers."),
+    "fit": ("harness.fit:fit", "Find the largest trainable model per engine and ZeRO stage."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a sub-command when it is called, not when it is listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[name][0].split(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="anomaly-distbench", prog_name="harness")
+def cli() -> None:
+    """Horovod or DeepSpeed, and for which job? The same AnomalyGPT training job on interchangeable engines."""
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Console entry point: errors a user can cause are one line and exit code 2; a failed job exits with 1."""
+    try:
+        cli.main(args=argv, standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except Exception as error:
+        if is_user_error(error):
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        raise
+
+
+# The classes are compared by name, so that deciding needs no import of torch or an engine.
+_USER_ERRORS = {"JobError", "BackendError", "DataError", "RecordError", "HostfileError", "LaunchError", "ModelError", "UserError"}
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether `error` says in one line what the user can mend."""
+    return any(cls.__name__ in _USER_ERRORS for cls in type(error).__mro__)
+
+
+if __name__ == "__main__":
+    main()
