@@ -130,10 +130,10 @@ class Job:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Job:
         known = {f.name for f in fields(cls)}
+        values = {name: value for name, value in values.items() if name != "schema"}
         for name in values:
             if name not in known:
                 raise JobError(f"unknown job field '{name}': known fields are {', '.join(sorted(known))}")
-        values = dict(values)
         if "betas" in values:
             values["betas"] = tuple(values["betas"])
         return cls(**values)

@@ -1,0 +1,440 @@
+"""One rank of a job, whoever launched it: builds, trains, evaluates and records.
+
+Rank 0 writes the records. A failing rank prints one marker line that its supervisor finds in log.txt, and leaves at
+once (``os._exit``): a clean interpreter exit could wait for collectives that the other ranks never join.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from backends.process import ProcessFacts, detect
+from harness import records
+from harness.cli import is_user_error
+from harness.folders import claim_run_folder
+from harness.job import Job, JobError
+from harness.options import job_options, job_values, results_root
+from harness.output import Output, Progress
+
+FAILURE_MARK = "HARNESS-FAILURE"
+
+
+class Terminated(RuntimeError):
+    """The launcher or the system asked this process to end."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@job_options
+@click.option("--results", type=click.Path(), help="Results folder (default: the repository's results/).")
+@click.option("--job-b64", hidden=True, help="The whole job, from `harness run`.")
+@click.option("--run-dir", hidden=True, type=click.Path(), help="Claimed run folder, from `harness run`.")
+@click.option("--tag", hidden=True, help="Unique text by which a supervisor finds this job's processes.")
+def worker(results: str | None, job_b64: str | None, run_dir: str | None, tag: str | None, **options: Any) -> None:
+    """Train one job as a worker of horovodrun, mpirun, deepspeed, torchrun or srun (alone: one worker)."""
+    facts = detect()
+    if job_b64:
+        job = Job.from_dict(json.loads(base64.urlsafe_b64decode(job_b64)))
+        output = Output(rank=facts.rank, redirect=False)
+    else:
+        job = _job_under_launcher(options, facts)
+        output = Output(rank=facts.rank, redirect=True)
+    # The launcher's own exit codes say nothing of ours: os._exit hands ours over without waiting for anybody.
+    os._exit(_guarded(job, facts, output, results_root(results), Path(run_dir) if run_dir else None))
+
+
+def main() -> None:
+    """Entry point of harness/run.py."""
+    try:
+        worker.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        if not is_user_error(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _job_under_launcher(options: dict[str, Any], facts: ProcessFacts) -> Job:
+    """The job whose nodes and slots are what the launcher really started."""
+    values = job_values(options)
+    slots = max(1, min(facts.local_size, facts.world_size))
+    if facts.world_size % slots:
+        slots = 1  # an uneven placement: recorded as one worker a node, the environment record has the truth
+    values |= {"nodes": facts.world_size // slots, "slots": slots, "launcher": facts.launcher}
+    return Job.from_dict(values).validate()
+
+
+def _guarded(job: Job, facts: ProcessFacts, output: Output, results: Path, run_dir: Path | None) -> int:
+    """Runs the job; turns whatever goes wrong into a marker line, a failed result and an exit code."""
+    signal.signal(signal.SIGTERM, _on_signal)
+    run = Run(job, facts, output, results, run_dir)
+    try:
+        run.work()
+        code = 0
+    except BaseException as error:
+        user = is_user_error(error)
+        text = _one_line(error)
+        if not user and not isinstance(error, (KeyboardInterrupt, Terminated)):
+            import traceback
+
+            traceback.print_exc()
+        print(f"{FAILURE_MARK} rank={facts.rank} user={int(user)} {text}", file=sys.stderr, flush=True)
+        run.fail(text)
+        if run_dir is None and (facts.rank == 0 or not user):
+            output.complain(f"error: {text}" if user else f"rank {facts.rank} failed: {text}")
+        code = 2 if user else 130 if isinstance(error, KeyboardInterrupt) else 1
+    output.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    raise Terminated(f"ended by signal {number}")
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    return text if is_user_error(error) else f"{type(error).__name__}: {text[:500]}"
+
+
+class Run:
+    """The story of one rank's job. `work` reads top to bottom."""
+
+    def __init__(self, job: Job, facts: ProcessFacts, output: Output, results: Path, run_dir: Path | None) -> None:
+        self.job, self.facts, self.output, self.results = job, facts, output, results
+        self.folder = run_dir if facts.rank == 0 else None
+        self._claimed = run_dir is not None
+        self._started = time.time()
+        self._finished = False
+        self.phases: dict[str, float] = {}
+        self.warnings: list[str] = []
+
+    def work(self) -> None:
+        """Builds, trains, evaluates, records."""
+        begin = time.perf_counter()
+        os.environ.setdefault("OMP_NUM_THREADS", str(self.job.threads))
+        import torch
+
+        import backends
+        from harness.build import build_dataset, build_model, build_optimization, trainable_weights, weights_digest
+
+        torch.set_num_threads(self.job.threads)
+        torch.manual_seed(self.job.seed)
+        job = self.job
+        engine = backends.load(job.backend)
+        backend = engine(
+            backends.settings_from(job.backend, dict(job.engine)), self.facts, device=job.device, timeout_s=job.timeout_s
+        )
+        self.backend = backend
+        self._open_folder()
+        job = self.job
+
+        model = build_model(job)
+        train_set = build_dataset(job, model, "train")
+        batches, fingerprint = self._batches(model, train_set)
+        hashes = {"data": train_set.describe().get("hash"), "sample_order": fingerprint}
+        if backend.rank == 0:
+            hashes["init_weights"] = weights_digest(trainable_weights(model))
+        if job.activation_checkpointing:
+            model.set_activation_checkpointing(True)
+        backend.prepare(model, build_optimization(job))
+        start_step = self._resume()
+        self._record_environment(train_set, model, hashes)
+        self.phases["setup_s"] = time.perf_counter() - begin
+
+        with self._sampler():
+            steps = self._train(batches, train_set, start_step)
+        peaks = backend.gather(self._peaks())
+
+        weights = backend.weights() | backend.broadcast(_statistics(model))
+        evaluation = self._evaluate(model, weights)
+        description = backend.describe()
+        if backend.rank == 0:
+            hashes["weights"] = weights_digest(weights)
+            self._finish(steps, peaks, evaluation, description, hashes, weights)
+        backend.barrier()
+        self._finished = True
+        backend.close()
+
+    # -- parts of the story -----------------------------------------------------------------------------------------
+    def _open_folder(self) -> None:
+        """Rank 0 claims the run's folder (unless its supervisor did) and every rank's output goes to its log."""
+        claimed: Any = None
+        if self.facts.rank == 0 and not self._claimed:
+            try:
+                self.job, self.folder = claim_run_folder(self.job, self.results)
+                claimed = (self.job.run, str(self.folder))
+            except JobError as error:
+                claimed = error
+        claimed = self.backend.broadcast(claimed)
+        if isinstance(claimed, JobError):
+            raise claimed
+        if claimed is not None:
+            self.job = self.job.with_(run=claimed[0])
+            log = Path(claimed[1]) / records.LOG
+            self.output.attach(log if log.parent.is_dir() else None)
+        if self.folder is not None:
+            records.write_json(self.folder / records.RESULT, {"status": "running", "started": _iso(self._started)})
+
+    def _batches(self, model: Any, dataset: Any) -> tuple[Any, str]:
+        """This rank's loader factory (start step -> iterable) and the fingerprint of the global sample order."""
+        from core_model.data.batches import BatchLoader, GlobalBatches
+
+        job = self.job
+        order = GlobalBatches(len(dataset), global_batch=job.global_batch, seed=job.seed)
+
+        def loader(start_step: int) -> Any:
+            return BatchLoader(
+                dataset,
+                order,
+                rank=self.facts.rank,
+                world=self.facts.world_size,
+                accumulation=job.accumulation,
+                start_step=start_step,
+                steps=job.steps,
+                collate=model.collate,
+                workers=job.loader_workers,
+            )
+
+        return loader, order.fingerprint(job.steps)
+
+    def _resume(self) -> int:
+        """Loads the last good checkpoint where asked; returns the step to go on from."""
+        from harness.checkpoints import check_matches, latest
+
+        if not self.job.resume:
+            return 0
+        found = self.backend.broadcast(latest(self.folder) if self.folder is not None else None)
+        if found is None:
+            self.warnings.append("nothing to resume: no complete checkpoint, started from step 0")
+            return 0
+        step, folder = found
+        check_matches(folder, self.job.backend, self.facts.world_size)
+        self.backend.load(folder)
+        if self.folder is not None:
+            from harness.checkpoints import cut_steps
+
+            cut_steps(self.folder, step)
+        return step
+
+    def _record_environment(self, dataset: Any, model: Any, hashes: dict[str, Any]) -> None:
+        from harness.measure import environment
+
+        facts = self.backend.gather({**asdict(self.facts), "device": str(self.backend.device), "cpus": os.cpu_count()})
+        if self.folder is None:
+            return
+        self.environment = environment()
+        self.environment["ranks"] = facts
+        records.write_json(self.folder / records.ENVIRONMENT, self.environment)
+        self.data_facts, self.model_facts = dataset.describe(), model.describe()
+        self.job = self.job.with_(image_size=model.image_size)
+        records.write_json(self.folder / records.JOB, self.job.to_dict())
+
+    def _sampler(self) -> Any:
+        from harness.sampler import ResourceSampler
+
+        rows = self.folder / records.RESOURCES if self.folder is not None else None
+        on_row = (lambda row: records.append_jsonl(rows, [row])) if rows is not None else (lambda row: None)
+        return ResourceSampler(
+            on_row, rank=self.facts.rank, host=self.facts.hostname, devices=None if self.facts.local_rank == 0 else ()
+        )
+
+    def _train(self, loader: Any, dataset: Any, start_step: int) -> int:
+        import torch
+
+        from core_model.trainer import Plan, Trainer
+        from harness.checkpoints import save_checkpoint
+        from harness.faults import before_step
+
+        job, backend = self.job, self.backend
+        progress = Progress(self.output.screen, total=job.steps, start=start_step) if self.output.screen else None
+
+        def on_rows(rows: list[dict[str, Any]]) -> None:
+            assert self.folder is not None
+            records.append_jsonl(self.folder / records.STEPS, rows)
+            if progress is not None:
+                rate = job.global_batch / rows[-1]["step_s"]
+                progress.update(rows[-1]["step"] + 1, f"loss {rows[-1]['loss']:.4f}  {rate:.1f} samples/s")
+
+        plan = Plan(
+            steps=job.steps,
+            start_step=start_step,
+            log_every=job.log_every,
+            checkpoint_every=job.checkpoint_every,
+            samples_per_step=job.global_batch,
+            steps_per_epoch=len(dataset) / job.global_batch,
+        )
+        trainer = Trainer(
+            backend,
+            loader(start_step),
+            plan,
+            on_rows=on_rows,
+            on_checkpoint=lambda step: save_checkpoint(backend, self.folder, self.job.run, step),
+            before_step=before_step(self.facts.rank),
+        )
+        backend.barrier()
+        _reset_peaks(torch, backend.device)
+        begin = time.perf_counter()
+        steps = trainer.train()
+        self.phases["train_s"] = time.perf_counter() - begin
+        if progress is not None:
+            progress.close()
+        return steps
+
+    def _peaks(self) -> dict[str, float | None]:
+        import torch
+
+        device = self.backend.device
+        cuda = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
+        return {"rss_mib": _peak_rss_mib(), "device_mib": cuda}
+
+    def _evaluate(self, model: Any, weights: dict[str, Any]) -> Any:
+        """Figures and entries on rank 0. The consolidated weights are what is evaluated, in the raw model where it
+        still holds plain fp32 parameters, else in a freshly built one (ZeRO-3, FSDP2, native half precision)."""
+        from harness.build import build_dataset, build_model, put_weights
+        from harness.evaluate import evaluate, subset
+
+        job, backend = self.job, self.backend
+        begin = time.perf_counter()
+        if job.eval_samples < 0 or not getattr(model, "evaluable", True):
+            return None
+        if not _plain(model):
+            model = build_model(job).to(backend.device)
+        put_weights(model, weights, "the engine's weights")
+        self.test_set = test_set = build_dataset(job, model, "test")
+        memory = None
+        if job.shots:
+            from harness.shots import memory_of
+
+            memory = memory_of(model, job, backend.device)
+        outcome = evaluate(
+            model,
+            test_set,
+            device=backend.device,
+            rank=backend.rank,
+            world_size=backend.world_size,
+            gather=backend.gather,
+            indices=subset(test_set, job.eval_samples, job.seed),
+            memory=memory,
+        )
+        self.phases["eval_s"] = time.perf_counter() - begin
+        return outcome
+
+    def _finish(
+        self, steps: int, peaks: Any, evaluation: Any, description: dict[str, Any], hashes: dict[str, Any], weights: Any
+    ) -> None:
+        """Rank 0: weights, evaluation, examples and, last, result.json."""
+        from harness.build import save_weights
+        from harness.contract import contract
+        from harness.examples import save_examples
+        from harness.measure import summarize
+
+        assert self.folder is not None
+        figures: dict[str, Any] = {}
+        if evaluation is not None:
+            figures, entries = evaluation
+            kept = [{key: value for key, value in entry.items() if key not in ("map", "mask")} for entry in entries]
+            records.write_json(self.folder / records.EVALUATION, records.finite({**figures, "samples": kept}))
+            save_examples(self.folder, entries, self.test_set)
+        save_weights(weights, self.folder / records.WEIGHTS, {"preset": self.job.preset, "run": self.job.run})
+        rows = list(records.read_jsonl(self.folder / records.STEPS))
+        result = {
+            "status": "ok",
+            "reason": "",
+            "started": _iso(self._started),
+            "ended": _iso(time.time()),
+            "wall_s": time.time() - self._started,
+            "phases": self.phases,
+            "world_size": self.facts.world_size,
+            "launcher": self.facts.launcher,
+            "throughput": summarize(rows, warmup=self.job.timing_warmup),
+            "memory": {
+                "peak_rss_mib": [rank["rss_mib"] for rank in peaks],
+                "peak_device_mib": [rank["device_mib"] for rank in peaks],
+            },
+            "final": {"loss": rows[-1]["loss"], "losses": rows[-1]["losses"], "step": steps} if rows else {"step": steps},
+            "evaluation": figures.get("mean", figures),
+            "engine": description,
+            "data": self.data_facts,
+            "model": self.model_facts,
+            "hashes": hashes,
+            "contract": contract(self.job.to_dict(), self.environment, hashes),
+            "warnings": self.warnings,
+        }
+        records.write_json(self.folder / records.RESULT, records.finite(result))
+
+    def fail(self, reason: str) -> None:
+        """Rank 0: a failed result, unless the run had already ended well."""
+        if self.folder is None or self._finished:
+            return
+        try:
+            records.write_json(
+                self.folder / records.RESULT,
+                {
+                    "status": "failed",
+                    "reason": f"rank {self.facts.rank}: {reason}",
+                    "started": _iso(self._started),
+                    "ended": _iso(time.time()),
+                    "wall_s": time.time() - self._started,
+                    "phases": self.phases,
+                    "world_size": self.facts.world_size,
+                    "launcher": self.facts.launcher,
+                },
+            )
+        except OSError as error:
+            print(f"could not record the failure: {error}", file=sys.stderr)
+
+
+def _plain(model: Any) -> bool:
+    """Whether every trainable parameter is a whole fp32 tensor of this process (no ZeRO-3 shard, no DTensor)."""
+    import torch
+
+    return all(
+        parameter.dtype == torch.float32 and not hasattr(parameter, "ds_id") and not hasattr(parameter, "placements")
+        for parameter in model.parameters()
+        if parameter.requires_grad
+    )
+
+
+def _statistics(model: Any) -> dict[str, Any]:
+    """Running statistics of batch-norm layers: trained, though no parameters. Rank 0's are kept (they differ by rank)."""
+    kept = ("running_mean", "running_var", "num_batches_tracked")
+    return {name: buffer.detach().cpu() for name, buffer in model.named_buffers() if name.rsplit(".", 1)[-1] in kept}
+
+
+def _reset_peaks(torch: Any, device: Any) -> None:
+    """Peak memory counts from here: training, not loading. Linux resets a process's peak by writing 5 to clear_refs."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak_rss_mib() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from harness import records
+from harness.folders import claim_run_folder
+from harness.job import Job, JobError
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    records.write_json(path, {"status": "ok"})
+    with pytest.raises(TypeError):
+        records.write_json(path, {"status": object()})
+    assert records.read_json(path)["status"] == "ok"
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_nan_never_enters_a_record(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        records.write_json(tmp_path / "x.json", {"loss": float("nan")})
+    records.write_json(tmp_path / "x.json", records.finite({"loss": [float("nan"), 1.0, float("inf")]}))
+    assert records.read_json(tmp_path / "x.json")["loss"] == [None, 1.0, None]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", json.dumps({"schema": 99})])
+def test_a_damaged_or_foreign_record_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "job.json"
+    path.write_text(content)
+    with pytest.raises(records.RecordError, match=r"job\.json"):
+        records.read_json(path)
+
+
+def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "steps.jsonl"
+    records.append_jsonl(path, [{"step": 0}, {"step": 1}])
+    with path.open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert [row["step"] for row in records.read_jsonl(path)] == [0, 1]
+
+
+def test_runs_never_share_a_folder(tmp_path: Path) -> None:
+    job = Job(backend="ddp", slots=2, study="s")
+    first, second = claim_run_folder(job, tmp_path), claim_run_folder(job, tmp_path)
+    assert first[1].name == "ddp-w2-fp32-s0-r0"
+    assert second[1].name == "ddp-w2-fp32-s0-r0-2"
+    assert Job.load(first[1] / "job.json") == first[0]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    blocked = tmp_path / "results"
+    blocked.write_text("a file where a folder must be")
+    with pytest.raises(JobError, match="cannot write results there"):
+        claim_run_folder(Job(), blocked)
+    with pytest.raises(JobError, match="use letters"):
+        claim_run_folder(Job(study="../up"), tmp_path)
