@@ -1,0 +1,151 @@
+"""A run or a study as it lies in its folder, read once. Everything that compares or draws starts here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness import contract as contracts
+from harness import records
+
+ENGINE_NAMES = {
+    "single": "Single process",
+    "ddp": "PyTorch DDP",
+    "fsdp2": "PyTorch FSDP2",
+    "deepspeed": "DeepSpeed",
+    "horovod": "Horovod",
+}
+_SETTING_WORDS = {"zero_stage": "ZeRO-{}", "compression": "{} on the wire"}
+_QUIET_SETTINGS = frozenset({"extra"})
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """One folder results/STUDY/RUN. Files are read when first asked for; a missing one reads as empty, because a failed
+    run has no evaluation and a killed one no result. A damaged file raises `records.RecordError`."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def study(self) -> str:
+        return self.folder.parent.name
+
+    @cached_property
+    def job(self) -> dict[str, Any]:
+        return records.read_json(self.folder / records.JOB)
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        return self._optional(records.ENVIRONMENT)
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        return self._optional(records.RESULT) or {"status": "failed", "reason": "no result was recorded (killed?)"}
+
+    @cached_property
+    def evaluation(self) -> dict[str, Any]:
+        return self._optional(records.EVALUATION)
+
+    @cached_property
+    def steps(self) -> list[dict[str, Any]]:
+        return list(records.read_jsonl(self.folder / records.STEPS))
+
+    @cached_property
+    def resources(self) -> list[dict[str, Any]]:
+        return list(records.read_jsonl(self.folder / records.RESOURCES))
+
+    @cached_property
+    def split(self) -> list[dict[str, Any]]:
+        """Rows of split.jsonl, see `harness.split`."""
+        return list(records.read_jsonl(self.folder / records.SPLIT)) if hasattr(records, "SPLIT") else []
+
+    @property
+    def ok(self) -> bool:
+        return self.result.get("status") == "ok"
+
+    @property
+    def reason(self) -> str:
+        """Why it is not ok, one line."""
+        if self.ok:
+            return ""
+        if self.result.get("status") == "running":
+            return "still running, or killed before it could say why"
+        return self.result.get("reason") or "no reason recorded"
+
+    @property
+    def backend(self) -> str:
+        return str(self.job.get("backend", "?"))
+
+    @property
+    def workers(self) -> int:
+        return int(self.result.get("world_size") or self.job.get("nodes", 1) * self.job.get("slots", 1))
+
+    @property
+    def repeat(self) -> int:
+        return int(self.job.get("repeat", 0))
+
+    @property
+    def seed(self) -> int:
+        return int(self.job.get("seed", 0))
+
+    @property
+    def label(self) -> str:
+        """The engine with the settings that were asked for: ``DeepSpeed ZeRO-2``, ``Horovod fp16 on the wire``."""
+        return label_of(self.job)
+
+    @cached_property
+    def contract(self) -> dict[str, Any]:
+        """The recorded contract, or one derived from the other files where the run never got to write it."""
+        recorded = self.result.get("contract")
+        if isinstance(recorded, Mapping) and recorded:
+            return dict(recorded)
+        return self.derived_contract()
+
+    def derived_contract(self) -> dict[str, Any]:
+        """The contract computed from job.json, environment.json and the result's hashes and engine."""
+        hashes, engine = self.result.get("hashes") or {}, self.result.get("engine") or {}
+        return contracts.contract(self.job, self.environment, hashes, engine)
+
+    def _optional(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        return records.read_json(path) if path.exists() else {}
+
+
+def label_of(job: Mapping[str, Any]) -> str:
+    """Engine and asked-for settings of a job, as a person would say it. Two different settings never share a label."""
+    name = ENGINE_NAMES.get(str(job.get("backend")), str(job.get("backend")))
+    words = []
+    for key, value in sorted((job.get("engine") or {}).items(), key=lambda item: item[0] not in _SETTING_WORDS):
+        if key in _QUIET_SETTINGS and not value:
+            continue
+        if key in _SETTING_WORDS:
+            if value not in (None, "", "none"):
+                words.append(_SETTING_WORDS[key].format(value))
+        else:
+            words.append(f"{key.replace('_', ' ')} {value}")
+    if job.get("precision", "fp32") != "fp32" and job.get("precision_mode") == "native":
+        words.append("native precision")
+    return " ".join([name, *words[:1]]) + (f" ({', '.join(words[1:])})" if words[1:] else "")
+
+
+def load_runs(paths: list[Path]) -> list[RecordedRun]:
+    """The runs of `paths`, each a run folder or a study folder, in order and without repeats. Raises RecordError where
+    a path is neither."""
+    found: dict[Path, RecordedRun] = {}
+    for path in paths:
+        if records.is_run(path):
+            folders = [path]
+        elif path.is_dir() and (folders := records.runs_of(path)):
+            pass
+        else:
+            raise records.RecordError(f"{path}: neither a run nor a study with runs: name a folder in results/")
+        for folder in folders:
+            found.setdefault(folder.resolve(), RecordedRun(folder.resolve()))
+    return list(found.values())
