@@ -26,7 +26,7 @@ _VERSIONS = (
 # Fields of the job that are named by their effect on the figures, in the sentence that says what differs.
 _NAMES = {
     "global_batch": "global batch", "batch_per_worker": "batch per worker", "lr": "learning rate",
-    "clip_norm": "gradient clipping norm", "eval_samples": "number of test samples", "shots": "shots in the memory bank",
+    "clip_norm": "gradient clipping norm", "eval_samples": "number of test samples", "shots": "shots",
     "hash.init_weights": "initial weights", "hash.sample_order": "order of the samples", "hash.data": "data",
     "cpu": "processor", "gpu": "GPU", "wire_dtype": "type on the wire", "emulate_compute_ms": "emulated compute time",
     "workers": "number of workers", "profile": "profiler",
@@ -44,8 +44,8 @@ def contract(
 ) -> dict[str, Any]:
     """The flat contract of a run: values are text, numbers, booleans or None.
 
-    job: ``Job.to_dict()``. environment: environment.json. hashes: ``init_weights, sample_order, data`` (missing ones are
-    None and match nothing but None). engine: ``Backend.describe()``, for the wire dtype.
+    job: ``Job.to_dict()``. environment: environment.json. hashes: ``init_weights, sample_order, data`` (a missing one is
+    None and matches nothing but None). engine: ``Backend.describe()``, for the wire dtype.
     """
     workers = int(job.get("nodes", 1)) * int(job.get("slots", 1))
     flat: dict[str, Any] = {name: _scalar(job.get(name)) for name in _JOB_FIELDS}
@@ -82,6 +82,8 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], *, same_curve: bool 
             ignored |= _PER_WORKERS_WEAK  # the global batch grows with the workers: the order cannot be the same
     if same_curve and a.get("seed") != b.get("seed"):
         ignored |= _PER_SEED
+    if a.get("hash.data") and a.get("hash.data") == b.get("hash.data"):
+        ignored.add("data")  # the same pictures, whatever their folder is called
     keys = [key for key in dict.fromkeys([*a, *b]) if key not in ignored]
     return [_sentence(key, a.get(key), b.get(key)) for key in keys if not _alike(key, a.get(key), b.get(key))]
 

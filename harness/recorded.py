@@ -64,7 +64,7 @@ class RecordedRun:
     @cached_property
     def split(self) -> list[dict[str, Any]]:
         """Rows of split.jsonl, see `harness.split`."""
-        return list(records.read_jsonl(self.folder / records.SPLIT)) if hasattr(records, "SPLIT") else []
+        return list(records.read_jsonl(self.folder / records.SPLIT))
 
     @property
     def ok(self) -> bool:
