@@ -1,0 +1,101 @@
+"""What a generator of simulated defects takes and returns, and the drawing helpers that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canvas:
+    """A good picture to be spoiled.
+
+    image: uint8 (S, S, 3), never written to. donor: reads another good picture of the same category, same form.
+    foreground: bool (S, S), where the object is, or None where the whole picture is the object.
+    """
+
+    image: np.ndarray
+    donor: Callable[[], np.ndarray]
+    foreground: np.ndarray | None = None
+
+    @property
+    def side(self) -> int:
+        return self.image.shape[0]
+
+    def point(self, rng: np.random.Generator) -> tuple[int, int]:
+        """(row, column) of a random pixel of the object."""
+        if self.foreground is not None:
+            for _ in range(20):
+                row, column = (int(value) for value in rng.integers(self.side, size=2))
+                if self.foreground[row, column]:
+                    return row, column
+            places = np.flatnonzero(self.foreground)
+            if places.size:
+                return divmod(int(places[rng.integers(places.size)]), self.side)
+        row, column = (int(value) for value in rng.integers(self.side, size=2))
+        return row, column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """image: uint8 (S, S, 3) with the defect. mask: uint8 (S, S), 1 = defect."""
+
+    image: np.ndarray
+    mask: np.ndarray
+
+
+class Generator(Protocol):
+    """Draws one defect; None where this try came to nothing (too small, invisible, off the object)."""
+
+    def __call__(self, canvas: Canvas, rng: np.random.Generator) -> Edit | None: ...
+
+
+def blend(image: np.ndarray, paint: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """uint8 (S, S, 3): `paint` over `image`, with opacity `alpha`, float32 (S, S) in 0..1."""
+    box = bounding_box(alpha > 0)
+    if box is None:
+        return image.copy()
+    rows, columns = box
+    result = image.copy()
+    weight = alpha[rows, columns, None]
+    below = image[rows, columns].astype(np.float32)
+    above = np.broadcast_to(paint, image.shape)[rows, columns].astype(np.float32)
+    result[rows, columns] = np.clip(below + weight * (above - below) + 0.5, 0, 255).astype(np.uint8)
+    return result
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, slice] | None:
+    """Rows and columns that hold the mask, or None where it is empty."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if rows.size == 0:
+        return None
+    columns = np.flatnonzero(mask.any(axis=0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def difference(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Largest absolute change over the channels: uint8 (S, S)."""
+    return cv2.absdiff(before, after).max(axis=2)
+
+
+def visible_mask(before: np.ndarray, after: np.ndarray, within: np.ndarray, *, threshold: int) -> np.ndarray:
+    """The changed pixels, closed and cut to `within`: uint8 (S, S).
+
+    A pasted patch may look like what it covers; such pixels are not defects, and labels that call them so teach
+    the map to fire on good surface. So the mask is what can be seen to differ (NSA, Schlueter et al., 2022), smoothed
+    so that a texture's chance coincidences leave no holes.
+    """
+    box = bounding_box(within)
+    mask = np.zeros(within.shape, np.uint8)
+    if box is None:
+        return mask
+    rows, columns = box
+    change = difference(before[rows, columns], after[rows, columns])
+    change = (cv2.blur(change, (3, 3)) >= threshold).astype(np.uint8)
+    change = cv2.morphologyEx(change, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
+    mask[rows, columns] = change & (within[rows, columns] > 0)
+    return mask

@@ -1,0 +1,45 @@
+"""Drawn defects: scratches and blobs, darker or brighter than the surface around them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from core_model.data import noise
+from core_model.data.anomalies import shapes
+from core_model.data.anomalies.base import Canvas, Edit, blend, visible_mask
+
+
+def scratch(canvas: Canvas, rng: np.random.Generator) -> Edit | None:
+    """A bent line of 10-60 % of the side and 1-3 px (at 224) with a tapering width and a wavering tone."""
+    side = canvas.side
+    points = shapes.curve(canvas.point(rng), side * rng.uniform(0.1, 0.6), rng, bend=rng.uniform(0.1, 1.5))
+    taper = np.sin(np.linspace(0.15, np.pi - 0.15, len(points) - 1))
+    widths = side / 224 * (0.6 + rng.uniform(0.5, 2.4) * taper)
+    alpha = shapes.stroke(side, points, widths)
+    alpha = np.maximum(alpha * rng.uniform(0.6, 1.0), 0.8 * shapes.soften(alpha, rng.uniform(0.0, 1.5)))
+    return _shade(canvas, alpha, rng)
+
+
+def spot(canvas: Canvas, rng: np.random.Generator) -> Edit | None:
+    """A blob of 1.5-12 % of the side in radius with a soft or hard edge."""
+    side = canvas.side
+    radius = side * np.exp(rng.uniform(np.log(0.015), np.log(0.12)))
+    inside = shapes.blob(side, canvas.point(rng), radius, rng)
+    return _shade(canvas, shapes.soften(inside, rng.uniform(0.0, 0.4) * radius), rng)
+
+
+def _shade(canvas: Canvas, alpha: np.ndarray, rng: np.random.Generator) -> Edit | None:
+    """Darkens or brightens by 25-120 grey levels in the outline `alpha`, with a little grain."""
+    if canvas.foreground is not None:
+        alpha = alpha * canvas.foreground
+    if not (alpha > 0.3).any():
+        return None
+    level = canvas.image[alpha > 0.3].mean()
+    darker = rng.random() < (0.65 if level > 60 else 0.2)
+    change = rng.uniform(25, 120) * (-1 if darker else 1)
+    tint = change * rng.uniform(0.85, 1.15, 3) + 0.12 * abs(change) * noise.grain(canvas.side, rng)[..., None]
+    if (canvas.image[..., 0] == canvas.image[..., 1]).all():  # a grey picture stays grey
+        tint = tint.mean(axis=2, keepdims=True)
+    paint = np.clip(canvas.image + tint, 0, 255)
+    image = blend(canvas.image, paint, alpha)
+    return Edit(image=image, mask=visible_mask(canvas.image, image, (alpha > 0.15).astype(np.uint8), threshold=8))

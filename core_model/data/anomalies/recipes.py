@@ -1,0 +1,104 @@
+"""Which defects are simulated how often: recipes by name, and `simulate`, which draws one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from core_model.data.anomalies import cutpaste, marks, poisson, textures
+from core_model.data.anomalies.base import Canvas, Edit, Generator, difference
+from core_model.data.errors import DataError
+
+GENERATORS: Mapping[str, Generator] = MappingProxyType(
+    {
+        "poisson": poisson.poisson,
+        "cutpaste": cutpaste.cutpaste,
+        "scar": cutpaste.scar,
+        "perlin": textures.perlin,
+        "scratch": marks.scratch,
+        "spot": marks.spot,
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """weights: generator name -> relative frequency. smallest: least defective pixels, as a share of the picture.
+    contrast: least mean change over the defect, in grey levels of 255."""
+
+    name: str
+    weights: Mapping[str, float]
+    smallest: float = 4e-4
+    contrast: float = 12.0
+
+    def describe(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "weights": dict(self.weights),
+            "smallest": self.smallest,
+            "contrast": self.contrast,
+        }
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        recipe.name: recipe
+        for recipe in (
+            Recipe(name="poisson", weights={"poisson": 1.0}),
+            Recipe(name="cutpaste", weights={"cutpaste": 1.0, "scar": 1.0}),
+            Recipe(name="perlin", weights={"perlin": 1.0}),
+            Recipe(name="marks", weights={"scratch": 1.0, "spot": 1.0}),
+            # The paper's own: Poisson editing after NSA, and CutPaste.
+            Recipe(name="anomalygpt", weights={"poisson": 2.0, "cutpaste": 0.5, "scar": 0.5}),
+            Recipe(
+                name="mixed",
+                weights={"poisson": 2.0, "cutpaste": 0.5, "scar": 0.5, "perlin": 2.0, "scratch": 1.0, "spot": 1.0},
+            ),
+        )
+    }
+)
+DEFAULT = "mixed"
+TRIES, TRIES_EACH = 15, 5
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe `name`; "" and ``default`` mean `DEFAULT`. Raises DataError for an unknown name."""
+    name = DEFAULT if name in ("", "default") else name
+    if name not in RECIPES:
+        raise DataError(f"unknown defect simulation '{name}': choose one of default, {', '.join(sorted(RECIPES))}")
+    return RECIPES[name]
+
+
+def simulate(recipe: Recipe, canvas: Canvas, rng: np.random.Generator) -> tuple[str, Edit]:
+    """(generator's name, edit): one visible defect. A try that is too small or too faint is drawn again by the same
+    generator, so that the recipe's frequencies hold; only when it keeps failing is another generator chosen."""
+    names = list(recipe.weights)
+    shares = np.cumsum([recipe.weights[name] for name in names])
+    least = recipe.smallest * canvas.side**2
+    name = ""
+    for attempt in range(TRIES):
+        if attempt % TRIES_EACH == 0:
+            name = names[int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))]
+        edit = GENERATORS[name](canvas, rng)
+        if edit is not None and _is_visible(canvas, edit, least, recipe.contrast):
+            return name, edit
+    return "spot", _last_resort(canvas, rng)
+
+
+def _is_visible(canvas: Canvas, edit: Edit, least: float, contrast: float) -> bool:
+    inside = edit.mask > 0
+    count = int(np.count_nonzero(inside))
+    return count >= least and float(difference(canvas.image, edit.image)[inside].mean()) >= contrast
+
+
+def _last_resort(canvas: Canvas, rng: np.random.Generator) -> Edit:
+    """An inverted disc, visible on any surface: reached about once in ten thousand pictures."""
+    row, column = canvas.point(rng)
+    rows, columns = np.ogrid[: canvas.side, : canvas.side]
+    inside = (rows - row) ** 2 + (columns - column) ** 2 <= max(2.0, 0.04 * canvas.side) ** 2
+    image = canvas.image.copy()
+    image[inside] = np.where(image[inside] > 127, image[inside] - 90, image[inside] + 90)
+    return Edit(image=image, mask=inside.astype(np.uint8))

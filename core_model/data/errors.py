@@ -1,0 +1,7 @@
+"""The one error of this package."""
+
+from __future__ import annotations
+
+
+class DataError(ValueError):
+    """A mistake in the data or in how it was named. One line: the file or option, and the remedy."""
