@@ -1,4 +1,4 @@
-"""What is asked about a picture and what is answered; and how a conversation is written for the language model.
+"""What is asked about a picture and what is answered. How that becomes tokens is `core_model.dialogue_format`.
 
 Training draws from many phrasings; testing asks one standard question. The first word of the answer to a question for
 defects is "Yes" or "No", so that the judgement can be read from the text alone (`core_model.metrics`).
@@ -20,11 +20,6 @@ PLACES = (
     "bottom",
     "bottom right",
 )
-
-# One conversation is "### Human: <Img>" + image + "</Img> " + prompt vectors + question + " ### Assistant:" + answer
-# + end of text, then " ### Human: " + question and so on (Vicuna's and PandaGPT's form).
-HUMAN, ASSISTANT = "### Human:", "### Assistant:"
-IMAGE_OPEN, IMAGE_CLOSE = f"{HUMAN} <Img>", "</Img> "
 
 STANDARD_QUESTION = "Is there any defect in this picture?"
 
@@ -126,17 +121,6 @@ def training_turns(
             look = LOOKS.get(kind, "It differs from the surface around it")
             turns.append((pick(LOOK_QUESTIONS), f"{look}, covering {_size_words(share)} of the picture."))
     return tuple(turns)
-
-
-def question_text(question: str, *, first: bool) -> str:
-    """What the model reads up to the answer. The first question follows the image and the prompts, which the model
-    itself puts in front."""
-    return f"{question} {ASSISTANT}" if first else f" {HUMAN} {question} {ASSISTANT}"
-
-
-def answer_text(answer: str) -> str:
-    """What the model is to write, before the end-of-text token."""
-    return f" {answer}"
 
 
 def _size_words(share: float) -> str:
