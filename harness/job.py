@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-BACKENDS = ("single", "ddp", "fsdp2", "deepspeed", "horovod")
+import backends
+
 SCALINGS = ("strong", "weak")
 
 
@@ -99,8 +100,8 @@ class Job:
 
     def validate(self) -> Job:
         """Returns self, or raises JobError with one line for the first thing that cannot work."""
-        if self.backend not in BACKENDS:
-            raise JobError(f"unknown engine '{self.backend}': choose one of {', '.join(BACKENDS)}")
+        if self.backend not in backends.names():
+            raise JobError(f"unknown engine '{self.backend}': choose one of {', '.join(backends.names())}")
         if self.scaling not in SCALINGS:
             raise JobError(f"unknown scaling '{self.scaling}': choose one of {', '.join(SCALINGS)}")
         for name in ("nodes", "slots", "steps", "global_batch", "accumulation", "threads", "log_every"):

@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 
-from harness.job import BACKENDS, SCALINGS, Job, JobError
+import backends
+from harness.job import SCALINGS, Job, JobError
 
 _F = Callable[..., Any]
 
 # (flags, keyword arguments). Defaults are None: what the user did not say is Job's default.
 _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
-    (("--backend",), {"metavar": "NAME", "help": f"Engine: {', '.join(BACKENDS)}."}),
+    (("--backend",), {"metavar": "NAME", "help": f"Engine: {', '.join(backends.names())}."}),
     (("--zero-stage",), {"type": int, "help": "DeepSpeed's ZeRO stage, 0-3."}),
     (("--launcher",), {"help": "auto, local, deepspeed, horovodrun, mpirun, torchrun or srun (auto: the engine's own)."}),
     (("--nodes",), {"type": int, "help": "Number of hosts, taken from the hostfile in its order."}),
