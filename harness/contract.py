@@ -44,8 +44,8 @@ def contract(
 ) -> dict[str, Any]:
     """The flat contract of a run: values are text, numbers, booleans or None.
 
-    job: ``Job.to_dict()``. environment: environment.json. hashes: ``init_weights, sample_order, data`` (a missing one is
-    None and matches nothing but None). engine: ``Backend.describe()``, for the wire dtype.
+    job: ``Job.to_dict()``. environment: environment.json. hashes: ``init_weights, sample_order, data`` (a missing one
+    is None and matches nothing but None). engine: ``Backend.describe()``, for the wire dtype.
     """
     workers = int(job.get("nodes", 1)) * int(job.get("slots", 1))
     flat: dict[str, Any] = {name: _scalar(job.get(name)) for name in _JOB_FIELDS}

@@ -4,7 +4,7 @@ Runs are paired by repeat: within a repeat the engines ran right after one anoth
 the machine hits both and cancels in the ratio. Ratios of throughputs are compared on the log scale, where "4 % faster"
 and "4 % slower" are symmetric; quality figures by their plain difference.
 
-- n >= 2 pairs: Student's t interval over the pairs (n - 1 degrees of freedom: wide where pairs are few, which is honest);
+- n >= 2 pairs: Student's t interval over the pairs (n - 1 degrees of freedom: honestly wide where pairs are few);
 - one pair: a moving-block bootstrap of the steps inside the two runs (blocks keep the correlation between neighbouring
   steps, Kuensch 1989). It says nothing of the variation between runs, and the sentence says that.
 """

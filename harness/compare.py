@@ -1,0 +1,368 @@
+"""A study, summarized: one row a run, one row a cell (engine and setting x workers), and which differences are real."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from harness import contract, measure, paired, words
+from harness.recorded import RecordedRun, load_runs
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+QUALITY = ("image_auroc", "pixel_auroc", "aupro", "f1_max", "answer_accuracy")
+QUALITY_NAMES = {
+    "image_auroc": "image AUROC",
+    "pixel_auroc": "pixel AUROC",
+    "aupro": "AUPRO",
+    "f1_max": "F1-max",
+    "answer_accuracy": "answer accuracy",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Runs side by side.
+
+    frame: one row a run, failed ones too (`run_row`). cells: one row per group, label and number of workers (`_cell`).
+    comparability: which rows of the ok runs may share a curve; group 0 is the main one, failed runs have group -1.
+    speed, quality: paired differences inside a group at equal numbers of workers.
+    """
+
+    title: str
+    runs: Sequence[RecordedRun]
+    frame: pd.DataFrame
+    cells: pd.DataFrame
+    comparability: contract.Comparability
+    speed: Sequence[PairedFigure] = field(default_factory=tuple)
+    quality: Sequence[PairedFigure] = field(default_factory=tuple)
+
+    @cached_property
+    def main(self) -> pd.DataFrame:
+        """The cells of the main group."""
+        return self.cells[self.cells["group"] == 0] if len(self.cells) else self.cells
+
+    @property
+    def labels(self) -> list[str]:
+        """Engines with their settings in the order of their first run."""
+        return list(dict.fromkeys(self.frame["label"]))
+
+    def run(self, name: str) -> RecordedRun:
+        return next(run for run in self.runs if run.name == name)
+
+    def members(self, group: int) -> list[RecordedRun]:
+        """The ok runs of a group."""
+        return [run for run, number in zip(self.runs, self.frame["group"], strict=True) if number == group]
+
+    def table(self) -> Table:
+        """The table that `harness compare` prints: nine columns that fit a terminal of 80 characters."""
+        from rich import box
+        from rich.table import Table
+
+        table = Table(title=self.title, caption=TABLE_CAPTION, box=box.SIMPLE_HEAD, pad_edge=False)
+        columns = {
+            "engine": "engine", "workers": "N", "short_rate": "samples/s", "efficiency": "effi-\nciency",
+            "peak memory": "peak\nmemory", "final loss": "final\nloss", "image AUROC": "image\nAUROC",
+            "pixel AUROC": "pixel\nAUROC", "answers right": "answers\nright",
+        }  # fmt: skip
+        for name, heading in columns.items():
+            table.add_column(heading, justify="left" if name == "engine" else "right", no_wrap=name != "engine")
+        group = None
+        for row in table_rows(self):
+            if group is not None and row["group"] != group:
+                table.add_section()
+            group = row["group"]
+            texts = {**row["texts"], "short_rate": row["short_rate"]}
+            table.add_row(*(texts[name] for name in columns), style="red" if row["failed"] and not row["ok"] else None)
+        return table
+
+    def write_csv(self, path: Path) -> None:
+        """comparison.csv: the cells, full precision, one line each."""
+        self.cells.to_csv(path, index=False, lineterminator="\n", float_format="%.10g")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedFigure:
+    """A paired difference of one figure between two labels of a group at `workers` workers."""
+
+    group: int
+    workers: int
+    figure: str
+    difference: paired.Difference
+
+
+TABLE_CAPTION = (
+    "samples/s: median of the repeats (lowest to highest repeat; quartiles of the steps where there is one run); "
+    "memory: highest peak of a worker; loss and quality: mean over the repeats"
+)
+
+
+def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """The comparison table as text, one dict per cell: ``texts`` by column name, ``short_rate`` (samples/s and half
+    the range) for narrow places, ``group``, and the numbers of ``ok`` and ``failed`` runs."""
+    rows = []
+    for cell in comparison.cells.to_dict("records"):
+        label = cell["label"] + (f" [group {int(cell['group']) + 1}]" if cell["group"] > 0 else "")
+        failed = f"{cell['failed']} failed" if cell["failed"] else ""
+        unusable = cell["unusable_answers"]
+        answers = words.percent(cell["answer_accuracy"], 1)
+        if words.is_number(unusable) and unusable > 0:
+            answers += f" ({unusable:.0f} unusable)"
+        rate, low, high = (cell[f"samples_per_s{end}"] for end in ("", "_low", "_high"))
+        short = f"{words.number(rate)} ±{words.number((high - low) / 2, 2)}" if words.is_number(rate) else ""
+        rows.append(
+            {
+                "group": int(cell["group"]),
+                "ok": int(cell["ok"]),
+                "failed": int(cell["failed"]),
+                "short_rate": ", ".join(text for text in (short, failed) if text),
+                "texts": {
+                    "engine": label,
+                    "workers": str(int(cell["workers"])),
+                    "runs": ", ".join(text for text in (str(cell["ok"]) if cell["ok"] else "", failed) if text),
+                    "samples/s": _with_range(rate, low, high),
+                    "step ms (p99)": _step_text(cell["step_ms"], cell["step_ms_p99"]),
+                    "efficiency": words.percent(cell["efficiency"]),
+                    "peak memory": words.mebibytes(cell["peak_memory_mib"]),
+                    "final loss": words.number(cell["final_loss"], 4),
+                    "image AUROC": words.fixed(cell["image_auroc"], 3),
+                    "pixel AUROC": words.fixed(cell["pixel_auroc"], 3),
+                    "answers right": answers,
+                },
+            }
+        )
+    return rows
+
+
+def summarize_study(study: Path) -> Comparison:
+    """The comparison of all runs of a study folder. Raises `records.RecordError` where there is none."""
+    return summarize_runs(load_runs([study]), title=study.resolve().name)
+
+
+def summarize_runs(runs: Sequence[RecordedRun], *, title: str) -> Comparison:
+    """The comparison of any runs, of one study or of several."""
+    rows = [run_row(run) for run in runs]
+    good = [position for position, run in enumerate(runs) if run.ok]
+    comparability = contract.comparable([runs[position].contract for position in good])
+    for row in rows:
+        row["group"] = -1
+    for number, members in enumerate(comparability.groups):
+        for member in members:
+            rows[good[member]]["group"] = number
+    frame = pd.DataFrame(rows)
+    cells = pd.DataFrame(_cells(frame))
+    speed, quality = _pairs(runs, frame)
+    return Comparison(
+        title=title,
+        runs=tuple(runs),
+        frame=frame,
+        cells=cells,
+        comparability=comparability,
+        speed=tuple(speed),
+        quality=tuple(quality),
+    )
+
+
+def run_row(run: RecordedRun) -> dict[str, Any]:
+    """The figures of one run, flat; missing ones are None. Times in s (or ms where named), memory in MiB."""
+    job, result = run.job, run.result
+    throughput, memory = result.get("throughput") or {}, result.get("memory") or {}
+    evaluation, phases = result.get("evaluation") or {}, result.get("phases") or {}
+    rate, step = throughput.get("samples_per_s") or {}, throughput.get("step_s") or {}
+    device, rss = _numbers(memory.get("peak_device_mib")), _numbers(memory.get("peak_rss_mib"))
+    return {
+        "study": run.study,
+        "run": run.name,
+        "label": run.label,
+        "backend": run.backend,
+        "workers": run.workers,
+        "nodes": job.get("nodes"),
+        "scaling": job.get("scaling"),
+        "precision": job.get("precision"),
+        "precision_mode": job.get("precision_mode"),
+        "global_batch": job.get("global_batch"),
+        "seed": run.seed,
+        "repeat": run.repeat,
+        "status": result.get("status"),
+        "reason": run.reason,
+        "samples_per_s": rate.get("median"),
+        "samples_per_s_q1": rate.get("q1"),
+        "samples_per_s_q3": rate.get("q3"),
+        "step_s": step.get("median"),
+        "step_s_p90": step.get("p90"),
+        "step_s_p99": step.get("p99"),
+        "timed_steps": step.get("n"),
+        "data_share": throughput.get("data_share"),
+        "drift": throughput.get("drift"),
+        "peak_rss_mib": max(rss, default=None),
+        "peak_device_mib": max(device, default=None),
+        "peak_memory_mib": max(device, default=None) or max(rss, default=None),
+        "final_loss": final_loss(run),
+        **{name: evaluation.get(name) for name in QUALITY},
+        "unusable_answers": evaluation.get("unusable_answers"),
+        "setup_s": phases.get("setup_s"),
+        "train_s": phases.get("train_s"),
+        "eval_s": phases.get("eval_s"),
+        "wall_s": result.get("wall_s"),
+    }
+
+
+def final_loss(run: RecordedRun, window: int = 10) -> float | None:
+    """Mean loss of the last `window` steps: one step's loss depends on its batch more than on the engine."""
+    losses = [row["loss"] for row in run.steps[-window:] if words.is_number(row.get("loss"))]
+    return float(np.mean(losses)) if losses else (run.result.get("final") or {}).get("loss")
+
+
+def _cells(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """One row per (group, label, workers), main group first, labels in the order of their first run. A failed run is
+    counted in the cell of the same label and workers in the main group."""
+    order = {label: position for position, label in enumerate(dict.fromkeys(frame["label"]))}
+    groups = sorted({int(group) for group in frame["group"] if group >= 0}) or [0]
+    cells = []
+    for group in groups:
+        here = frame[(frame["group"] == group) | ((frame["group"] == -1) & (group == 0))]
+        one_worker: dict[str, pd.DataFrame] = {}
+        keys = sorted({(order[row.label], row.label, int(row.workers)) for row in here.itertuples()})
+        for _, label, workers in keys:
+            members = here[(here["label"] == label) & (here["workers"] == workers)]
+            good = members[members["group"] == group]
+            if workers == 1:
+                one_worker[label] = good
+            cells.append(_cell(group, label, workers, members, good, one_worker.get(label)))
+    return cells
+
+
+def _cell(
+    group: int, label: str, workers: int, members: pd.DataFrame, good: pd.DataFrame, one: pd.DataFrame | None
+) -> dict[str, Any]:
+    """Figures of a cell: medians over the repeats for times, means for losses and quality, highest for memory."""
+    rates = _column(good, "samples_per_s")
+    repeated = len(rates) > 1
+    efficiencies = _efficiencies(good, one, workers)
+    quality: dict[str, Any] = {}
+    for name in ("final_loss", *QUALITY):
+        values = _column(good, name)
+        mean, half = paired.mean_interval(values) if len(values) else (None, None)
+        quality |= {name: mean, f"{name}_half": half}
+    unusable = _column(good, "unusable_answers")
+    return {
+        "group": group,
+        "label": label,
+        "backend": members["backend"].iloc[0],
+        "workers": workers,
+        "scaling": members["scaling"].iloc[0],
+        "precision": members["precision"].iloc[0],
+        "ok": len(good),
+        "failed": int((members["group"] == -1).sum()),
+        "samples_per_s": _median(rates),
+        "samples_per_s_low": min(rates) if repeated else _median(_column(good, "samples_per_s_q1")),
+        "samples_per_s_high": max(rates) if repeated else _median(_column(good, "samples_per_s_q3")),
+        "step_ms": _times(_median(_column(good, "step_s")), 1000),
+        "step_ms_p90": _times(_median(_column(good, "step_s_p90")), 1000),
+        "step_ms_p99": _times(_median(_column(good, "step_s_p99")), 1000),
+        "data_share": _median(_column(good, "data_share")),
+        "efficiency": _median(efficiencies),
+        "efficiency_low": min(efficiencies, default=None),
+        "efficiency_high": max(efficiencies, default=None),
+        "peak_memory_mib": max(_column(good, "peak_memory_mib"), default=None),
+        "peak_rss_mib": max(_column(good, "peak_rss_mib"), default=None),
+        "peak_device_mib": max(_column(good, "peak_device_mib"), default=None),
+        **quality,
+        "unusable_answers": max(unusable, default=None),
+        "train_s": _median(_column(good, "train_s")),
+        "wall_s": _median(_column(good, "wall_s")),
+    }
+
+
+def _efficiencies(good: pd.DataFrame, one: pd.DataFrame | None, workers: int) -> list[float]:
+    """Efficiency of each repeat against the one-worker run of the same repeat, or their median where none matches."""
+    if one is None or not len(one) or not len(good):
+        return []
+    by_repeat = {row.repeat: row.samples_per_s for row in one.itertuples() if words.is_number(row.samples_per_s)}
+    reference = _median(list(by_repeat.values()))
+    if not reference:
+        return []
+    return [
+        measure.efficiency(by_repeat.get(row.repeat, reference), row.samples_per_s, workers)
+        for row in good.itertuples()
+        if words.is_number(row.samples_per_s)
+    ]
+
+
+def _pairs(runs: Sequence[RecordedRun], frame: pd.DataFrame) -> tuple[list[PairedFigure], list[PairedFigure]]:
+    """Differences of speed and of quality between every two labels at equal workers, inside each group."""
+    speed: list[PairedFigure] = []
+    quality: list[PairedFigure] = []
+    by_name = {id(run): run for run in runs}
+    good = frame.assign(key=[id(run) for run in runs])
+    good = good[good["group"] >= 0]
+    for (group, workers), cell in good.groupby(["group", "workers"], sort=True):
+        labels = list(dict.fromkeys(cell["label"]))
+        for a, b in itertools.combinations(labels, 2):
+            first = {(row.repeat, row.seed): row for row in cell[cell["label"] == a].itertuples()}
+            second = {(row.repeat, row.seed): row for row in cell[cell["label"] == b].itertuples()}
+            shared = sorted(first.keys() & second.keys())
+            where = {"group": int(group), "workers": int(workers)}
+            rates = [
+                (first[key].samples_per_s, second[key].samples_per_s)
+                for key in shared
+                if words.is_number(first[key].samples_per_s) and words.is_number(second[key].samples_per_s)
+            ]
+            if len(rates) == 1:
+                difference = paired.step_difference(
+                    a, b, *(_timed_steps(by_name[side[shared[0]].key]) for side in (first, second))
+                )
+                speed.append(PairedFigure(figure="samples_per_s", difference=difference, **where))
+            elif rates:
+                difference = paired.relative_difference(a, b, rates)
+                speed.append(PairedFigure(figure="samples_per_s", difference=difference, **where))
+            for name in ("final_loss", *QUALITY):
+                figures = [
+                    (getattr(first[key], name), getattr(second[key], name))
+                    for key in shared
+                    if words.is_number(getattr(first[key], name)) and words.is_number(getattr(second[key], name))
+                ]
+                if figures:
+                    difference = paired.plain_difference(a, b, figures)
+                    quality.append(PairedFigure(figure=name, difference=difference, **where))
+    return speed, quality
+
+
+def _timed_steps(run: RecordedRun) -> list[float]:
+    warmup = int(run.job.get("timing_warmup", 0))
+    return [row["step_s"] for row in run.steps[warmup:] if row.get("step_s")]
+
+
+def _column(frame: pd.DataFrame, name: str) -> list[float]:
+    return [float(value) for value in frame[name] if words.is_number(value)]
+
+
+def _numbers(values: Any) -> list[float]:
+    return [float(value) for value in values or () if words.is_number(value)]
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return float(np.median(values)) if len(values) else None
+
+
+def _times(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _with_range(value: float | None, low: float | None, high: float | None) -> str:
+    if not words.is_number(value):
+        return words.DASH
+    text = words.number(value)
+    return f"{text} ({words.number(low)}–{words.number(high)})" if words.is_number(low) else text  # noqa: RUF001
+
+
+def _step_text(value: float | None, p99: float | None) -> str:
+    return f"{words.number(value)} ({words.number(p99)})" if words.is_number(value) else words.DASH

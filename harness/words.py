@@ -1,0 +1,67 @@
+"""Figures as a person reads them: few digits, the unit beside them, a dash where there is none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+DASH = "–"  # noqa: RUF001 - the typographic dash of tables
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """`value` with `digits` significant digits, without exponent up to a million."""
+    if not is_number(value):
+        return DASH
+    assert value is not None
+    if value == 0:
+        return "0"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{value:.{max(0, places)}f}" if -4 < places - digits + 1 < 4 or abs(value) < 1e6 else f"{value:.{digits}g}"
+
+
+def fixed(value: float | None, places: int) -> str:
+    """`value` with `places` decimals."""
+    return f"{value:.{places}f}" if is_number(value) else DASH
+
+
+def percent(value: float | None, places: int = 0) -> str:
+    """A share as per cent: ``0.853`` is ``85 %``."""
+    return f"{value * 100:.{places}f} %" if is_number(value) and value is not None else DASH
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Seconds as milliseconds with three significant digits."""
+    return number(None if seconds is None else seconds * 1000)
+
+
+def mebibytes(value: float | None) -> str:
+    """MiB up to 9999, GiB beyond."""
+    if not is_number(value) or value is None:
+        return DASH
+    return f"{value:.0f} MiB" if value < 10000 else f"{value / 1024:.1f} GiB"
+
+
+def duration(seconds: float | None) -> str:
+    """``42 s``, ``3.5 min``, ``5.7 h``, ``1.9 d``: the form of DeepSpeed-Chat's tables."""
+    if not is_number(seconds) or seconds is None:
+        return DASH
+    for limit, unit, size in ((90, "s", 1), (5400, "min", 60), (172800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.{0 if unit == 's' and seconds >= 10 else 1}f} {unit}"
+    return f"{seconds / 86400:.1f} d"
+
+
+def joined(items: Sequence[str], last: str = "and") -> str:
+    """``a, b and c``."""
+    items = list(items)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}" if items else ""
+
+
+def plural(count: int, noun: str, many: str = "") -> str:
+    """``1 run``, ``3 runs``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {many or noun + 's'}"
