@@ -1,0 +1,98 @@
+"""torch DistributedDataParallel: what users would pick instead of either engine, and the reference at several workers."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from backends.base import Availability, BackendError, EngineSettings
+from backends.process import ProcessFacts
+from backends.process_group import choose_device, join, leave
+from backends.step_backend import StepBackend
+from backends.torch_collectives import TorchCollectives, broadcast_tensors
+
+# Buffers are constants here (frozen statistics, positions): broadcasting them in every forward pass would be traffic that
+# the other engines do not have. torch 2.13 renamed the option.
+_OPTION = "forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters else "broadcast_buffers"
+_CONSTANT_BUFFERS = {_OPTION: False}
+
+WIRE_HOOKS = {"none": None, "fp16": "fp16_compress_hook", "bf16": "bf16_compress_hook"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DdpSettings(EngineSettings):
+    """bucket_cap_mb: gradients are exchanged in buckets of this size (MiB) while backward goes on (torch's default 25).
+    gradient_as_bucket_view: gradients live in the buckets, one copy less. static_graph: the same parameters take part in
+    every step (also allows parameters that never do). compression: type on the wire (none = the gradient's own).
+    extra: passed to DistributedDataParallel as they are."""
+
+    bucket_cap_mb: float = 25.0
+    gradient_as_bucket_view: bool = True
+    static_graph: bool = False
+    find_unused_parameters: bool = False
+    compression: str = "none"
+
+
+class DdpBackend(TorchCollectives, StepBackend):
+    """All-reduce of gradient buckets during the last backward pass of a step."""
+
+    name = "ddp"
+    Settings = DdpSettings
+    settings: DdpSettings
+
+    def __init__(self, settings: EngineSettings, facts: ProcessFacts, *, device: str = "auto", timeout_s: float = 300.0) -> None:
+        super().__init__(settings, facts, device=device, timeout_s=timeout_s)
+        if self.settings.compression not in WIRE_HOOKS:
+            raise BackendError(f"unknown compression '{self.settings.compression}': choose one of {', '.join(WIRE_HOOKS)}")
+        self.device = choose_device(device, facts.local_rank)
+        self._library = join(facts, self.device, timeout_s)
+
+    @classmethod
+    def availability(cls) -> Availability:
+        if not dist.is_available():
+            return Availability(usable=False, reason="this torch has no torch.distributed: install a build that has it")
+        return Availability(usable=True, version=torch.__version__)
+
+    def _equalize(self, model: torch.nn.Module) -> None:
+        broadcast_tensors([buffer for buffer in model.buffers() if buffer.numel()])  # parameters: DDP itself
+
+    def _wrap_model(self, model: torch.nn.Module) -> Any:
+        settings = self.settings
+        wrapped = DistributedDataParallel(
+            model,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            **_CONSTANT_BUFFERS,
+            bucket_cap_mb=settings.bucket_cap_mb,
+            gradient_as_bucket_view=settings.gradient_as_bucket_view,
+            static_graph=settings.static_graph,
+            find_unused_parameters=settings.find_unused_parameters,
+            **settings.extra,
+        )
+        hook = WIRE_HOOKS[settings.compression]
+        if hook is not None:
+            from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+            wrapped.register_comm_hook(dist.group.WORLD, getattr(default_hooks, hook))
+        return wrapped
+
+    def _pass(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if is_last else self._callable.no_sync()
+
+    def describe(self) -> dict[str, Any]:
+        logged = self._callable._get_ddp_logging_data()
+        sizes = str(logged.get("rebuilt_bucket_sizes") or logged.get("bucket_sizes") or "")
+        wire = {"none": "fp32", "fp16": "fp16", "bf16": "bf16"}[self.settings.compression]
+        return super().describe() | {
+            "communication": self._library,
+            "wire_dtype": wire,
+            "bucket_bytes": [int(size) for size in sizes.replace(" ", "").split(",") if size],
+        }
+
+    def close(self) -> None:
+        leave()
