@@ -1,9 +1,9 @@
 # Small helpers shared by the scripts: messages, steps with a log, time limits, what the machine has. Sourced, never run.
 # shellcheck shell=bash
 
-SETUP_STARTED=${SETUP_STARTED:-$SECONDS}
-
 say() { printf '==> %s\n' "$*" >&2; }
+# No silent end: whatever stops a script under `set -e` is named. Code 2 is `die`, which has spoken already.
+trap 'code=$?; [ $code -eq 2 ] || printf "error: %s, line %s, ended with exit code %s\n" "$0" "$LINENO" "$code" >&2' ERR
 die() { printf 'error: %s\n' "$*" >&2; exit 2; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
