@@ -121,5 +121,10 @@ def results_root(folder: str | None) -> Path:
 
 
 def make_job(options: Mapping[str, Any]) -> Job:
-    """The validated job of these options."""
-    return Job.from_dict(job_values(options)).validate()
+    """The validated job of these options; slots that were not given come from the hostfile of a several-node job."""
+    values = job_values(options)
+    if values.get("nodes", 1) > 1 and "slots" not in values:
+        from harness.launch import slots_from_hostfile
+
+        values["slots"] = slots_from_hostfile(values["nodes"], values.get("hostfile", ""))
+    return Job.from_dict(values).validate()

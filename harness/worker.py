@@ -198,7 +198,7 @@ class Run:
         from core_model.data.batches import BatchLoader, GlobalBatches
 
         job = self.job
-        order = GlobalBatches(len(dataset), global_batch=job.global_batch, seed=job.seed)
+        order = GlobalBatches(dataset.ids, global_batch=job.global_batch, seed=job.seed)
 
         def loader(start_step: int) -> Any:
             return BatchLoader(
@@ -211,6 +211,8 @@ class Run:
                 steps=job.steps,
                 collate=model.collate,
                 workers=job.loader_workers,
+                pin_memory=self.backend.device.type == "cuda",
+                timeout_s=job.timeout_s,
             )
 
         return loader, order.fingerprint(job.steps)

@@ -1,0 +1,275 @@
+"""The launching side of a job: checks it, claims its folder, starts the launcher, watches, and seals the record.
+
+`run_job` never raises for a job that fails while running: whatever happens, the run's folder ends with a result.json
+that says ok or failed and why. It raises JobError (and its kin) only for what is wrong before anything is started.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+import backends
+import mpi.launch
+import mpi.network
+import mpi.process
+from harness import records
+from harness.folders import claim_run_folder
+from harness.job import Job, JobError
+from harness.output import Progress, clock
+from harness.worker import FAILURE_MARK
+from mpi import hostfile
+from mpi.launchers.base import Launch
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKER = ROOT / "harness" / "run.py"
+DAY_S = 86400.0
+_MARK = re.compile(rf"{FAILURE_MARK} rank=(\d+) user=([01]) (.*)$")
+
+
+def preflight(job: Job) -> Job:
+    """The validated job, if it can work here. Raises JobError, BackendError, DataError or HostfileError otherwise:
+    unknown or missing engine, too many workers, no data."""
+    job = job.validate()
+    backends.load(job.backend)
+    if job.nodes == 1:
+        _check_capacity(job)
+    if ":" in job.data:
+        from core_model.data import open_dataset
+
+        for split in ("train", "test"):
+            open_dataset(
+                job.data, split=split, image_size=job.image_size or 224, seed=job.seed, simulation=job.defects, options=job.data_options
+            )
+    if job.init_weights:
+        from harness.build import weights_file
+
+        weights_file(Path(job.init_weights))
+    return job
+
+
+def hosts_of(job: Job) -> tuple[hostfile.Host, ...]:
+    """The hosts of the job: this machine for one node without a hostfile, else the hostfile's first ones."""
+    if job.nodes == 1 and not job.hostfile:
+        return hostfile.local(job.slots)
+    return hostfile.take(hostfile.parse_file(find_hostfile(job.hostfile)), job.nodes, job.slots)
+
+
+def find_hostfile(given: str) -> Path:
+    """The hostfile that was named, else ./hostfile, else the repository's."""
+    candidates = [Path(given)] if given else [Path("hostfile"), ROOT / "hostfile"]
+    return next((path for path in candidates if path.is_file()), candidates[0])
+
+
+def slots_from_hostfile(nodes: int, given: str) -> int:
+    """Workers a host where the user did not say: the fewest slots among the first `nodes` hosts."""
+    return min(host.slots for host in hostfile.parse_file(find_hostfile(given))[:nodes])
+
+
+def launch_of(job: Job, folder: Path, scratch: Path, launcher_args: Sequence[str] = ()) -> Launch:
+    """The launch command of a job whose run folder is `folder`. Pure but for looking up the network."""
+    hosts = hosts_of(job)
+    launcher = mpi.launch.default_launcher(job.backend) if job.launcher == "auto" else job.launcher
+    if launcher == "auto" or (job.backend == "single" and launcher != "local"):
+        launcher = "local"
+    network = mpi.network.find([host.name for host in hosts])
+    tag = mpi.launch.new_tag()
+    packed = base64.urlsafe_b64encode(json.dumps(job.to_dict()).encode()).decode()
+    argv = [sys.executable, str(WORKER), "--job-b64", packed, "--run-dir", str(folder), "--tag", tag]
+    return mpi.launch.command(
+        launcher,
+        argv,
+        hosts,
+        scratch=scratch,
+        network=network,
+        master_port=mpi.network.free_port(network.address),
+        cwd=ROOT,
+        threads=job.threads,
+        extra=launcher_args,
+        start_timeout=int(min(120, job.timeout_s)),
+        operation_timeout=int(job.timeout_s),
+        tag=tag,
+    )
+
+
+def describe(job: Job, results: Path, launcher_args: Sequence[str] = ()) -> str:
+    """What --dry-run prints: shell text that starts the same job."""
+    folder = results / job.study / (job.run or job.default_run_name())
+    return mpi.launch.render(launch_of(preflight(job), folder, Path("/tmp/harness-launch"), launcher_args))
+
+
+def run_job(
+    job: Job,
+    results: Path,
+    *,
+    launcher_args: Sequence[str] = (),
+    show: bool = False,
+    limit_s: float = DAY_S,
+    on_rows: Callable[[list[dict[str, Any]]], None] | None = None,
+) -> Path:
+    """Runs `job` under its launcher and returns the run's folder, whose result.json says how it ended.
+
+    show: progress with the time left on stderr. limit_s: the longest the whole job may take. on_rows: gets new rows of
+    steps.jsonl while the job runs. Raises only for what is wrong before the start.
+    """
+    job = preflight(job)
+    with tempfile.TemporaryDirectory(prefix="harness-launch-") as scratch:
+        # Everything that can be refused is refused before the folder is claimed: nothing half-written.
+        probe = launch_of(job, results, Path(scratch), launcher_args)
+        missing = mpi.launch.missing_program(probe)
+        if missing:
+            raise JobError(missing)
+        job, folder = claim_run_folder(job, results)
+        launch = launch_of(job, folder, Path(scratch), launcher_args)
+        started = time.time()
+        records.write_json(folder / records.RESULT, {"status": "running", "started": _iso(started), "launcher": launch.launcher})
+        watcher = _Watcher(job, folder, show, on_rows)
+        outcome = mpi.process.supervise(launch, log_path=folder / records.LOG, timeout=limit_s, on_poll=watcher.poll)
+        watcher.close()
+    _seal(job, folder, launch, outcome, started)
+    return folder
+
+
+def report_end(folder: Path) -> int:
+    """Says how the run ended and returns the exit code: 0 ok, 1 failed, 2 the user's mistake, 130 interrupted."""
+    result = records.read_json(folder / records.RESULT)
+    if result["status"] == "ok":
+        rate = (result["throughput"].get("samples_per_s") or {}).get("median")
+        figures = result.get("evaluation") or {}
+        parts = [f"{rate:.2f} samples/s"] if rate else []
+        parts += [f"loss {result['final']['loss']:.4f}"] if result["final"].get("loss") is not None else []
+        parts += [
+            f"{label} {figures[key]:.3f}"
+            for key, label in (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"), ("answer_accuracy", "answers"))
+            if isinstance(figures.get(key), float)
+        ]
+        click.echo(f"ok in {clock(result['wall_s'])}: {', '.join(parts)}")
+        for warning in result.get("warnings", []):
+            click.echo(f"warning: {warning}")
+        click.echo(str(folder))
+        return 0
+    click.echo(f"error: {result['reason']}", err=True)
+    click.echo(f"see {folder / records.LOG}", err=True)
+    return int(result.get("exit_code", 1))
+
+
+class _Watcher:
+    """Follows steps.jsonl of a running job."""
+
+    def __init__(
+        self, job: Job, folder: Path, show: bool, on_rows: Callable[[list[dict[str, Any]]], None] | None
+    ) -> None:
+        self._job, self._path, self._on_rows = job, folder / records.STEPS, on_rows
+        self._progress = Progress(sys.stderr, total=job.steps) if show else None
+        self._offset = 0
+
+    def poll(self) -> str | None:
+        """New whole lines only; never ends the job."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                text = file.read()
+        except FileNotFoundError:
+            return None
+        whole = text[: text.rfind(b"\n") + 1]
+        if not whole:
+            return None
+        self._offset += len(whole)
+        rows = [json.loads(line) for line in whole.splitlines()]
+        if self._on_rows is not None:
+            self._on_rows(rows)
+        if self._progress is not None:
+            last = rows[-1]
+            self._progress.update(
+                last["step"] + 1, f"loss {last['loss']:.4f}  {self._job.global_batch / last['step_s']:.1f} samples/s"
+            )
+        return None
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.close()
+
+
+def _seal(job: Job, folder: Path, launch: Launch, outcome: mpi.process.Outcome, started: float) -> None:
+    """Makes sure that result.json tells the truth about a job that did not end by itself and well."""
+    try:
+        result = records.read_json(folder / records.RESULT)
+    except records.RecordError:
+        result = {"status": "running"}
+    result.pop("schema", None)
+    if result["status"] == "ok" and outcome.ok:
+        return
+    mark = first_mark(folder / records.LOG)
+    if result["status"] == "ok":  # every rank had finished; only the launcher's end went wrong
+        result.setdefault("warnings", []).append(f"the launcher ended with {outcome.returncode}: {outcome.reason}")
+        records.write_json(folder / records.RESULT, result)
+        return
+    interrupted = outcome.returncode in (130, 143)
+    if mark is not None and not interrupted:
+        rank, user, text = mark
+        reason, code = f"rank {rank}: {text}", 2 if user else 1
+    else:
+        reason, code = outcome.reason or "the job ended without a result", outcome.returncode if interrupted else 1
+    records.write_json(
+        folder / records.RESULT,
+        {
+            **result,
+            "status": "failed",
+            "reason": reason,
+            "exit_code": code,
+            "launcher_exit": outcome.returncode,
+            "started": _iso(started),
+            "ended": _iso(time.time()),
+            "wall_s": time.time() - started,
+            "world_size": job.world_size,
+            "launcher": launch.launcher,
+            "orphans": outcome.orphans,
+            "tail": list(outcome.tail)[-10:],
+        },
+    )
+
+
+def first_mark(log: Path) -> tuple[int, bool, str] | None:
+    """(rank, whether it is the user's mistake, text) of the first failing rank that could still speak.
+
+    A rank that was ended by the launcher because another had died is a consequence, not the cause.
+    """
+    if not log.exists():
+        return None
+    found = [
+        (int(match.group(1)), match.group(2) == "1", match.group(3))
+        for line in log.read_text(errors="replace").splitlines()
+        if (match := _MARK.search(line))
+    ]
+    causes = [mark for mark in found if not _CONSEQUENCE.search(mark[2])]
+    return causes[0] if causes else None
+
+
+_CONSEQUENCE = re.compile(
+    r"^Terminated:|^KeyboardInterrupt|Connection (closed|reset)|Broken pipe|HorovodInternalError|DistBackendError|timed out|"
+    r"peer|Gloo|NCCL", re.IGNORECASE
+)
+
+
+def _check_capacity(job: Job) -> None:
+    gpus = len(list(Path("/proc/driver/nvidia/gpus").iterdir())) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
+    on_gpu = job.device == "cuda" or (job.device == "auto" and gpus > 0)
+    limit, what = (gpus, "GPUs") if on_gpu else (len(os.sched_getaffinity(0)), "cores")
+    if job.slots > limit and not (job.oversubscribe and not on_gpu):
+        remedy = "" if on_gpu else ", or add --oversubscribe (it is recorded)"
+        raise JobError(f"{job.slots} slots were asked for, this machine has {limit} {what}: use --slots {max(1, limit)}{remedy}")
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
