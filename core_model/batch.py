@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ class Sample:
 class Batch:
     """B samples, stacked. token_ids: int64 (B, T) question and answer tokens padded on the right with the pad id;
     labels: int64 (B, T), -100 where there is no loss (everything but the answers); lengths: int64 (B,) true lengths.
+    extras: anything else; tensors in it move with the batch (the collator leaves the answers' places there).
     The image and prompt embeddings are put in front by the model: see `core_model.language`.
     """
 
@@ -52,16 +53,14 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device` (non-blocking where the memory is pinned)."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("images", "masks", "is_defective", "token_ids", "labels", "lengths")
-        }
-        return replace(self, **moved)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Called by torch's DataLoader where ``pin_memory=True``."""
-        pinned = {
-            name: getattr(self, name).pin_memory()
-            for name in ("images", "masks", "is_defective", "token_ids", "labels", "lengths")
-        }
-        return replace(self, **pinned)
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """The same batch with `change` done to every tensor, those in `extras` too."""
+        names = ("images", "masks", "is_defective", "token_ids", "labels", "lengths")
+        extras = {k: change(v) if isinstance(v, torch.Tensor) else v for k, v in self.extras.items()}
+        return replace(self, extras=extras, **{name: change(getattr(self, name)) for name in names})

@@ -1,0 +1,257 @@
+"""A LLaMA-type causal language model, small and quick to start.
+
+Parameter names are those of transformers' ``LlamaForCausalLM``, so that Vicuna, SmolLM2, PandaGPT's delta weights and
+peft's LoRA (``q_proj`` ...) fit as they are; a test holds the outputs to transformers'. Written here because a
+training step needs three things at once that a general class does not give: logits at the answer positions only, one
+fused attention call without a mask (padding is on the right), and a start without the import of a model library.
+Source of the architecture: Touvron et al. 2023 (LLaMA), Su et al. 2021 (RoPE), Ainslie et al. 2023 (grouped queries).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """Shape of the transformer. ``tied``: the output layer is the input embedding (no weight of its own)."""
+
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    tied: bool = False
+    max_positions: int = 2048
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @classmethod
+    def from_transformers(cls, values: Mapping[str, Any]) -> LlamaConfig:
+        """From the content of a ``config.json`` of model type llama."""
+        rope = values.get("rope_parameters") or {}
+        return cls(
+            vocab=values["vocab_size"],
+            width=values["hidden_size"],
+            layers=values["num_hidden_layers"],
+            heads=values["num_attention_heads"],
+            kv_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
+            mlp=values["intermediate_size"],
+            rope_theta=float(rope.get("rope_theta") or values.get("rope_theta") or 10_000.0),
+            norm_eps=values["rms_norm_eps"],
+            tied=bool(values.get("tie_word_embeddings", False)),
+            max_positions=values.get("max_position_embeddings", 2048),
+        )
+
+
+class KeyValueCache:
+    """Keys and values of the positions seen so far, one pair a layer, in buffers of fixed size.
+
+    Shapes: (batch, kv_heads, capacity, head_width). `advance` is called once a forward pass, after its last layer.
+    """
+
+    def __init__(self, config: LlamaConfig, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype):
+        shape = (batch, config.kv_heads, capacity, config.head_width)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
+        self.length = 0
+
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes this pass's keys and values behind the old ones and returns all of them."""
+        end = self.length + key.shape[2]
+        self.keys[layer][:, :, self.length : end] = key
+        self.values[layer][:, :, self.length : end] = value
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def advance(self, steps: int) -> None:
+        self.length += steps
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalization (Zhang & Sennrich 2019), statistics in fp32 whatever the input's type."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+def rotary_table(positions: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, fp32, of shape (..., T, head_width) for integer positions (..., T)."""
+    exponents = torch.arange(0, head_width, 2, dtype=torch.float32, device=positions.device) / head_width
+    angles = positions[..., None].float() * theta**-exponents
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding in the half-split convention. x: (B, heads, T, D); cos, sin: broadcastable to it."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        kv_width = config.kv_heads * config.head_width
+        self.q_proj = nn.Linear(config.width, config.width, bias=False)
+        self.k_proj = nn.Linear(config.width, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.width, kv_width, bias=False)
+        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValueCache | None, layer: int
+    ) -> Tensor:
+        batch, length, _ = x.shape
+        config = self.config
+        query = self.q_proj(x).view(batch, length, config.heads, config.head_width).transpose(1, 2)
+        key = self.k_proj(x).view(batch, length, config.kv_heads, config.head_width).transpose(1, 2)
+        value = self.v_proj(x).view(batch, length, config.kv_heads, config.head_width).transpose(1, 2)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if cache is not None:
+            key, value = cache.update(layer, key, value)
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None and length > 1,
+            enable_gqa=config.kv_heads != config.heads,
+        )
+        return self.o_proj(out.transpose(1, 2).reshape(batch, length, config.width))
+
+
+class GatedMLP(nn.Module):
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.mlp, bias=False)
+        self.up_proj = nn.Linear(config.width, config.mlp, bias=False)
+        self.down_proj = nn.Linear(config.mlp, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = GatedMLP(config)
+        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValueCache | None, layer: int
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LlamaModel(nn.Module):
+    """The transformer without its output layer."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.activation_checkpointing = False
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, width) after the last norm.
+
+        embeddings: (B, T, width). positions: (B, T) or (T,) integers, default: 0.. behind the cache. mask: bool,
+        broadcastable to (B, heads, T, keys), True = may look; None = causal over this call's positions, which is right
+        for right-padded batches and, with a cache, for its first pass and for single-token passes.
+        """
+        start = cache.length if cache is not None else 0
+        if positions is None:
+            positions = torch.arange(start, start + embeddings.shape[1], device=embeddings.device)
+        cos, sin = rotary_table(positions, self.config.head_width, self.config.rope_theta)
+        if positions.dim() == 2:
+            cos, sin = cos[:, None], sin[:, None]
+        cos, sin = cos.to(embeddings.dtype), sin.to(embeddings.dtype)
+        x = embeddings
+        for index, layer in enumerate(self.layers):
+            if self.activation_checkpointing and cache is None and torch.is_grad_enabled():
+                x = checkpoint(layer, x, cos, sin, mask, None, index, use_reentrant=False)
+            else:
+                x = layer(x, cos, sin, mask, cache, index)
+        if cache is not None:
+            cache.advance(embeddings.shape[1])
+        return self.norm(x)
+
+
+class Llama(nn.Module):
+    """`LlamaModel` and its output layer."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = LlamaModel(config)
+        self.lm_head = nn.Linear(config.width, config.vocab, bias=False)
+        if config.tied:
+            self.tie()
+
+    def tie(self) -> None:
+        """The output layer shares the input embedding's tensor; call again after the tensors were replaced."""
+        self.lm_head.weight = self.model.embed_tokens.weight
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        return self.model.embed_tokens(token_ids)
+
+    def forward(self, embeddings: Tensor, **kwargs: Any) -> Tensor:
+        return self.model(embeddings, **kwargs)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.lm_head(hidden)
+
+    def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
+        weight = self.model.embed_tokens.weight
+        return KeyValueCache(self.config, batch, capacity, device=weight.device, dtype=weight.dtype)
+
+    def embedding_table(self) -> Tensor:
+        return self.model.embed_tokens.weight
+
+    def set_activation_checkpointing(self, on: bool) -> None:
+        self.model.activation_checkpointing = on
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:
+        """Normal weights of standard deviation `std`, as LLaMA's; norms stay 1."""
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, std, generator=generator)
+
+
+def parameter_count(config: LlamaConfig) -> int:
+    """Parameters of `Llama(config)`, a tied output layer counted once."""
+    kv_width = config.kv_heads * config.head_width
+    layer = 2 * config.width * config.width + 2 * config.width * kv_width + 3 * config.width * config.mlp
+    layer += 2 * config.width
+    tables = config.vocab * config.width * (1 if config.tied else 2)
+    return config.layers * layer + tables + config.width

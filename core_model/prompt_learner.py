@@ -1,0 +1,59 @@
+"""The prompt learner: from the anomaly map to vectors that the language model reads (AnomalyGPT, section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MAP_PROMPTS = 9  # a 5x5 convolution without padding on the 7x7 bottom of the stack leaves 3x3
+
+
+class PromptLearner(nn.Module):
+    """9 learned base prompts, and 9 prompts made of the map by convolutions.
+
+    Stages of 3x3 convolution, ReLU and 2x2 max pooling widen 1 channel to ``channels`` and halve the side each, down
+    to 7x7; a 5x5 convolution to the language model's width then leaves 3x3 places = 9 vectors, one for each place of
+    the 3x3 grid that answers name. A map of another side than 7 * 2^stages is resampled first.
+
+    channels: (4, 16, 64, 256, 1024) in the paper. prompt_std: standard deviation of the base prompts at the start; the
+    standard deviation of the language model's embeddings keeps the vectors in the range it knows.
+    """
+
+    def __init__(self, channels: tuple[int, ...], width: int, *, base_prompts: int = 9, prompt_std: float = 0.02) -> None:
+        super().__init__()
+        self.input_side = 7 * 2 ** len(channels)
+        self.prompt_std = prompt_std
+        sizes = (1, *channels)
+        self.stages = nn.ModuleList(
+            nn.Conv2d(before, after, 3, padding=1) for before, after in zip(sizes, sizes[1:], strict=False)
+        )
+        self.to_prompts = nn.Conv2d(channels[-1], width, 5)
+        self.base_prompts = nn.Parameter(torch.empty(base_prompts, width))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """He initialization, so that the map's signal survives the stack (torch's default loses 0.4 x a stage)."""
+        for stage in self.stages:
+            nn.init.kaiming_normal_(stage.weight, nonlinearity="relu")
+            nn.init.zeros_(stage.bias)
+        nn.init.kaiming_normal_(self.to_prompts.weight, nonlinearity="linear")
+        self.to_prompts.weight.mul_(self.prompt_std)
+        nn.init.zeros_(self.to_prompts.bias)
+        self.base_prompts.normal_(0.0, self.prompt_std)
+
+    @property
+    def prompts(self) -> int:
+        return MAP_PROMPTS + self.base_prompts.shape[0]
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, 9 + 9, width): base prompts first. maps: (B, S, S) probabilities of "defect"."""
+        x = maps[:, None]
+        if x.shape[-1] != self.input_side:
+            x = F.interpolate(x, size=(self.input_side, self.input_side), mode="bilinear", antialias=True)
+        for stage in self.stages:
+            x = F.max_pool2d(F.relu(stage(x)), 2)
+        from_map = self.to_prompts(x).flatten(2).transpose(1, 2)
+        base = self.base_prompts.to(from_map.dtype).expand(len(maps), -1, -1)
+        return torch.cat((base, from_map), dim=1)

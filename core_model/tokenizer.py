@@ -1,0 +1,84 @@
+"""Text to token ids and back, behind three methods, whatever the vocabulary.
+
+`ByteTokenizer` needs no file; `FileTokenizer` reads a ``tokenizer.json`` with the `tokenizers` library (no import of a
+model library, safe to use in data-loading workers); `HubTokenizer` wraps any tokenizer of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from core_model.errors import ModelError
+
+
+class Tokenizer(Protocol):
+    """Special tokens never come out of `encode`; the caller places them."""
+
+    vocab: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without special tokens."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens left out."""
+        ...
+
+
+class ByteTokenizer:
+    """One token a byte of UTF-8 (ids 0..255), then bos, eos and pad."""
+
+    vocab = 259
+    bos_id, eos_id, pad_id = 256, 257, 258
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if 0 <= i < 256).decode(errors="replace")
+
+
+class FileTokenizer:
+    """A ``tokenizer.json``. bos, eos, pad: the special tokens' texts."""
+
+    def __init__(self, path: Path, *, bos: str, eos: str, pad: str) -> None:
+        from tokenizers import Tokenizer as Rust
+
+        if not path.is_file():
+            raise ModelError(f"no tokenizer file {path}: remove its folder to make it again")
+        self._tokenizer = Rust.from_file(str(path))
+        self.vocab = self._tokenizer.get_vocab_size()
+        ids = [self._tokenizer.token_to_id(token) for token in (bos, eos, pad)]
+        if None in ids:
+            raise ModelError(f"{path} lacks one of the special tokens {bos}, {eos}, {pad}: it is of another model")
+        self.bos_id, self.eos_id, self.pad_id = ids
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+class HubTokenizer:
+    """A tokenizer of transformers, for the presets that load models by name."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.vocab = len(tokenizer)
+        self.eos_id = tokenizer.eos_token_id
+        self.bos_id = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.eos_id
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
+        if self.eos_id is None:
+            raise ModelError("the language model's tokenizer has no end token: choose another model")
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
