@@ -1,0 +1,1 @@
+"""Hosts and processes: hostfile, launch commands over MPI, ssh and Slurm, virtual nodes, collectives."""

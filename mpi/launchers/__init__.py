@@ -1,0 +1,1 @@
+"""One file a launcher: a pure function from `Plan` to `Launch`."""

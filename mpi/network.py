@@ -1,0 +1,111 @@
+"""Which interface and address reach the other nodes: looked up, never assumed to be eth0. Standard library only."""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import random
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B
+LOOPBACK = "127.0.0.1"
+
+
+class NetworkError(RuntimeError):
+    """A host that cannot be found or reached by name. One line: the host and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """How this node reaches the job's other nodes.
+
+    interface: its name here. address: the address of the job's FIRST host, where rank 0 listens. subnet: the
+    interface's network in CIDR notation (what Open MPI selects by). remote: hosts that are other machines.
+    """
+
+    interface: str = "lo"
+    address: str = LOOPBACK
+    subnet: str = "127.0.0.0/8"
+    remote: tuple[str, ...] = ()
+
+    @property
+    def is_local(self) -> bool:
+        return not self.remote
+
+
+def find(hosts: Sequence[str]) -> Network:
+    """The network of a job on `hosts` (names). Raises NetworkError for an unknown or unreachable one."""
+    addresses = {name: resolve(name) for name in hosts}
+    remote = tuple(name for name in hosts if not is_own_address(addresses[name]))
+    if not remote:
+        return Network()
+    own = source_address(addresses[remote[0]], remote[0])
+    interface, subnet = interface_of(own)
+    first = addresses[hosts[0]]
+    return Network(interface=interface, address=own if hosts[0] not in remote else first, subnet=subnet, remote=remote)
+
+
+def resolve(name: str) -> str:
+    """IPv4 address of `name`. Raises NetworkError where it has none."""
+    try:
+        found = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:
+        raise NetworkError(f"host '{name}' is not known here ({error}): add it to DNS or mend the hostfile") from None
+    return str(found[0][4][0])
+
+
+def is_own_address(address: str) -> bool:
+    """True for an address of this machine: only those can be bound."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def source_address(target: str, name: str = "") -> str:
+    """The own address that the kernel's route to `target` uses. Nothing is sent: UDP's connect only looks it up."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((target, 9))
+        except OSError as error:
+            where = f"'{name or target}' ({target})"
+            raise NetworkError(f"no route to host {where}: {error.strerror}: check the cable or the VPN") from None
+        return str(probe.getsockname()[0])
+
+
+def interface_of(address: str) -> tuple[str, str]:
+    """(name, subnet in CIDR) of the interface that has the IPv4 `address`."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            try:
+                found = socket.inet_ntoa(fcntl.ioctl(probe, _SIOCGIFADDR, request)[20:24])
+                mask = socket.inet_ntoa(fcntl.ioctl(probe, _SIOCGIFNETMASK, request)[20:24])
+            except OSError:  # an interface without an IPv4 address
+                continue
+            network = ipaddress.ip_network(f"{found}/{mask}", strict=False)
+            # A second address of an interface is not in this list, its network is.
+            if found == address or ipaddress.ip_address(address) in network:
+                return name, str(network)
+    raise NetworkError(f"no interface has the address {address}: name one with GLOO_SOCKET_IFNAME")
+
+
+def free_port(address: str = "") -> int:
+    """A TCP port that is free now on `address` (default: every own address).
+
+    Below the kernel's ephemeral range (32768 up), so that no outgoing connection takes it before rank 0 listens. If
+    `address` is another machine's, the port is only likely to be free.
+    """
+    for port in random.SystemRandom().sample(range(20000, 32000), 200):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind((address if address and is_own_address(address) else "", port))
+            except OSError:
+                continue
+        return port
+    raise NetworkError("no free TCP port between 20000 and 32000: end the processes that hold them")

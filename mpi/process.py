@@ -1,0 +1,277 @@
+"""Running a `Launch` to its end: one log, every wait limited, nothing left behind on any node.
+
+`supervise` starts a guard on every node, then the launch's command(s) in sessions of their own, copies their output
+to the log, and ends the job as soon as a command fails, a node is lost, the time is up or the user interrupts. What is
+then still alive is ended: the launcher first by a signal (they know how to end their workers), then by the guards
+through the job's tag.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpi.failures import explain
+from mpi.guard import end_tagged
+from mpi.guards import BEAT_S, READY_S, Guard
+from mpi.launch import RANK_VARIABLES
+from mpi.launchers.base import Launch
+
+_TAIL_LINES = 400
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a job ended.
+
+    returncode: 0, or the first failing command's exit status (negative: signal), 124 for a time-out, 130 for Ctrl-C,
+    143 for a SIGTERM, 255 for a lost node. reason: empty if all went well, else one line. tail: last lines printed.
+    orphans: processes that the guards had to end after the launcher had ended. seconds: from start to clean end.
+    """
+
+    returncode: int
+    reason: str = ""
+    tail: tuple[str, ...] = ()
+    orphans: int = 0
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return self.returncode == 0
+
+
+class _InterruptedError(Exception):
+    """A signal that ends the job."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def supervise(
+    launch: Launch,
+    *,
+    log_path: Path,
+    timeout: float,
+    on_line: Callable[[str], None] | None = None,
+    on_poll: Callable[[], str | None] | None = None,
+    grace: float = 5.0,
+) -> Outcome:
+    """Runs `launch`, appends its output to `log_path` and returns when every process of it has ended.
+
+    timeout: seconds until the job is ended from here. on_line: gets each line of output. on_poll: called about ten
+    times a second; a string that it returns ends the job for that reason. grace: seconds between the polite signal and
+    SIGKILL. Ctrl-C, SIGTERM and SIGHUP are taken as the wish to end the job (main thread only) and reported in the
+    Outcome. Raises OSError where the log cannot be written.
+    """
+    started = time.monotonic()
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    guards: list[Guard] = []
+    running: list[subprocess.Popen[bytes]] = []
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    readers: list[threading.Thread] = []
+    code, reason = 0, ""
+    with log_path.open("ab") as log, _signals_as_exceptions():
+
+        def drain() -> None:
+            while not lines.empty():
+                line = lines.get()
+                log.write(line)
+                text = line.decode(errors="replace").rstrip("\r\n")
+                tail.append(text)
+                if on_line is not None:
+                    on_line(text)
+            log.flush()
+
+        try:
+            _write_files(launch)
+            python = sys.executable
+            guards += [Guard(node, launch.tag, python) for node in ("", *launch.remote)]
+            reason = _wait_ready(guards)
+            code = 255 if reason else 0
+            if not reason:
+                for argv in launch.commands:
+                    process, reader = _start(launch, argv, lines)
+                    running.append(process)
+                    readers.append(reader)
+                code, reason = _watch(running, guards, started + timeout, timeout, drain, on_poll)
+        except _InterruptedError as interrupt:
+            code = 128 + interrupt.number
+            reason = (
+                "interrupted (Ctrl-C)"
+                if interrupt.number == signal.SIGINT
+                else f"ended by {signal.Signals(interrupt.number).name}"
+            )
+        except FileNotFoundError as error:
+            code, reason = 127, f"cannot start '{error.filename}': it is not installed"
+        finally:
+            # A second Ctrl-C must not stop the cleaning: it takes seconds at most.
+            with _signals_ignored():
+                _stop(running, signal.SIGINT if code == 130 else signal.SIGTERM, grace)
+                orphans = _clean(guards, launch.tag, grace)
+                for reader in readers:
+                    reader.join(timeout=2.0)
+                drain()
+                _remove_files(launch)
+        if code and not reason:
+            reason = explain(tail, code)
+    return Outcome(
+        returncode=code, reason=reason, tail=tuple(tail)[-30:], orphans=orphans, seconds=time.monotonic() - started
+    )
+
+
+def _watch(
+    running: list[subprocess.Popen[bytes]],
+    guards: list[Guard],
+    deadline: float,
+    timeout: float,
+    drain: Callable[[], None],
+    on_poll: Callable[[], str | None] | None,
+) -> tuple[int, str]:
+    """(exit code, reason) as soon as one command fails or all have ended; no reason where the output tells it."""
+    beat = 0.0
+    while True:
+        drain()
+        codes = [process.poll() for process in running]
+        failed = next((code for code in codes if code), 0)
+        if failed or None not in codes:
+            return failed, ""
+        if reason := next(filter(None, (guard.problem() for guard in guards)), ""):
+            return 255, reason
+        if on_poll is not None and (asked := on_poll()):
+            return 1, asked
+        now = time.monotonic()
+        if now >= deadline:
+            return 124, f"not finished after {timeout:g} s: raise --timeout if the job needs longer"
+        if now >= beat:
+            beat = now + BEAT_S
+            for guard in guards:
+                guard.beat()
+        time.sleep(_POLL_S)
+
+
+def _wait_ready(guards: list[Guard]) -> str:
+    """One line naming the first node that did not answer, or the empty string."""
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        if reason := next(filter(None, (guard.problem() for guard in guards)), ""):
+            return reason
+        if sum(guard.ready for guard in guards) == len(guards):
+            return ""
+        time.sleep(0.02)
+    silent = [guard.node or "this node" for guard in guards if not guard.ready]
+    return f"node {', '.join(silent)}: no answer over ssh within {READY_S:g} s: run 'harness doctor'"
+
+
+def _start(
+    launch: Launch, argv: tuple[str, ...], lines: queue.SimpleQueue[bytes]
+) -> tuple[subprocess.Popen[bytes], threading.Thread]:
+    environ = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**environ, **launch.env},
+        cwd=launch.cwd,
+        start_new_session=True,
+    )
+
+    def read() -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            for line in process.stdout:
+                lines.put(line)
+
+    # A daemon: a grandchild that keeps the pipe open must not keep this program.
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    return process, reader
+
+
+def _stop(running: list[subprocess.Popen[bytes]], number: int, grace: float) -> None:
+    """Ends the commands' process groups: `number`, after `grace` seconds SIGKILL."""
+    for process in running:
+        if process.poll() is None:
+            _signal_group(process.pid, number)
+    deadline = time.monotonic() + grace
+    for process in running:
+        try:
+            process.wait(max(0.01, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            _signal_group(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _signal_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def _clean(guards: list[Guard], tag: str, grace: float) -> int:
+    for guard in guards:
+        guard.close()
+    deadline = time.monotonic() + grace + 5.0
+    orphans = sum(guard.wait(deadline) or 0 for guard in guards)
+    return orphans + end_tagged(tag)
+
+
+def _write_files(launch: Launch) -> None:
+    for path, text in launch.files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def _remove_files(launch: Launch) -> None:
+    """The launch's own files, and their folder where nothing else is in it."""
+    for path in launch.files:
+        path.unlink(missing_ok=True)
+    for folder in {path.parent for path in launch.files}:
+        if folder.is_dir() and not any(folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise _InterruptedError in the main thread; elsewhere they are left alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, _frame: object) -> None:
+        raise _InterruptedError(number)
+
+    with _handlers(interrupt):
+        yield
+
+
+@contextlib.contextmanager
+def _signals_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with _handlers(signal.SIG_IGN):
+        yield
+
+
+@contextlib.contextmanager
+def _handlers(handler: object) -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
