@@ -48,8 +48,17 @@ find_python() {
     return 1
 }
 
-# has_gpu: an NVIDIA GPU answers. (Bounded: nvidia-smi hangs on a sick driver.)
-has_gpu() { have nvidia-smi && timeout 30 nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
+# gpu_answers: an NVIDIA GPU is in this machine and works. (Bounded: nvidia-smi hangs on a sick driver.)
+gpu_answers() { have nvidia-smi && timeout 30 nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
+
+# has_gpu: the set-up is for GPUs: one answers, or GPU_CAPABILITIES names those of the machine that this one builds for.
+has_gpu() { [ -n "${GPU_CAPABILITIES:-}" ] || gpu_answers; }
+
+# gpu_capabilities: prints compute capabilities without dots: 90, or 80,90 for several kinds of GPU.
+gpu_capabilities() {
+    if [ -n "${GPU_CAPABILITIES:-}" ]; then tr ', ' '\n\n' <<<"$GPU_CAPABILITIES"
+    else nvidia-smi --query-gpu=compute_cap --format=csv,noheader; fi | tr -d '. ' | sed '/^$/d' | sort -un | paste -sd,
+}
 
 # gpu_torch PYTHON: prints the version of an installed CUDA torch that is new enough, or fails.
 gpu_torch() {

@@ -6,6 +6,8 @@
 #
 #   PYTHON=python3.12        the interpreter to use; otherwise the machine's python3, 3.12 or 3.11, whichever works
 #   TORCH_INDEX_URL=URL      where to take torch from, for instance an index of CPU-only builds, which are much smaller
+#   GPU_CAPABILITIES=9.0     build for these GPUs though none is in sight (a container image); needs the CUDA toolkit
+#   SETUP_BROWSER=no         leave out Chromium, which only tests use
 #   XDG_CACHE_HOME=DIR       the compiled Horovod wheel is kept in DIR/anomaly-distbench (default ~/.cache)
 #
 # GPU machines (an NVIDIA GPU answers): a system-wide CUDA torch that is new enough is used as it is, and Horovod is
@@ -25,7 +27,7 @@ flock -n 8 || { say "another set-up is at work here; waiting for it"; flock -w 3
 # --- Is there anything to do? ----------------------------------------------------------------------------------------
 venv=$PWD/.venv
 gpu=none
-! has_gpu || gpu=$(nvidia-smi --query-gpu=name,compute_cap --format=csv,noheader | sort | uniq -c | tr -s ' ')
+! has_gpu || gpu=sm_$(gpu_capabilities)
 # All that decides the outcome. A change of any of it, and the set-up runs again (reusing what still fits).
 stamp=$(
     { cat scripts/versions.sh scripts/lib.sh scripts/setup.sh scripts/horovod_wheel.sh scripts/system_packages.sh \

@@ -25,8 +25,10 @@ want ninja ninja-build
 want pdsh pdsh
 want ip iproute2
 [ -x /usr/sbin/sshd ] || want sshd openssh-server
-have chromium || have google-chrome || wanted+=(chromium fonts-liberation)
-have chromedriver || wanted+=(chromium-driver)
+if [ "${SETUP_BROWSER:-yes}" != no ]; then
+    have chromium || have google-chrome || wanted+=(chromium fonts-liberation)
+    have chromedriver || wanted+=(chromium-driver)
+fi
 
 # An interpreter that can make a virtual environment (Debian splits ensurepip off) and compile extensions (headers).
 if python=$(find_python); then

@@ -1,8 +1,9 @@
 """Compile the parts of DeepSpeed that it would otherwise compile inside the first training job.
 
-On CPUs DeepSpeed moves small tensors through a shared-memory extension that it compiles at first use (about 20 s, with g++
-and ninja; `deepspeed/comm/torch.py: build_shm_op`). Done here, it can never land in a measured step. The result goes where
-every worker will look: `<environment>/torch_extensions`, not the user-wide default, which two clones would overwrite in turn.
+On CPUs DeepSpeed moves small tensors through a shared-memory extension that it compiles at first use (about 20 s, with
+g++ and ninja; `deepspeed/comm/torch.py: build_shm_op`). Done here, it can never land in a measured step. The result goes
+where every worker will look: `<environment>/torch_extensions`, not the user-wide default, which two clones would
+overwrite in turn.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ EXTENSIONS = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.pre
 
 def main() -> int:
     """Build what this machine's accelerator needs; return 0, also when there is nothing to build."""
-    # A compile that was killed leaves its lock file behind, and torch would wait for it for ever. The set-up holds a lock of
-    # its own, so whoever wrote this one is gone.
+    # A compile that was killed leaves its lock file behind, and torch would wait for it for ever. The set-up holds a
+    # lock of its own, so whoever wrote this one is gone.
     for lock in EXTENSIONS.glob("*/lock"):
         lock.unlink()
 
