@@ -1,0 +1,88 @@
+"""The parity table on the screen and in results/STUDY/: parity.json, parity.csv and parity.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import records
+from harness.job import Job
+from harness.parity import Verdict, bound, row_of, write_csv
+
+HEADERS = ("engine", "workers", "accum.", "clip", "precision", "max rel. diff", "of update", "loss diff", "bound", "verdict")
+
+
+def _cells(verdict: Verdict) -> tuple[str, ...]:
+    cell = verdict.cell
+    native = cell.precision_mode == "native"
+    number = lambda value: "-" if value is None else f"{value:.1e}"  # noqa: E731
+    word = verdict.status if not native or verdict.status in ("failed", "refused") else "native"
+    return (
+        cell.engine,
+        str(cell.workers),
+        str(cell.accumulation),
+        "on" if cell.clip else "off",
+        cell.precision + (" native" if native else ""),
+        number(verdict.difference),
+        number(verdict.of_update),
+        number(verdict.loss_difference),
+        number(verdict.bound) if not native else "-",
+        word + (f": {verdict.reason}" if verdict.reason else ""),
+    )
+
+
+def print_table(verdicts: Sequence[Verdict]) -> None:
+    """The table, by rich."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Parity with a single process")
+    for index, header in enumerate(HEADERS):
+        table.add_column(header, justify="left" if index in (0, len(HEADERS) - 1) else "right")
+    for verdict in verdicts:
+        table.add_row(*_cells(verdict), style="" if verdict.status in ("equal", "refused") else "bold")
+    Console().print(table)
+
+
+def write_study(verdicts: Sequence[Verdict], base: Job, folder: Path) -> None:
+    """Writes the table in three forms; figures and text only, no weights."""
+    from harness.measure import environment
+
+    folder.mkdir(parents=True, exist_ok=True)
+    records.write_json(
+        folder / "parity.json",
+        records.finite(
+            {"job": base.to_dict(), "environment": environment(), "cells": [row_of(verdict) for verdict in verdicts]}
+        ),
+    )
+    write_csv(verdicts, folder / "parity.csv")
+    (folder / "parity.md").write_text(markdown(verdicts, base))
+
+
+def markdown(verdicts: Sequence[Verdict], base: Job) -> str:
+    """The table with the words that it needs to be read."""
+    judged = [v for v in verdicts if v.cell.precision_mode == "matched" and v.status in ("equal", "differs")]
+    equal = sum(v.status == "equal" for v in judged)
+    lines = [
+        "# Parity",
+        "",
+        f"Preset `{base.preset}` on `{base.data}`, {base.steps} steps, global batch {base.global_batch}, seed {base.seed}: "
+        f"{equal} of {len(judged)} judged cells equal the single process.",
+        "",
+        "max rel. diff: largest ||a - b|| / ||b|| of any trainable tensor; of update: ||a - b|| / ||b - start|| over all tensors; "
+        "loss diff: largest relative difference of a step's loss. "
+        f"Bounds: fp32 {bound(_any('fp32'), base.steps)[1]:.0e} on max rel. diff; bf16 {bound(_any('bf16'), base.steps)[1]:.1e} and "
+        f"fp16 {bound(_any('fp16'), base.steps)[1]:.1e} on the update (unit roundoff x sqrt(steps)); native precision is reported, not judged.",
+        "",
+        "| " + " | ".join(HEADERS) + " |",
+        "|" + "---|" * len(HEADERS),
+        *("| " + " | ".join(_cells(verdict)) + " |" for verdict in verdicts),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _any(precision: str):  # noqa: ANN202
+    from harness.parity_cells import Cell
+
+    return Cell(backend="ddp", precision=precision)
