@@ -142,7 +142,9 @@ class Backend(ABC):
     name: ClassVar[str]
     Settings: ClassVar[type[EngineSettings]] = EngineSettings
 
-    def __init__(self, settings: EngineSettings, facts: ProcessFacts, *, device: str = "auto", timeout_s: float = 300.0) -> None:
+    def __init__(
+        self, settings: EngineSettings, facts: ProcessFacts, *, device: str = "auto", timeout_s: float = 300.0
+    ) -> None:
         """Joins the process group. `device`: ``auto``, ``cpu`` or ``cuda``. Every wait is limited by `timeout_s`."""
         self.settings = settings
         self.facts = facts

@@ -19,7 +19,7 @@ from backends.base import Backend, StepReport
 from core_model.clock import Clock
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDivergedError(RuntimeError):
     """The loss is not finite although no overflow was skipped."""
 
 
@@ -69,7 +69,7 @@ class Trainer:
         self._pending: list[_Pending] = []
 
     def train(self) -> int:
-        """Trains to `plan.steps`; returns the number of finished steps. Raises TrainingDiverged, or what the engine
+        """Trains to `plan.steps`; returns the number of finished steps. Raises TrainingDivergedError, or what the engine
         or the data raises."""
         plan, backend, clock = self.plan, self.backend, self.clock
         iterator = iter(self.batches)
@@ -118,7 +118,7 @@ class Trainer:
             skipped = bool(report.skipped)
             if not math.isfinite(losses["loss"]) and not skipped:
                 self._emit(rows)
-                raise TrainingDiverged(
+                raise TrainingDivergedError(
                     f"the loss is {losses['loss']} at step {item.step}: lower the learning rate or the loss scale, or use fp32"
                 )
             if gathered is None:

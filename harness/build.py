@@ -99,7 +99,9 @@ def put_weights(model: torch.nn.Module, state: Mapping[str, torch.Tensor], origi
     with torch.no_grad():
         for name, tensor in state.items():
             if own[name].shape != tensor.shape:
-                raise JobError(f"{origin}: tensor '{name}' is {tuple(tensor.shape)}, the model has {tuple(own[name].shape)}")
+                raise JobError(
+                    f"{origin}: tensor '{name}' is {tuple(tensor.shape)}, the model has {tuple(own[name].shape)}"
+                )
             own[name].copy_(tensor)
 
 

@@ -7,6 +7,7 @@ truncated or foreign one is refused.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -31,14 +32,14 @@ def save_checkpoint(backend: Backend, folder: Path | None, run: str, step: int) 
     backend.save(hidden)
     backend.barrier()
     if backend.local_rank == 0 and hidden.is_dir():
-        files = {str(path.relative_to(hidden)): path.stat().st_size for path in sorted(hidden.rglob("*")) if path.is_file()}
+        files = {
+            str(path.relative_to(hidden)): path.stat().st_size for path in sorted(hidden.rglob("*")) if path.is_file()
+        }
         seal = {"step": step, "engine": backend.name, "world_size": backend.world_size, "run": run, "files": files}
         (hidden / SEAL).write_text(json.dumps(seal, indent=1))
         shutil.rmtree(final, ignore_errors=True)
-        try:
+        with contextlib.suppress(FileNotFoundError):  # on a shared file system another node was first
             hidden.rename(final)
-        except FileNotFoundError:  # on a shared file system another node was first
-            pass
         for old in _complete(place)[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
     backend.barrier()
@@ -59,12 +60,16 @@ def check_seal(checkpoint: Path) -> int:
         files: dict[str, int] = seal["files"]
         step = int(seal["step"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise JobError(f"{checkpoint}: not a checkpoint of this program (no valid {SEAL}): delete it to use an older one") from None
+        raise JobError(
+            f"{checkpoint}: not a checkpoint of this program (no valid {SEAL}): delete it to use an older one"
+        ) from None
     for name, size in files.items():
         path = checkpoint / name
         if not path.is_file() or path.stat().st_size != size:
             have = path.stat().st_size if path.is_file() else 0
-            raise JobError(f"{path}: {have} bytes, {size} were written: the checkpoint is truncated, delete {checkpoint.name}")
+            raise JobError(
+                f"{path}: {have} bytes, {size} were written: it is truncated, delete {checkpoint.name}"
+            )
     return step
 
 

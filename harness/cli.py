@@ -74,7 +74,16 @@ def main(argv: list[str] | None = None) -> Any:
 
 
 # The classes are compared by name, so that deciding needs no import of torch or an engine.
-_USER_ERRORS = {"JobError", "BackendError", "DataError", "RecordError", "HostfileError", "LaunchError", "ModelError", "UserError"}
+_USER_ERRORS = {
+    "JobError",
+    "BackendError",
+    "DataError",
+    "RecordError",
+    "HostfileError",
+    "LaunchError",
+    "ModelError",
+    "UserError",
+}
 
 
 def is_user_error(error: BaseException) -> bool:

@@ -45,14 +45,16 @@ def score_samples(
     answers: bool = True,
     max_new_tokens: int = 32,
 ) -> list[dict[str, Any]]:
-    """One entry a sample: id, category, kind, is_defective, place, score, map (S, S) float16, mask (S, S) bool, question,
-    expected, answer."""
+    """One entry a sample: id, category, kind, is_defective, place, score, map (S, S) float16, mask (S, S) bool,
+    question, expected, answer."""
     images = torch.stack([sample.image for sample in samples]).to(device)
     categories = [sample.category for sample in samples]
     maps = model.anomaly_maps(images, categories, memory=memory)
     scores = model.scores(maps).float().cpu().tolist()
     questions = [sample.turns[0][0] for sample in samples]
-    replies = model.answer(images, categories, questions, max_new_tokens=max_new_tokens) if answers else [""] * len(samples)
+    replies = (
+        model.answer(images, categories, questions, max_new_tokens=max_new_tokens) if answers else [""] * len(samples)
+    )
     grids = maps.float().cpu().numpy().astype(np.float16)
     return [
         {
@@ -92,7 +94,9 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        mine = spread_indices(list(range(len(dataset))) if indices is None else indices, rank=rank, world_size=world_size)
+        mine = spread_indices(
+            list(range(len(dataset))) if indices is None else indices, rank=rank, world_size=world_size
+        )
         entries: list[dict[str, Any]] = []
         for start in range(0, len(mine), batch_size):
             samples = [dataset.get(index, 0) for index in mine[start : start + batch_size]]

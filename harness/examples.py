@@ -14,7 +14,9 @@ PER_CATEGORY = 2
 MOST = 12
 
 
-def choose(entries: Sequence[Mapping[str, Any]], per_category: int = PER_CATEGORY, most: int = MOST) -> list[Mapping[str, Any]]:
+def choose(
+    entries: Sequence[Mapping[str, Any]], per_category: int = PER_CATEGORY, most: int = MOST
+) -> list[Mapping[str, Any]]:
     """One good and (per_category - 1) defective entries a category, by id: independent of what the model said, so
     that two engines show the same pictures and neither shows its best."""
     chosen: list[Mapping[str, Any]] = []

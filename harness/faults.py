@@ -1,7 +1,7 @@
 """Planted faults, for tests and for showing that the harness notices: ``HARNESS_FAULT="kill:rank=1,step=5"``.
 
-kinds: ``kill`` (SIGKILL to itself), ``raise`` (an exception), ``hang`` (sleeps for ever), ``slow`` (sleeps `ms` every step from
-`step` on). Read from the environment only, so that no job can carry one by accident; a planted fault is printed to the log.
+kinds: ``kill`` (SIGKILL to itself), ``raise`` (an exception), ``hang`` (sleeps for ever), ``slow`` (sleeps `ms` every step
+from `step` on). Read from the environment only, so that no job can carry one by accident; a planted fault is printed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from harness.job import JobError
 KINDS = ("kill", "raise", "hang", "slow")
 
 
-class PlantedFault(RuntimeError):
+class PlantedFaultError(RuntimeError):
     """Raised by the fault ``raise``."""
 
 
@@ -48,6 +48,6 @@ def before_step(rank: int, text: str | None = None) -> Callable[[int], None] | N
             elif kind == "hang":
                 time.sleep(1e9)
             else:
-                raise PlantedFault(f"planted at step {step}")
+                raise PlantedFaultError(f"planted at step {step}")
 
     return hook

@@ -32,7 +32,9 @@ def claim_run_folder(job: Job, results: Path) -> tuple[Job, Path]:
         folder = study / base
         if job.resume:
             if not is_run(folder):
-                raise JobError(f"{folder}: no run to resume there: leave --resume out, or name it by --study and --run-name")
+                raise JobError(
+                    f"{folder}: no run to resume there: leave --resume out, or name it by --study and --run-name"
+                )
         else:
             number = 1
             while True:
@@ -45,5 +47,7 @@ def claim_run_folder(job: Job, results: Path) -> tuple[Job, Path]:
         job = job.with_(run=folder.name)
         write_json(folder / JOB, job.to_dict())
     except OSError as error:
-        raise JobError(f"{error.filename or study}: cannot write results there ({error.strerror}): use --results FOLDER") from None
+        raise JobError(
+            f"{error.filename or study}: cannot write results there ({error.strerror}): use --results FOLDER"
+        ) from None
     return job, folder

@@ -50,7 +50,12 @@ def preflight(job: Job) -> Job:
 
         for split in ("train", "test"):
             open_dataset(
-                job.data, split=split, image_size=job.image_size or 224, seed=job.seed, simulation=job.defects, options=job.data_options
+                job.data,
+                split=split,
+                image_size=job.image_size or 224,
+                seed=job.seed,
+                simulation=job.defects,
+                options=job.data_options,
             )
     if job.init_weights:
         from harness.build import weights_file
@@ -133,7 +138,9 @@ def run_job(
         job, folder = claim_run_folder(job, results)
         launch = launch_of(job, folder, Path(scratch), launcher_args)
         started = time.time()
-        records.write_json(folder / records.RESULT, {"status": "running", "started": _iso(started), "launcher": launch.launcher})
+        records.write_json(
+            folder / records.RESULT, {"status": "running", "started": _iso(started), "launcher": launch.launcher}
+        )
         watcher = _Watcher(job, folder, show, on_rows)
         outcome = mpi.process.supervise(launch, log_path=folder / records.LOG, timeout=limit_s, on_poll=watcher.poll)
         watcher.close()
@@ -151,7 +158,11 @@ def report_end(folder: Path) -> int:
         parts += [f"loss {result['final']['loss']:.4f}"] if result["final"].get("loss") is not None else []
         parts += [
             f"{label} {figures[key]:.3f}"
-            for key, label in (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"), ("answer_accuracy", "answers"))
+            for key, label in (
+                ("image_auroc", "image AUROC"),
+                ("pixel_auroc", "pixel AUROC"),
+                ("answer_accuracy", "answers"),
+            )
             if isinstance(figures.get(key), float)
         ]
         click.echo(f"ok in {clock(result['wall_s'])}: {', '.join(parts)}")
@@ -257,8 +268,9 @@ def first_mark(log: Path) -> tuple[int, bool, str] | None:
 
 
 _CONSEQUENCE = re.compile(
-    r"^Terminated:|^KeyboardInterrupt|Connection (closed|reset)|Broken pipe|HorovodInternalError|DistBackendError|timed out|"
-    r"peer|Gloo|NCCL", re.IGNORECASE
+    r"^TerminatedError:|^KeyboardInterrupt|Connection (closed|reset)|Broken pipe|HorovodInternalError|DistBackendError|timed out|"
+    r"peer|Gloo|NCCL",
+    re.IGNORECASE,
 )
 
 
@@ -268,7 +280,9 @@ def _check_capacity(job: Job) -> None:
     limit, what = (gpus, "GPUs") if on_gpu else (len(os.sched_getaffinity(0)), "cores")
     if job.slots > limit and not (job.oversubscribe and not on_gpu):
         remedy = "" if on_gpu else ", or add --oversubscribe (it is recorded)"
-        raise JobError(f"{job.slots} slots were asked for, this machine has {limit} {what}: use --slots {max(1, limit)}{remedy}")
+        raise JobError(
+            f"{job.slots} slots were asked for, this machine has {limit} {what}: use --slots {max(1, limit)}{remedy}"
+        )
 
 
 def _iso(seconds: float) -> str:

@@ -19,10 +19,16 @@ _F = Callable[..., Any]
 _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--backend",), {"metavar": "NAME", "help": f"Engine: {', '.join(backends.names())}."}),
     (("--zero-stage",), {"type": int, "help": "DeepSpeed's ZeRO stage, 0-3."}),
-    (("--launcher",), {"help": "auto, local, deepspeed, horovodrun, mpirun, torchrun or srun (auto: the engine's own)."}),
+    (
+        ("--launcher",),
+        {"help": "auto, local, deepspeed, horovodrun, mpirun, torchrun or srun (auto: the engine's own)."},
+    ),
     (("--nodes",), {"type": int, "help": "Number of hosts, taken from the hostfile in its order."}),
     (("--slots",), {"type": int, "help": "Workers per host."}),
-    (("--hostfile",), {"type": click.Path(), "help": "Hosts as 'name slots=N' lines (default: ./hostfile for --nodes > 1)."}),
+    (
+        ("--hostfile",),
+        {"type": click.Path(), "help": "Hosts as 'name slots=N' lines (default: ./hostfile for --nodes > 1)."},
+    ),
     (("--device",), {"type": click.Choice(["auto", "cpu", "cuda"]), "help": "Where to compute."}),
     (("--threads",), {"type": int, "help": "CPU threads per worker."}),
     (("--oversubscribe",), {"is_flag": True, "default": None, "help": "Allow more workers than cores (recorded)."}),
@@ -46,7 +52,10 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--warmup-steps",), {"type": int, "help": "Learning-rate warm-up, in optimizer steps."}),
     (("--clip-norm",), {"type": float, "help": "Global gradient norm limit; 0 = no clipping."}),
     (("--precision",), {"type": click.Choice(["fp32", "bf16", "fp16"]), "help": "Arithmetic type."}),
-    (("--precision-mode",), {"type": click.Choice(["matched", "native"]), "help": "Like-for-like autocast, or the engine's own way."}),
+    (
+        ("--precision-mode",),
+        {"type": click.Choice(["matched", "native"]), "help": "Like-for-like autocast, or the engine's own way."},
+    ),
     (("--activation-checkpointing",), {"is_flag": True, "default": None, "help": "Recompute activations in backward."}),
     (("--seed",), {"type": int, "help": "Decides weights, order of samples and simulated defects."}),
     (("--timing-warmup",), {"type": int, "help": "First optimizer steps left out of timing."}),
@@ -55,12 +64,17 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--shots",), {"type": int, "help": "Normal pictures per category in the memory bank at evaluation."}),
     (("--checkpoint-every",), {"type": int, "help": "Optimizer steps between checkpoints; 0 = none."}),
     (("--resume",), {"is_flag": True, "default": None, "help": "Go on from the run's last good checkpoint."}),
-    (("--emulate-compute", "emulate_compute_ms"), {"type": float, "help": "Wait this many ms a step instead of computing."}),
+    (
+        ("--emulate-compute", "emulate_compute_ms"),
+        {"type": float, "help": "Wait this many ms a step instead of computing."},
+    ),
     (("--study",), {"help": "Folder in results/ that the run belongs to."}),
     (("--run-name", "run"), {"help": "Folder of the run (default: made from engine, workers, precision, seed)."}),
-    (("--set", "settings"), {"multiple": True, "metavar": "KEY=VALUE", "help": "Any job field; engine.KEY, model.KEY, data_options.KEY."}),
+    (
+        ("--set", "settings"),
+        {"multiple": True, "metavar": "KEY=VALUE", "help": "Any job field; engine.KEY, model.KEY, data_options.KEY."},
+    ),
 )
-
 
 
 def job_options(command: _F) -> _F:

@@ -177,14 +177,25 @@ def row_of(verdict: Verdict) -> dict[str, Any]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("--engines", default="ddp,horovod,deepspeed:0,deepspeed:1,deepspeed:2", show_default=True, help="Comma-separated; deepspeed:STAGE.")
+@click.option(
+    "--engines",
+    default="ddp,horovod,deepspeed:0,deepspeed:1,deepspeed:2",
+    show_default=True,
+    help="Comma-separated; deepspeed:STAGE.",
+)
 @click.option("--workers", default="1,2", show_default=True, help="Worker counts, comma-separated.")
 @click.option("--accumulation", default="1", show_default=True, help="Accumulation steps, comma-separated.")
 @click.option("--clip", default="on", show_default=True, help="on, off or on,off.")
 @click.option("--precision", default="fp32", show_default=True, help="fp32, bf16, fp16, comma-separated.")
-@click.option("--precision-mode", default="matched", show_default=True, help="matched, native or both, comma-separated.")
+@click.option(
+    "--precision-mode", default="matched", show_default=True, help="matched, native or both, comma-separated."
+)
 @click.option("--overflow-at", type=int, default=-1, help="Plant an fp16 overflow at this step.")
-@click.option("--full", is_flag=True, help="Every engine and ZeRO stage x accumulation 1,4 x clipping x workers 1,2,4 x precision.")
+@click.option(
+    "--full",
+    is_flag=True,
+    help="Every engine and ZeRO stage x accumulation 1,4 x clipping x workers 1,2,4 x precision.",
+)
 @click.option("--preset", default="tiny", show_default=True)
 @click.option("--data", default="textures", show_default=True)
 @click.option("--steps", default=20, show_default=True)
@@ -235,7 +246,9 @@ def parity(**options: Any) -> None:
 
         print_table(verdicts)
     # Native precision departs by design and is reported, not judged.
-    bad = [v for v in verdicts if v.status == "failed" or (v.status == "differs" and v.cell.precision_mode == "matched")]
+    bad = [
+        v for v in verdicts if v.status == "failed" or (v.status == "differs" and v.cell.precision_mode == "matched")
+    ]
     sys.exit(1 if bad else 0)
 
 
@@ -251,7 +264,9 @@ def run_parity(
         failures = train_cells(base, [*references, *cells], out, limit_s=limit_s, say=say)
         for reference in references:
             if reference in failures:
-                raise JobError(f"the single-process reference failed: {failures[reference]}: see {out} (use --keep FOLDER)")
+                raise JobError(
+                    f"the single-process reference failed: {failures[reference]}: see {out} (use --keep FOLDER)"
+                )
         return [judge(cell, out, base.steps, failures) for cell in cells]
 
 

@@ -1,4 +1,4 @@
-"""What parity compares: cells (engine, ZeRO stage, workers, accumulation, clipping, precision), and how they are trained.
+"""What parity compares: cells of engine, ZeRO stage, workers, accumulation, clipping and precision, and their training.
 
 All cells that share engine family and workers run one after another in one launched job: the process group is made
 once, the engine is prepared anew for each cell. A cell is an ordinary training of the harness's own trainer on its own
@@ -20,7 +20,7 @@ from harness.job import Job
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One training. `overflow_at`: optimizer step whose loss is multiplied by infinity (a planted overflow), -1 = none."""
+    """One training. `overflow_at`: optimizer step whose loss is made infinite (a planted overflow), -1 = none."""
 
     backend: str
     zero_stage: int | None = None

@@ -9,7 +9,18 @@ from harness import records
 from harness.job import Job
 from harness.parity import Verdict, bound, row_of, write_csv
 
-HEADERS = ("engine", "workers", "accum.", "clip", "precision", "max rel. diff", "of update", "loss diff", "bound", "verdict")
+HEADERS = (
+    "engine",
+    "workers",
+    "accum.",
+    "clip",
+    "precision",
+    "max rel. diff",
+    "of update",
+    "loss diff",
+    "bound",
+    "verdict",
+)
 
 
 def _cells(verdict: Verdict) -> tuple[str, ...]:

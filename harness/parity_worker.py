@@ -44,7 +44,9 @@ def train_cell(cell: Cell, base: Job, facts: ProcessFacts, out: Path) -> Any:
     backend = None
     try:
         engine = backends.load(job.backend)
-        backend = engine(backends.settings_from(job.backend, dict(job.engine)), facts, device=job.device, timeout_s=job.timeout_s)
+        backend = engine(
+            backends.settings_from(job.backend, dict(job.engine)), facts, device=job.device, timeout_s=job.timeout_s
+        )
         torch.manual_seed(job.seed)
         model = build_model(job)
         start = {name: tensor.clone() for name, tensor in trainable_weights(model).items()}
@@ -69,7 +71,10 @@ def train_cell(cell: Cell, base: Job, facts: ProcessFacts, out: Path) -> Any:
     )
     rows: list[dict[str, Any]] = []
     Trainer(backend, loader, Plan(steps=job.steps, log_every=job.steps), on_rows=rows.extend).train()
-    weights = {name.removeprefix(PREFIX) if cell.overflow_at >= 0 else name: tensor for name, tensor in backend.weights().items()}
+    weights = {
+        name.removeprefix(PREFIX) if cell.overflow_at >= 0 else name: tensor
+        for name, tensor in backend.weights().items()
+    }
     description = backend.describe()
     if facts.rank == 0:
         out.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@
 
 - ``job.json``: the resolved `harness.job.Job`;
 - ``environment.json``: versions, hardware, topology, git commit, the launcher's variables;
-- ``steps.jsonl``: one line an optimizer step: ``step, epoch, loss, losses{}, grad_norm, loss_scale, skipped, lr, step_s,
+- ``steps.jsonl``: one line a step: ``step, epoch, loss, losses{}, grad_norm, loss_scale, skipped, lr, step_s,
   data_s, t, samples, rank_step_s[]`` (seconds; `t` = since training began; rank_step_s may be missing);
 - ``resources.jsonl``: one line a sample of the resource sampler: ``t, rank, host, cpu_percent, rss_mib, net_sent_bytes,
   net_recv_bytes, gpus[{index, util_percent, mem_mib, power_w, temperature_c, energy_j}]``;

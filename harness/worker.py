@@ -7,6 +7,7 @@ once (``os._exit``): a clean interpreter exit could wait for collectives that th
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -31,7 +32,7 @@ from harness.output import Output, Progress
 FAILURE_MARK = "HARNESS-FAILURE"
 
 
-class Terminated(RuntimeError):
+class TerminatedError(RuntimeError):
     """The launcher or the system asked this process to end."""
 
 
@@ -90,7 +91,7 @@ def _guarded(job: Job, facts: ProcessFacts, output: Output, results: Path, run_d
     except BaseException as error:
         user = is_user_error(error)
         text = _one_line(error)
-        if not user and not isinstance(error, (KeyboardInterrupt, Terminated)):
+        if not user and not isinstance(error, (KeyboardInterrupt, TerminatedError)):
             import traceback
 
             traceback.print_exc()
@@ -106,7 +107,7 @@ def _guarded(job: Job, facts: ProcessFacts, output: Output, results: Path, run_d
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    raise Terminated(f"ended by signal {number}")
+    raise TerminatedError(f"ended by signal {number}")
 
 
 def _one_line(error: BaseException) -> str:
@@ -140,7 +141,10 @@ class Run:
         job = self.job
         engine = backends.load(job.backend)
         backend = engine(
-            backends.settings_from(job.backend, dict(job.engine)), self.facts, device=job.device, timeout_s=job.timeout_s
+            backends.settings_from(job.backend, dict(job.engine)),
+            self.facts,
+            device=job.device,
+            timeout_s=job.timeout_s,
         )
         self.backend = backend
         self._open_folder()
@@ -371,7 +375,9 @@ class Run:
                 "peak_rss_mib": [rank["rss_mib"] for rank in peaks],
                 "peak_device_mib": [rank["device_mib"] for rank in peaks],
             },
-            "final": {"loss": rows[-1]["loss"], "losses": rows[-1]["losses"], "step": steps} if rows else {"step": steps},
+            "final": {"loss": rows[-1]["loss"], "losses": rows[-1]["losses"], "step": steps}
+            if rows
+            else {"step": steps},
             "evaluation": figures.get("mean", figures),
             "engine": description,
             "data": self.data_facts,
@@ -422,11 +428,9 @@ def _statistics(model: Any) -> dict[str, Any]:
 
 
 def _reset_peaks(torch: Any, device: Any) -> None:
-    """Peak memory counts from here: training, not loading. Linux resets a process's peak by writing 5 to clear_refs."""
-    try:
+    """Peak memory counts from here: training, not loading. Linux resets a process's peak by a 5 in clear_refs."""
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
