@@ -52,8 +52,9 @@ class Comparison:
 
     @property
     def labels(self) -> list[str]:
-        """Engines with their settings in the order of their first run."""
-        return list(dict.fromkeys(self.frame["label"]))
+        """Engines with their settings, those of the main group first, in the order of their first run."""
+        main = self.frame[self.frame["group"] == 0]["label"]
+        return list(dict.fromkeys([*main, *self.frame["label"]]))
 
     def run(self, name: str) -> RecordedRun:
         return next(run for run in self.runs if run.name == name)
@@ -65,9 +66,10 @@ class Comparison:
     def table(self) -> Table:
         """The table that `harness compare` prints: nine columns that fit a terminal of 80 characters."""
         from rich import box
+        from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=self.title, caption=TABLE_CAPTION, box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(title=self.title, caption=TABLE_CAPTION, box=box.SIMPLE_HEAD, padding=0)
         columns = {
             "engine": "engine", "workers": "N", "short_rate": "samples/s", "efficiency": "effi-\nciency",
             "peak memory": "peak\nmemory", "final loss": "final\nloss", "image AUROC": "image\nAUROC",
@@ -81,7 +83,9 @@ class Comparison:
                 table.add_section()
             group = row["group"]
             texts = {**row["texts"], "short_rate": row["short_rate"]}
-            table.add_row(*(texts[name] for name in columns), style="red" if row["failed"] and not row["ok"] else None)
+            table.add_row(
+                *(escape(texts[name]) for name in columns), style="red" if row["failed"] and not row["ok"] else None
+            )
         return table
 
     def write_csv(self, path: Path) -> None:
@@ -132,7 +136,7 @@ def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
                     "step ms (p99)": _step_text(cell["step_ms"], cell["step_ms_p99"]),
                     "efficiency": words.percent(cell["efficiency"]),
                     "peak memory": words.mebibytes(cell["peak_memory_mib"]),
-                    "final loss": words.number(cell["final_loss"], 4),
+                    "final loss": words.number(cell["final_loss"]),
                     "image AUROC": words.fixed(cell["image_auroc"], 3),
                     "pixel AUROC": words.fixed(cell["pixel_auroc"], 3),
                     "answers right": answers,

@@ -1,0 +1,261 @@
+"""What a careful reader would object to, found by the program: unusable answers, same weights, stragglers and more.
+
+Each finding names the run or cell, the figure and what to do. Levels: ``wrong`` (the figures must not be used as they
+are), ``warning`` (they may mislead), ``note`` (worth knowing).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from harness import measure, words
+from harness.compare import Comparison
+from harness.recorded import RecordedRun
+
+LEVELS = ("wrong", "warning", "note")
+UNUSABLE_LIMIT = 0.05  # share of answers without Yes or No that makes an accuracy meaningless
+DATA_LIMIT = 0.10  # share of a step spent waiting for data above which the loader, not the engine, is compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """`code` is stable, for tests and scripts; `text` is one or two sentences for people."""
+
+    level: str
+    code: str
+    text: str
+
+
+def findings(comparison: Comparison) -> list[Finding]:
+    """All findings of a comparison, the gravest first."""
+    runs = comparison.runs
+    found: list[Finding] = []
+    for check in (_unusable, _stragglers, _timing, _skipped, _own_warnings):
+        for run in runs:
+            if run.ok:
+                found += check(run)
+    found += _same_weights([run for run in runs if run.ok])
+    found += _failed(runs)
+    found += _unlike(comparison)
+    found += _efficiencies(comparison)
+    found += _repeats(comparison)
+    found += _software(runs)
+    return sorted(_merged(found), key=lambda finding: LEVELS.index(finding.level))
+
+
+def unusable_share(run: RecordedRun) -> float | None:
+    """Share of the test answers that say neither Yes nor No, None where nothing was answered."""
+    judged = [sample["judged"] for sample in run.evaluation.get("samples") or () if "judged" in sample]
+    if judged:
+        return sum(value is None for value in judged) / len(judged)
+    mean = run.result.get("evaluation") or {}
+    count, total = mean.get("unusable_answers"), mean.get("samples")
+    return count / total if words.is_number(count) and total else None
+
+
+def _unusable(run: RecordedRun) -> Iterator[Finding]:
+    share = unusable_share(run)
+    if share is None or share <= 0:
+        return
+    accuracy = (run.result.get("evaluation") or {}).get("answer_accuracy")
+    text = f"{run.name}: {words.percent(share, 1)} of the answers say neither Yes nor No"
+    if share > UNUSABLE_LIMIT:
+        yield Finding(
+            level="wrong",
+            code="unusable-answers",
+            text=f"{text}. Its answer accuracy ({words.percent(accuracy, 1)}) is not a figure of merit: the language "
+            "part did not learn to answer (too few steps, a broken template, or diverged). The AUROCs do not show this.",
+        )
+    else:
+        yield Finding(level="note", code="some-unusable-answers", text=f"{text}; they count as wrong.")
+
+
+def _same_weights(runs: Sequence[RecordedRun]) -> Iterator[Finding]:
+    """Trainings that cannot have ended in the same weights, but did, or whose figures are equal to the last digit."""
+    for run in runs:
+        hashes = run.result.get("hashes") or {}
+        if hashes.get("weights") and hashes.get("weights") == hashes.get("init_weights"):
+            yield Finding(
+                level="wrong",
+                code="untrained",
+                text=f"{run.name}: its weights after training are its weights before it: nothing was learned or the "
+                "wrong file was evaluated.",
+            )
+    for a, b in itertools.combinations(runs, 2):
+        first, second = a.result.get("hashes") or {}, b.result.get("hashes") or {}
+        if not _trained_apart(a, b):
+            continue
+        if first.get("weights") and first.get("weights") == second.get("weights"):
+            reason = "ended in the same weights"
+        elif _same_figures(a, b):
+            reason = "gave every test sample the same score, to the last digit"
+        else:
+            continue
+        yield Finding(
+            level="wrong",
+            code="same-weights",
+            text=f"{a.name} and {b.name} are different trainings but {reason}: the same weights were evaluated twice.",
+        )
+
+
+def _trained_apart(a: RecordedRun, b: RecordedRun) -> bool:
+    """Whether two runs differ in something that must change the weights. Engines and numbers of workers need not."""
+    keys = ("seed", "steps", "lr", "version", "preset", "optimizer", "weight_decay", "precision", "data", "defects")
+    if any(a.job.get(key) != b.job.get(key) for key in (*keys, "global_batch")):
+        return True
+    return (a.result.get("hashes") or {}).get("init_weights") != (b.result.get("hashes") or {}).get("init_weights")
+
+
+def _same_figures(a: RecordedRun, b: RecordedRun) -> bool:
+    """Equal AUROCs of both kinds and, where the samples are recorded, equal scores: AUROCs depend on ranks only, so on
+    a small test set two trainings may share one by chance."""
+    for name in ("image_auroc", "pixel_auroc"):
+        first, second = ((run.result.get("evaluation") or {}).get(name) for run in (a, b))
+        if not words.is_number(first) or first != second:
+            return False
+    scores, others = ({item["id"]: item["score"] for item in run.evaluation.get("samples") or ()} for run in (a, b))
+    return scores == others
+
+
+def _stragglers(run: RecordedRun) -> Iterator[Finding]:
+    """From the sampled steps' own work by rank (`harness.split`)."""
+    own: dict[int, list[float]] = {}
+    for row in run.split:
+        parts = (row.get(f"{name}_s") or 0.0 for name in ("data", "forward", "backward", "optimizer", "other"))
+        own.setdefault(int(row["rank"]), []).append(sum(parts))
+    hosts = {item.get("rank"): item.get("hostname") for item in run.environment.get("ranks") or ()}
+    for slow in measure.stragglers(own):
+        host = hosts.get(slow["rank"])
+        where = f" on {host}" if host else ""
+        yield Finding(
+            level="warning",
+            code="straggler",
+            text=f"{run.name}: rank {slow['rank']}{where} needs {words.milliseconds(slow['own_s'])} ms for its own part "
+            f"of a step, the others {words.milliseconds(slow['others_s'])} ms ({words.percent(slow['excess'])} more): "
+            "everybody waits for it. Look for other load, a throttled or different processor, or a slow disk there.",
+        )
+
+
+def _timing(run: RecordedRun) -> Iterator[Finding]:
+    throughput = run.result.get("throughput") or {}
+    timed = (throughput.get("step_s") or {}).get("n")
+    if timed is not None and timed < measure.MIN_STEPS:
+        yield Finding(
+            level="warning",
+            code="few-steps",
+            text=f"{run.name}: only {words.plural(timed, 'timed step')}; {measure.MIN_STEPS} make a figure (--steps).",
+        )
+    change = throughput.get("drift")
+    if words.is_number(change) and abs(change) > measure.DRIFT_LIMIT:
+        yield Finding(
+            level="warning",
+            code="drift",
+            text=f"{run.name}: its steps became {words.percent(abs(change))} {'slower' if change > 0 else 'faster'} from "
+            f"the first to the second half: {'throttling or other load' if change > 0 else 'the warm-up is too short'}.",
+        )
+    share = throughput.get("data_share")
+    if words.is_number(share) and share > DATA_LIMIT:
+        yield Finding(
+            level="warning",
+            code="data-bound",
+            text=f"{run.name}: {words.percent(share)} of a step is waiting for data: this compares the loader, not the "
+            "engine; more --loader-workers.",
+        )
+
+
+def _skipped(run: RecordedRun) -> Iterator[Finding]:
+    rows = run.steps
+    skipped = sum(bool(row.get("skipped")) for row in rows)
+    if skipped and skipped > 0.02 * len(rows):
+        yield Finding(
+            level="warning",
+            code="skipped-steps",
+            text=f"{run.name}: {skipped} of {len(rows)} steps were skipped for fp16 overflow: they took time and "
+            "taught nothing. A lower initial loss scale or bf16 avoids it.",
+        )
+
+
+def _own_warnings(run: RecordedRun) -> Iterator[Finding]:
+    for text in run.result.get("warnings") or ():
+        yield Finding(level="warning", code="worker", text=f"{run.name}: {text}")
+
+
+def _failed(runs: Sequence[RecordedRun]) -> Iterator[Finding]:
+    for run in runs:
+        if not run.ok:
+            yield Finding(level="warning", code="failed", text=f"{run.name} failed: {run.reason}")
+
+
+def _unlike(comparison: Comparison) -> Iterator[Finding]:
+    for group, reasons in enumerate(comparison.comparability.reasons):
+        if group:
+            names = words.joined([run.name for run in comparison.members(group)][:4])
+            more = len(comparison.members(group)) - 4
+            yield Finding(
+                level="warning",
+                code="unlike",
+                text=f"{names}{f' and {more} more' if more > 0 else ''} cannot stand on the same curve as the others "
+                f"(group {group + 1}): {'; '.join(reasons[:6])}.",
+            )
+
+
+def _efficiencies(comparison: Comparison) -> Iterator[Finding]:
+    for cell in comparison.cells.to_dict("records"):
+        if words.is_number(cell["efficiency"]) and cell["workers"] > 1:
+            text = measure.efficiency_warning(cell["efficiency"], int(cell["workers"]), cell["scaling"])
+            if text:
+                yield Finding(level="warning", code="super-linear", text=f"{cell['label']}: {text}.")
+
+
+def _repeats(comparison: Comparison) -> Iterator[Finding]:
+    main = comparison.main
+    good = main[main["ok"] > 0] if len(main) else main
+    if len(good) and (good["ok"] < measure.MIN_REPEATS).any():
+        fewest = int(good["ok"].min())
+        yield Finding(
+            level="note",
+            code="few-repeats",
+            text=f"Some cells have {words.plural(fewest, 'good run')}; {measure.MIN_REPEATS} interleaved repeats make "
+            "a difference between engines credible (--repeats).",
+        )
+
+
+def _software(runs: Sequence[RecordedRun]) -> Iterator[Finding]:
+    commits = {(run.environment.get("git") or {}).get("commit") for run in runs} - {None}
+    if len(commits) > 1:
+        yield Finding(
+            level="note",
+            code="commits",
+            text=f"The runs come from {len(commits)} commits of this program: "
+            f"{', '.join(sorted(commit[:9] for commit in commits))}.",
+        )
+    dirty = [run.name for run in runs if (run.environment.get("git") or {}).get("dirty")]
+    if dirty:
+        yield Finding(
+            level="note",
+            code="dirty",
+            text=f"{words.plural(len(dirty), 'run')} came from a tree with uncommitted changes: the commit does not "
+            "reproduce them exactly.",
+        )
+
+
+def _merged(found: Sequence[Finding]) -> list[Finding]:
+    """Many runs with the same complaint become one line: a list of 200 hides the one that matters."""
+    by_code: dict[tuple[str, str], list[Finding]] = {}
+    for finding in found:
+        by_code.setdefault((finding.level, finding.code), []).append(finding)
+    merged = []
+    for members in by_code.values():
+        merged += members[:3]
+        if len(members) > 3:
+            rest = len(members) - 3
+            merged.append(
+                Finding(
+                    level=members[0].level,
+                    code=members[0].code,
+                    text=f"… and {rest} more like this ({members[0].code}).",
+                )
+            )
+    return merged

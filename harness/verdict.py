@@ -1,0 +1,194 @@
+"""The answer first: which engine for this job on this machine, in sentences with figures and their uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from harness import words
+from harness.compare import QUALITY_NAMES, Comparison, PairedFigure
+from harness.findings import Finding
+
+_SAME_MEMORY = 0.03
+
+
+def setting(comparison: Comparison) -> str:
+    """``small on textures, 60 steps, global batch 8, strong scaling, fp32; AMD EPYC, 2 cores``: what was measured."""
+    members = comparison.members(0) or list(comparison.runs)
+    if not members:
+        return "nothing was measured"
+    job, place = members[0].job, members[0].environment
+    batch = (
+        f"global batch {job.get('global_batch')}"
+        if job.get("scaling") != "weak"
+        else f"{int(job.get('global_batch', 0)) // members[0].workers} samples per worker"
+    )
+    mode = "" if job.get("precision") == "fp32" else f" ({job.get('precision_mode')})"
+    parts = [
+        f"{job.get('preset')} on {job.get('data')}",
+        words.plural(int(job.get("steps", 0)), "step"),
+        batch,
+        f"{job.get('scaling')} scaling",
+        f"{job.get('precision')}{mode}",
+    ]
+    return f"{', '.join(parts)}; {machine(place)}"
+
+
+def machine(place: dict[str, Any]) -> str:
+    """``2x NVIDIA H100 80GB HBM3`` or ``AMD EPYC, 2 cores``."""
+    devices = (place.get("gpus") or {}).get("devices") or []
+    if devices:
+        names = [str(device.get("name")) for device in devices]
+        return " and ".join(f"{names.count(name)}x {name}" for name in dict.fromkeys(names))
+    cpu = place.get("cpu") or {}
+    return f"{cpu.get('model') or 'unknown processor'}, {words.plural(int(cpu.get('usable_cores') or 0), 'core')}"
+
+
+def verdict(comparison: Comparison, found: Sequence[Finding] = ()) -> list[str]:
+    """Sentences, the most important first. Says "no real difference" where the interval holds zero."""
+    if not len(comparison.main) or not (comparison.main["ok"] > 0).any():
+        failed = int((comparison.frame["group"] == -1).sum())
+        return [f"No run ended well ({failed} failed): there is nothing to compare. The reasons are listed below."]
+    sentences = _speed(comparison)
+    sentences += _scaling(comparison)
+    sentences += _memory(comparison)
+    sentences += _quality(comparison, found)
+    wrong = [finding for finding in found if finding.level == "wrong"]
+    if wrong:
+        sentences.append(f"{words.plural(len(wrong), 'grave objection')} below: read before using these figures.")
+    return sentences
+
+
+def speed_sentence(pair: PairedFigure) -> str:
+    """``Horovod is 4.0 % faster than DeepSpeed ZeRO-1 at 2 workers (95 % CI 2.0 to 6.1 %, 3 interleaved pairs).``"""
+    difference, at = pair.difference, f"at {words.plural(pair.workers, 'worker')}"
+    if not difference.real:
+        return (
+            f"No real difference in speed {at}: {difference.b} against {difference.a} {_signed(difference.value)} "
+            f"({difference.interval()}, {difference.basis()})."
+        )
+    if difference.value < 0:  # say who is faster, not who is slower
+        return speed_sentence(_turned(pair))
+    return (
+        f"{difference.b} is {words.percent(difference.value, 1)} faster than {difference.a} {at} "
+        f"({difference.interval()}, {difference.basis()})."
+    )
+
+
+def _speed(comparison: Comparison) -> list[str]:
+    """The fastest at the most workers against the others there, then whether the order holds at fewer workers."""
+    pairs = [pair for pair in comparison.speed if pair.group == 0]
+    main = comparison.main[comparison.main["samples_per_s"].notna()]
+    if not len(main):
+        return ["No step was timed."]
+    if not pairs:
+        best = main.sort_values("samples_per_s").iloc[-1]
+        at = words.plural(int(best["workers"]), "worker")
+        rate = f"{best['label']} trains {words.number(best['samples_per_s'])} samples/s at {at}"
+        return [f"{rate}; there is no second engine at equal workers to compare it with."]
+    most = max(pair.workers for pair in pairs)
+    at_most = [pair for pair in pairs if pair.workers == most]
+    fastest = main[main["workers"] == most].sort_values("samples_per_s").iloc[-1]["label"]
+    with_fastest = [_facing(pair, fastest) for pair in at_most if fastest in (pair.difference.a, pair.difference.b)]
+    with_fastest.sort(key=lambda pair: pair.difference.value)
+    sentences = [speed_sentence(pair) for pair in with_fastest[:4]]
+    for workers in sorted({pair.workers for pair in pairs} - {most}, reverse=True):
+        first = with_fastest[0].difference
+        here = [p for p in pairs if p.workers == workers and {p.difference.a, p.difference.b} == {first.a, first.b}]
+        sentences += [speed_sentence(_facing(pair, fastest)) for pair in here[:1]]
+    return sentences
+
+
+def _scaling(comparison: Comparison) -> list[str]:
+    cells = comparison.main[(comparison.main["workers"] > 1) & comparison.main["efficiency"].notna()]
+    if not len(cells):
+        return []
+    most = int(cells["workers"].max())
+    parts = [f"{cell.label} {words.percent(cell.efficiency)}" for cell in cells[cells["workers"] == most].itertuples()]
+    return [f"Scaling efficiency from 1 to {most} workers: {words.joined(parts)}."]
+
+
+def _memory(comparison: Comparison) -> list[str]:
+    main = comparison.main[comparison.main["peak_memory_mib"].notna()]
+    if not len(main):
+        return []
+    most = int(main["workers"].max())
+    here = main[main["workers"] == most].sort_values("peak_memory_mib")
+    if len(here) < 2:
+        return []
+    kind = "GPU memory" if here["peak_device_mib"].notna().all() else "memory"
+    low, high = here.iloc[0], here.iloc[-1]
+    saved = 1 - low["peak_memory_mib"] / high["peak_memory_mib"]
+    amounts = f"{words.mebibytes(low['peak_memory_mib'])} against {words.mebibytes(high['peak_memory_mib'])}"
+    if saved < _SAME_MEMORY:
+        return [f"Peak {kind} of a worker is alike at {words.plural(most, 'worker')} ({amounts})."]
+    at = words.plural(most, "worker")
+    more = f"less {kind} per worker than {high['label']}"
+    return [f"{low['label']} needs {words.percent(saved)} {more} at {at} ({amounts})."]
+
+
+def _quality(comparison: Comparison, found: Sequence[Finding]) -> list[str]:
+    """Whether the engines train equally well: they should, since they do the same arithmetic."""
+    pairs = [pair for pair in comparison.quality if pair.group == 0 and pair.figure in QUALITY_NAMES]
+    if not pairs:
+        return []
+    most = max(pair.workers for pair in pairs)
+    here = [
+        pair
+        for pair in pairs
+        if pair.workers == most and pair.figure in ("image_auroc", "pixel_auroc", "answer_accuracy")
+    ]
+    real = [pair for pair in here if pair.difference.real]
+    sentences = [_quality_sentence(pair) for pair in real]
+    if not real and here:
+        single = all(pair.difference.pairs < 2 for pair in here)
+        widest = max(here, key=lambda pair: abs(pair.difference.value))
+        largest = (
+            f"largest gap {abs(widest.difference.value):.3f} in {QUALITY_NAMES[widest.figure]}, {widest.difference.a} "
+            f"against {widest.difference.b}"
+        )
+        sentences.append(
+            f"Quality at {words.plural(most, 'worker')}: {largest}; one seed each, so no interval."
+            if single
+            else f"No real difference in quality at {words.plural(most, 'worker')} ({largest}, "
+            f"{widest.difference.interval(3)})."
+        )
+    if any(finding.code == "unusable-answers" for finding in found):
+        sentences.append(
+            "UNUSABLE ANSWERS: at least one run does not answer Yes or No; its answer accuracy means nothing."
+        )
+    return sentences
+
+
+def _quality_sentence(pair: PairedFigure) -> str:
+    difference = pair.difference
+    word = "higher" if difference.value > 0 else "lower"
+    return (
+        f"{difference.b} has a {abs(difference.value):.3f} {word} {QUALITY_NAMES[pair.figure]} than {difference.a} at "
+        f"{words.plural(pair.workers, 'worker')} ({difference.interval(3)}, {words.plural(difference.pairs, 'seed')})."
+    )
+
+
+def _facing(pair: PairedFigure, label: str) -> PairedFigure:
+    """`pair` with `label` as the side that is said to be faster."""
+    return pair if pair.difference.b == label else _turned(pair)
+
+
+def _turned(pair: PairedFigure) -> PairedFigure:
+    """The same relative difference seen from the other side."""
+    from dataclasses import replace
+
+    old = pair.difference
+    turned = replace(
+        old,
+        a=old.b,
+        b=old.a,
+        value=1 / (1 + old.value) - 1,
+        low=None if old.high is None else 1 / (1 + old.high) - 1,
+        high=None if old.low is None else 1 / (1 + old.low) - 1,
+    )
+    return replace(pair, difference=turned)
+
+
+def _signed(value: float) -> str:
+    return f"{value * 100:+.1f} %"
