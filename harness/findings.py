@@ -66,7 +66,7 @@ def _unusable(run: RecordedRun) -> Iterator[Finding]:
             level="wrong",
             code="unusable-answers",
             text=f"{text}. Its answer accuracy ({words.percent(accuracy, 1)}) is not a figure of merit: the language "
-            "part did not learn to answer (too few steps, a broken template, or diverged). The AUROCs do not show this.",
+            "part did not learn to answer (too few steps, broken template, divergence). The AUROCs do not show this.",
         )
     else:
         yield Finding(level="note", code="some-unusable-answers", text=f"{text}; they count as wrong.")
@@ -132,8 +132,8 @@ def _stragglers(run: RecordedRun) -> Iterator[Finding]:
         yield Finding(
             level="warning",
             code="straggler",
-            text=f"{run.name}: rank {slow['rank']}{where} needs {words.milliseconds(slow['own_s'])} ms for its own part "
-            f"of a step, the others {words.milliseconds(slow['others_s'])} ms ({words.percent(slow['excess'])} more): "
+            text=f"{run.name}: rank {slow['rank']}{where} needs {words.milliseconds(slow['own_s'])} ms for its own "
+            f"part of a step, the others {words.milliseconds(slow['others_s'])} ms ({words.percent(slow['excess'])} more): "
             "everybody waits for it. Look for other load, a throttled or different processor, or a slow disk there.",
         )
 
@@ -149,11 +149,12 @@ def _timing(run: RecordedRun) -> Iterator[Finding]:
         )
     change = throughput.get("drift")
     if words.is_number(change) and abs(change) > measure.DRIFT_LIMIT:
+        word, cause = ("slower", "throttling or other load") if change > 0 else ("faster", "the warm-up is too short")
         yield Finding(
             level="warning",
             code="drift",
-            text=f"{run.name}: its steps became {words.percent(abs(change))} {'slower' if change > 0 else 'faster'} from "
-            f"the first to the second half: {'throttling or other load' if change > 0 else 'the warm-up is too short'}.",
+            text=f"{run.name}: its steps became {words.percent(abs(change))} {word} from the first to the second half: "
+            f"{cause}.",
         )
     share = throughput.get("data_share")
     if words.is_number(share) and share > DATA_LIMIT:
