@@ -1,11 +1,12 @@
 """AnomalyGPT: picture -> frozen encoder -> image decoder -> anomaly map -> prompt learner -> frozen language model.
 
-Reads top to bottom as the model works; each part has its own file. The engines see an ordinary module: ``forward(batch)``
-returns the losses, the trainable parameters are those that require a gradient.
+Reads top to bottom as the model works; each part has its own file. The engines see an ordinary module:
+``forward(batch)`` returns the losses, the trainable parameters are those that require a gradient.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from core_model.encoders import Encoder, Features
 from core_model.errors import ModelError
 from core_model.language import LanguageModel
 from core_model.losses import LossWeights, combined_focal, dice, focal
+from core_model.memory_bank import MemoryBank
 from core_model.prompt_learner import PromptLearner
 from core_model.scoring import score
 from core_model.text_features import TextFeatures
@@ -62,6 +64,7 @@ class AnomalyGPT(nn.Module):
         self.detach_map = detach_map
         self.scoring = scoring
         self.description = description or {}
+        self._last: tuple[Any, int, Features] | None = None
 
     # -- data ----------------------------------------------------------------------------------------------------------
     @property
@@ -89,8 +92,8 @@ class AnomalyGPT(nn.Module):
         map_loss = combined_focal if weights.map_loss == "combined_focal" else _plain_focal(weights.gamma)
         focal_losses = map_loss(odds, batch.masks).sum(dim=1)
         dice_losses = dice(odds, batch.masks).sum(dim=1)
-        if any(sample.kind == "instruction" for sample in batch.samples):
-            has_mask = torch.tensor([s.kind != "instruction" for s in batch.samples], device=odds.device).float()
+        has_mask = batch.extras.get("has_mask")
+        if has_mask is not None:
             focal_losses, dice_losses = focal_losses * has_mask, dice_losses * has_mask
         maps = mean_map(odds)
         picture, prompts = self._prompts(features, maps.detach() if self.detach_map else maps)
@@ -118,22 +121,34 @@ class AnomalyGPT(nn.Module):
     # -- detecting -----------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def features(self, images: Tensor) -> Features:
-        """The frozen encoder's look at pictures (B, 3, S, S) in [0, 1]; reuse it for map and answer."""
-        return self.encoder(images)
+        """The frozen encoder's look at pictures (B, 3, S, S) in [0, 1]. The last ones are kept: asking for maps and
+        answers of the same tensor runs the encoder once."""
+        if self._last is not None:
+            known, version, features = self._last
+            if known() is images and version == images._version:
+                return features
+        features = self.encoder(images)
+        self._last = (weakref.ref(images), images._version, features)
+        return features
 
     @torch.no_grad()
     def anomaly_maps(
-        self, images: Tensor, categories: Sequence[str], memory: Any = None, *, features: Features | None = None
+        self,
+        images: Tensor,
+        categories: Sequence[str],
+        memory: MemoryBank | None = None,
+        *,
+        features: Features | None = None,
     ) -> Tensor:
-        """(B, S, S) fp32, larger = more anomalous. Without memory: the decoder's, in [0, 1]. memory: a
-        `core_model.memory_bank.MemoryBank`, whose own rule combines the two."""
+        """(B, S, S) fp32, larger = more anomalous. Without memory: the decoder's, in [0, 1]. memory: good pictures;
+        its own options say whether its map stands alone or is added to the decoder's."""
         self.eval()
         side = images.shape[-1]
-        features = features if features is not None else self.encoder(images)
+        features = features if features is not None else self.features(images)
         if memory is not None and not memory.uses_decoder:
-            return memory.maps(features, side)
+            return memory.maps(features, categories, side)
         maps = mean_map(to_image(self._odds(features, categories), side))
-        return maps if memory is None else memory.combine(memory.maps(features, side), maps)
+        return maps if memory is None else memory.combine(memory.maps(features, categories, side), maps, categories)
 
     def scores(self, maps: Tensor, rule: str = "") -> Tensor:
         """(B,) one score a picture from (B, S, S) maps; rules in `core_model.scoring`."""
@@ -162,9 +177,10 @@ class AnomalyGPT(nn.Module):
         temperature is 0. features: of these pictures, if they are known already.
         """
         if not len(images) == len(categories) == len(questions):
-            raise ModelError(f"{len(images)} pictures, {len(categories)} categories, {len(questions)} questions: give one each")
+            counts = f"{len(images)} pictures, {len(categories)} categories, {len(questions)} questions"
+            raise ModelError(f"{counts}: give one of each")
         self.eval()
-        features = features if features is not None else self.encoder(images)
+        features = features if features is not None else self.features(images)
         if maps is None:
             maps = mean_map(to_image(self._odds(features, categories), images.shape[-1]))
         picture, prompts = self._prompts(features, maps)
@@ -219,6 +235,7 @@ class AnomalyGPT(nn.Module):
             for parameter in module.parameters():
                 if not parameter.requires_grad and parameter.is_floating_point():
                     parameter.data = parameter.data.to(dtype)
+        self._last = None
         if self.text is not None:
             self.text.clear()
 

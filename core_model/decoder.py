@@ -134,7 +134,9 @@ class ImageDecoder(nn.Module):
         self.log_scale = nn.Parameter(torch.full((len(channels),), math.log(scale))) if learned_scale else None
         self.text = nn.Parameter(torch.randn(len(channels), 2, width)) if learned_text else None
 
-    def forward(self, tokens: tuple[Tensor, ...], grids: tuple[tuple[int, int], ...], text: Tensor | None) -> list[Tensor]:
+    def forward(
+        self, tokens: tuple[Tensor, ...], grids: tuple[tuple[int, int], ...], text: Tensor | None
+    ) -> list[Tensor]:
         """One (B, h, w) fp32 tensor of log odds a block.
 
         tokens: (B, N, C_k) a block. grids: (h, w) a block, N = h * w. text: (B, 2, width), [normal, abnormal], unit
@@ -153,9 +155,9 @@ class ImageDecoder(nn.Module):
 
 def to_image(odds: list[Tensor], side: int) -> Tensor:
     """(B, K, side, side) log odds, each block resampled bilinearly to the picture's side."""
-    return torch.cat(
-        [F.interpolate(block[:, None], size=(side, side), mode="bilinear", align_corners=False) for block in odds], dim=1
-    )
+    size = (side, side)
+    grown = [F.interpolate(block[:, None], size=size, mode="bilinear", align_corners=False) for block in odds]
+    return torch.cat(grown, dim=1)
 
 
 def mean_map(odds: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from core_model.errors import ModelError
 from core_model.tokenizer import Tokenizer
 
 IGNORED = -100  # label of a token without loss
+INSTRUCTION = "instruction"  # Sample.kind of a general conversation: it has no defect mask, so no loss on the map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,10 @@ class DialogueFormat:
 @dataclass(kw_only=True)
 class Collator:
     """Samples to a `Batch`. Callable, picklable, free of the model: it works in data-loading workers.
+
+    The batch does not carry the samples along (their pictures would travel twice). extras: ``answer_rows`` and
+    ``answer_columns``, the places of answer tokens, found on the host so that a training step needs no synchronization
+    with the device; ``has_mask`` (B,) where some samples are general conversations.
 
     max_tokens: longest conversation; longer ones are cut on the right (a turn's answer may lose its end).
     """
@@ -84,6 +89,9 @@ class Collator:
             token_ids[row, : len(ids)] = torch.tensor(ids)
             labels[row, : len(ids)] = torch.tensor(wanted)
         rows, columns = torch.nonzero(labels != IGNORED, as_tuple=True)
+        extras = {"answer_rows": rows, "answer_columns": columns}
+        if any(sample.kind == INSTRUCTION for sample in samples):
+            extras["has_mask"] = torch.tensor([float(sample.kind != INSTRUCTION) for sample in samples])
         return Batch(
             ids=tuple(sample.id for sample in samples),
             categories=tuple(sample.category for sample in samples),
@@ -93,6 +101,5 @@ class Collator:
             token_ids=token_ids,
             labels=labels,
             lengths=torch.tensor([len(ids) for ids, _ in encoded]),
-            samples=tuple(samples),
-            extras={"answer_rows": rows, "answer_columns": columns},
+            extras=extras,
         )

@@ -138,7 +138,8 @@ class LanguageModel(nn.Module):
                         places[None] < prefix + longest, places[None], places[None] - (prefix + longest) + ends[:, None]
                     )
                     causal = places[:, None] >= places[None]
-                    mask = causal[None, None] & (seen[:, None, None] | torch.eye(len(places), dtype=torch.bool, device=device))
+                    itself = torch.eye(len(places), dtype=torch.bool, device=device)
+                    mask = causal[None, None] & (seen[:, None, None] | itself)
                     last = self.transformer(embeddings, positions=positions, mask=mask)[:, -1]
         return [self._text(ids) for ids in answers]
 

@@ -106,6 +106,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
+    """Causal attention with rotary positions; keys and values may be shared by groups of query heads."""
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
@@ -138,6 +140,8 @@ class Attention(nn.Module):
 
 
 class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.width, config.mlp, bias=False)
@@ -149,6 +153,8 @@ class GatedMLP(nn.Module):
 
 
 class Layer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.self_attn = Attention(config)

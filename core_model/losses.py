@@ -1,7 +1,7 @@
 """Losses, each ONE VALUE A SAMPLE in fp32; the model takes the mean over samples.
 
 That makes the gradient of a global batch independent of how it is split over ranks and micro-batches. Sources: focal
-loss, Lin et al. 2017; dice, Milletari et al. 2016 (V-Net); their sum with cross-entropy, AnomalyGPT (2308.15366), sec. 3.
+loss, Lin et al. 2017; dice, Milletari et al. 2016 (V-Net); their sum with cross-entropy, AnomalyGPT, section 3.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class LossWeights:
             raise ModelError(f"unknown map loss '{self.map_loss}': choose one of {', '.join(MAP_LOSSES)}")
 
 
-def token_cross_entropy(logits: Tensor, labels: Tensor, rows: Tensor, samples: int, weights: Tensor | None = None) -> Tensor:
+def token_cross_entropy(
+    logits: Tensor, labels: Tensor, rows: Tensor, samples: int, weights: Tensor | None = None
+) -> Tensor:
     """Cross-entropy (samples,): the (weighted) mean over each sample's own answer tokens.
 
     logits: (M, vocab) at the M places whose next token is learned; labels: (M,); rows: (M,) sample index of each place;
@@ -63,8 +65,8 @@ def combined_focal(logits: Tensor, masks: Tensor, gamma_low: float = 1.0, gamma_
     """Half the focal mean over defect pixels + half that over background; gamma adapts to each part; shape (B, ...).
 
     A fixed gamma mutes a class that is still learned badly (small p) no less than one that is learned well. Here gamma
-    is gamma_low where the class's mean p is 0 and gamma_high where it is 1 (taken from the detached probabilities of the
-    same sample, so that the loss stays a per-sample one). A sample without defect has the background part alone.
+    is gamma_low where the class's mean p is 0 and gamma_high where it is 1 (from the detached probabilities of the same
+    sample, so that the loss stays a per-sample one). A sample without defect has the background part alone.
     """
     logits, masks = logits.float(), masks.float().expand_as(logits)
     probability = torch.sigmoid(logits.detach())

