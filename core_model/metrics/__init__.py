@@ -129,9 +129,8 @@ def _warnings(entries: Sequence[Mapping[str, Any]], mean: Mapping[str, float | N
             warnings.append(
                 f"every answer is {verdict.capitalize()}: the answer accuracy is only the share of such pictures"
             )
-    empty = sum(
-        bool(entry["is_defective"]) and not np.any(entry["mask"]) for entry in entries if entry.get("map") is not None
-    )
+    with_maps = [entry for entry in entries if entry.get("map") is not None and entry["is_defective"]]
+    empty = sum(not np.any(entry["mask"]) for entry in with_maps)
     if empty:
         warnings.append(f"{empty} defective pictures have an empty mask: the pixel figures take them for good surface")
     scores = np.array([float(entry["score"]) for entry in entries])

@@ -1,4 +1,4 @@
-"""The figures against scikit-learn, torchmetrics and a brute-force AUPRO, and what they say where they are undefined."""
+"""The figures against scikit-learn, torchmetrics and a brute-force AUPRO, and what they say where undefined."""
 
 import time
 import tracemalloc
@@ -63,7 +63,7 @@ def test_auroc_equals_torchmetrics():
 
 
 def brute_force_pro(maps, masks, limit):
-    """AUPRO from its definition: for each threshold, overlap region by region and false-positive rate; no shared code."""
+    """AUPRO from its definition: overlap region by region at each threshold; shares no code with the product."""
     thresholds = np.unique(np.concatenate([each.ravel() for each in maps]))[::-1]
     rates, overlaps = [0.0], [0.0]
     for threshold in thresholds:
@@ -229,7 +229,7 @@ def test_two_thousand_pictures_stay_lean():
     for index in range(2000):
         mask = np.zeros((224, 224), bool)
         mask[index % 200 : index % 200 + 20, 50:80] = index % 2
-        each = entry(index, defective=bool(index % 2), score=float(rng.random()), side=8)
+        each = entry(index, defective=bool(index % 2), score=float(rng.random()))
         entries.append({**each, "map": np.roll(noise, index, 0), "mask": mask})
     tracemalloc.start()
     begin = time.perf_counter()
