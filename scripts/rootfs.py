@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 """Carry out the Dockerfile's very steps without a container engine, in a folder that debootstrap fills.
 
-For machines where no engine may run, and to test the Dockerfile there: `FROM debian:SUITE` becomes `debootstrap SUITE`,
-`RUN` a command in a chroot with mounts of its own, `COPY` a copy. What the image would record (environment, entry point) is
-written to ROOT/image.json, which `enter` reads. Needs root and the packages debootstrap and util-linux. Only the standard
-library is used.
+For machines where no engine may run, and to test the Dockerfile there: `FROM debian:SUITE` becomes `debootstrap
+SUITE`, `RUN` a command in a chroot with mounts of its own, `COPY` a copy. What the image would record (environment,
+entry point) is written to ROOT/image.json, which `enter` reads. Needs root and the packages debootstrap and
+util-linux. Only the standard library is used.
 
     sudo python3 scripts/rootfs.py build ROOT [--bind PATH]... [--mirror URL]
     sudo python3 scripts/rootfs.py enter ROOT [--bind PATH]... [-- COMMAND...]
 
-`--bind PATH` shows a folder or file of this machine at the same place inside (read-only), such as a local package index or
-pip's configuration, while a step runs; nothing of it stays in ROOT. Variables named PIP_* and *_proxy are passed on, as
-`docker build` passes its proxy settings.
+`--bind PATH` shows a folder or file of this machine at the same place inside (read-only), such as a local package
+index or pip's configuration, while a step runs; nothing of it stays in ROOT. Variables named PIP_* and *_proxy are
+passed on, as `docker build` passes its proxy settings.
 """
 
 from __future__ import annotations

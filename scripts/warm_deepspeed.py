@@ -1,9 +1,9 @@
 """Compile the parts of DeepSpeed that it would otherwise compile inside the first training job.
 
-On CPUs DeepSpeed moves small tensors through a shared-memory extension that it compiles at first use (about 20 s, with
-g++ and ninja; `deepspeed/comm/torch.py: build_shm_op`). Done here, it can never land in a measured step. The result goes
-where every worker will look: `<environment>/torch_extensions`, not the user-wide default, which two clones would
-overwrite in turn.
+On CPUs DeepSpeed moves small tensors through a shared-memory extension that it compiles at first use (about 20 s,
+with g++ and ninja; `deepspeed/comm/torch.py: build_shm_op`). Done here, it can never land in a measured step. The
+result goes where every worker will look: `<environment>/torch_extensions`, not the user-wide default, which two
+clones would overwrite in turn.
 """
 
 from __future__ import annotations
