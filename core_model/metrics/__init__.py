@@ -41,7 +41,8 @@ def evaluate(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     undefined: dict[str, str] = {}
     categories: dict[str, dict[str, Any]] = {}
     for category, members in by_category.items():
-        figures = _figures(members)
+        pixels, pixels_of_kind = pixel_figures(members)
+        figures = {**image_figures(members), **pixels, **answer_figures(members)}
         undefined |= {f"{category}: {name}": each.reason for name, each in figures.items() if each.value is None}
         categories[category] = {
             "samples": len(members),
@@ -49,7 +50,7 @@ def evaluate(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "defective": sum(bool(entry["is_defective"]) for entry in members),
             **{name: each.value for name, each in figures.items()},
             "answers": verdict_counts(members),
-            "kinds": _kinds(members),
+            "kinds": _kinds(members, pixels_of_kind),
         }
     mean = _mean(categories)
     return {
@@ -63,14 +64,9 @@ def evaluate(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def image_figures(entries: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
-    """image_auroc and f1_max of the scores; image_auroc_median: the AUROC of each map's median alone, which a small
-    defect cannot move, so it shows how far good and defective pictures differ by something else."""
+    """`score_figures`, and image_auroc_median: the AUROC of each map's median alone, which a small defect cannot move,
+    so it shows how far good and defective pictures differ by something else."""
     labels = np.array([bool(entry["is_defective"]) for entry in entries])
-    scores = np.array([float(entry["score"]) for entry in entries], np.float64)
-    figures = dict.fromkeys(("image_auroc", "f1_max"), Figure(None, NOT_FINITE))
-    if np.isfinite(scores).all():
-        tally = Tally.of(scores, labels)
-        figures = {"image_auroc": auroc(tally, "pictures"), "f1_max": f1_max(tally, "pictures")}
     middle = medians(entries)
     if middle is None:
         control = Figure(None, "no maps were kept")
@@ -78,25 +74,32 @@ def image_figures(entries: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
         control = Figure(None, NOT_FINITE)
     else:
         control = auroc(Tally.of(middle, labels), "pictures")
-    return {**figures, "image_auroc_median": control}
+    return {**score_figures(entries), "image_auroc_median": control}
 
 
-def _figures(entries: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
-    return {**image_figures(entries), **pixel_figures(entries), **answer_figures(entries)}
+def score_figures(entries: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+    """image_auroc and f1_max of the scores."""
+    labels = np.array([bool(entry["is_defective"]) for entry in entries])
+    scores = np.array([float(entry["score"]) for entry in entries], np.float64)
+    if not np.isfinite(scores).all():
+        return dict.fromkeys(("image_auroc", "f1_max"), Figure(None, NOT_FINITE))
+    tally = Tally.of(scores, labels)
+    return {"image_auroc": auroc(tally, "pictures"), "f1_max": f1_max(tally, "pictures")}
 
 
-def _kinds(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _kinds(
+    entries: Sequence[Mapping[str, Any]], pixels: Mapping[str, Mapping[str, Figure]]
+) -> dict[str, dict[str, Any]]:
     """A row for each kind of picture: its image AUROC against the good ones, its pixels, its answers."""
     good = [entry for entry in entries if not entry["is_defective"]]
     rows: dict[str, dict[str, Any]] = {}
-    for kind in sorted({str(entry["kind"]) for entry in entries}):
+    for kind in sorted(pixels):
         own = [entry for entry in entries if entry["kind"] == kind]
         answers = answer_figures(own)
         row: dict[str, Any] = {"samples": len(own), "answer_accuracy": answers["answer_accuracy"].value}
         if own[0]["is_defective"]:
-            pixels = pixel_figures(own)
-            row["image_auroc"] = image_figures([*good, *own])["image_auroc"].value
-            row["pixel_auroc_defective"] = pixels["pixel_auroc_defective"].value
+            row["image_auroc"] = score_figures([*good, *own])["image_auroc"].value
+            row["pixel_auroc_defective"] = pixels[kind]["pixel_auroc_defective"].value
             row["place_accuracy"] = answers["place_accuracy"].value
         rows[kind] = row
     return rows

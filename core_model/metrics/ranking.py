@@ -25,7 +25,7 @@ NOT_FINITE = "scores are not finite"
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """Counts by distinct score, ascending: float64 (K,) each. Counts may be weights."""
+    """Counts by distinct score, ascending: (K,) each."""
 
     positives: np.ndarray
     negatives: np.ndarray
@@ -36,8 +36,8 @@ class Tally:
         values, places = np.unique(scores, return_inverse=True)
         labels = np.asarray(labels, bool)
         return cls(
-            positives=np.bincount(places[labels], minlength=len(values)).astype(np.float64),
-            negatives=np.bincount(places[~labels], minlength=len(values)).astype(np.float64),
+            positives=np.bincount(places[labels], minlength=len(values)),
+            negatives=np.bincount(places[~labels], minlength=len(values)),
         )
 
     def has_both(self) -> bool:
@@ -50,7 +50,7 @@ def auroc(tally: Tally, what: str = "samples") -> Figure:
         return Figure(None, ONE_CLASS.format(what=what))
     below = np.cumsum(tally.negatives) - tally.negatives
     wins = float(np.dot(tally.positives, below + 0.5 * tally.negatives))
-    return Figure(wins / float(tally.positives.sum() * tally.negatives.sum()))
+    return Figure(wins / (float(tally.positives.sum()) * float(tally.negatives.sum())))
 
 
 def f1_max(tally: Tally, what: str = "samples") -> Figure:

@@ -86,20 +86,22 @@ def test_pixel_figures_equal_their_definitions(seed, digits):
     for index in range(5):
         mask = ndimage.gaussian_filter(rng.random((20, 20)), 1.5) > 0.54 if index else np.zeros((20, 20), bool)
         values = np.round(ndimage.gaussian_filter(rng.random((20, 20)), 1.0) + 0.03 * mask, digits)
-        entries.append({"map": values.astype(np.float16), "mask": mask})
+        entries.append({"map": values.astype(np.float16), "mask": mask, "kind": "hole" if index else "good"})
     maps = [each["map"].astype(np.float64) for each in entries]
     masks = [each["mask"] for each in entries]
-    figures = pixel_figures(entries)
+    figures, of_kind = pixel_figures(entries)
     flat, truth = np.concatenate([m.ravel() for m in maps]), np.concatenate([m.ravel() for m in masks])
     assert figures["pixel_auroc"].value == pytest.approx(sk.roc_auc_score(truth, flat), abs=1e-12)
     inside_flat, inside_truth = flat[400:], truth[400:]  # the first picture is good
     assert figures["pixel_auroc_defective"].value == pytest.approx(
         sk.roc_auc_score(inside_truth, inside_flat), abs=1e-12
     )
+    assert of_kind["hole"]["pixel_auroc_defective"] == figures["pixel_auroc_defective"]
+    assert of_kind["good"]["pixel_auroc"].value is None
     each = [sk.roc_auc_score(mask.ravel(), one.ravel()) for one, mask in zip(maps[1:], masks[1:], strict=True)]
     assert figures["pixel_auroc_per_image"].value == pytest.approx(np.mean(each), abs=1e-12)
     assert figures["aupro"].value == pytest.approx(brute_force_pro(maps, masks, 0.3), abs=2e-5)
-    in_float32 = pixel_figures([{**e, "map": e["map"].astype(np.float32)} for e in entries])
+    in_float32, _ = pixel_figures([{**e, "map": e["map"].astype(np.float32)} for e in entries])
     assert {k: v.value for k, v in in_float32.items()} == pytest.approx({k: v.value for k, v in figures.items()})
 
 
@@ -109,7 +111,7 @@ def test_float16_codes_keep_the_order_of_all_finite_values():
     codes, _ = _codes([values.reshape(1, -1)])
     order = np.argsort(values, kind="stable")
     assert (
-        np.sign(np.diff(values[order].astype(np.float32))) == np.sign(np.diff(codes[0][0][order].astype(int)))
+        np.sign(np.diff(values[order].astype(np.float32))) == np.sign(np.diff(next(iter(codes))[0][order].astype(int)))
     ).all()
 
 
