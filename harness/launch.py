@@ -25,9 +25,10 @@ import mpi.launch
 import mpi.network
 import mpi.process
 from harness import records
+from harness.ending import end_lines
 from harness.folders import claim_run_folder
 from harness.job import Job, JobError
-from harness.output import Progress, clock
+from harness.output import Progress
 from harness.worker import FAILURE_MARK
 from mpi import hostfile
 from mpi.launchers.base import Launch
@@ -151,28 +152,9 @@ def run_job(
 def report_end(folder: Path) -> int:
     """Says how the run ended and returns the exit code: 0 ok, 1 failed, 2 the user's mistake, 130 interrupted."""
     result = records.read_json(folder / records.RESULT)
-    if result["status"] == "ok":
-        rate = (result["throughput"].get("samples_per_s") or {}).get("median")
-        figures = result.get("evaluation") or {}
-        parts = [f"{rate:.2f} samples/s"] if rate else []
-        parts += [f"loss {result['final']['loss']:.4f}"] if result["final"].get("loss") is not None else []
-        parts += [
-            f"{label} {figures[key]:.3f}"
-            for key, label in (
-                ("image_auroc", "image AUROC"),
-                ("pixel_auroc", "pixel AUROC"),
-                ("answer_accuracy", "answers"),
-            )
-            if isinstance(figures.get(key), float)
-        ]
-        click.echo(f"ok in {clock(result['wall_s'])}: {', '.join(parts)}")
-        for warning in result.get("warnings", []):
-            click.echo(f"warning: {warning}")
-        click.echo(str(folder))
-        return 0
-    click.echo(f"error: {result['reason']}", err=True)
-    click.echo(f"see {folder / records.LOG}", err=True)
-    return int(result.get("exit_code", 1))
+    failed = result["status"] != "ok"
+    click.echo("\n".join(end_lines(folder)), err=failed)
+    return int(result.get("exit_code", 1)) if failed else 0
 
 
 class _Watcher:
@@ -202,9 +184,8 @@ class _Watcher:
             self._on_rows(rows)
         if self._progress is not None:
             last = rows[-1]
-            self._progress.update(
-                last["step"] + 1, f"loss {last['loss']:.4f}  {self._job.global_batch / last['step_s']:.1f} samples/s"
-            )
+            text = f"loss {last['loss']:.4f}  {self._job.global_batch / last['step_s']:.1f} samples/s"
+            self._progress.update(last["step"] + 1, text, last["step_s"])
         return None
 
     def close(self) -> None:

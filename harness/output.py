@@ -66,20 +66,19 @@ class Output:
 class Progress:
     """A line of progress with the time left: rewritten in place on a terminal, one every few seconds elsewhere."""
 
-    def __init__(self, screen: IO[str], *, total: int, start: int = 0, every_s: float = 10.0) -> None:
-        self._screen, self._total, self._start = screen, total, start
+    def __init__(self, screen: IO[str], *, total: int, every_s: float = 10.0) -> None:
+        self._screen, self._total = screen, total
         self._tty = screen.isatty()
         self._every_s = 0.0 if self._tty else every_s
         self._last = -1e9
-        self._began = time.monotonic()
 
-    def update(self, done: int, text: str) -> None:
+    def update(self, done: int, text: str, step_s: float) -> None:
+        """`done` steps are finished, the last ones took `step_s` seconds each."""
         now = time.monotonic()
         if now - self._last < self._every_s and done < self._total:
             return
         self._last = now
-        passed = now - self._began
-        left = passed / max(1, done - self._start) * (self._total - done)
+        left = step_s * (self._total - done)
         line = f"step {done}/{self._total}  {text}  {clock(left)} left"
         self._screen.write(f"\r\x1b[2K{line}" if self._tty else line + "\n")
         self._screen.flush()

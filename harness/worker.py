@@ -25,6 +25,7 @@ from backends.process import ProcessFacts, detect
 from harness import records
 from harness.cli import is_user_error
 from harness.folders import claim_run_folder
+from harness.ending import end_lines
 from harness.job import Job, JobError
 from harness.options import job_options, job_values, results_root
 from harness.output import Output, Progress
@@ -175,6 +176,8 @@ class Run:
             self._finish(steps, peaks, evaluation, description, hashes, weights)
         backend.barrier()
         self._finished = True
+        if self.output.screen is not None and self.folder is not None:
+            self.output.say("\n".join(end_lines(self.folder)))
         backend.close()
 
     # -- parts of the story -----------------------------------------------------------------------------------------
@@ -270,14 +273,15 @@ class Run:
         from harness.faults import before_step
 
         job, backend = self.job, self.backend
-        progress = Progress(self.output.screen, total=job.steps, start=start_step) if self.output.screen else None
+        progress = Progress(self.output.screen, total=job.steps) if self.output.screen else None
 
         def on_rows(rows: list[dict[str, Any]]) -> None:
             assert self.folder is not None
             records.append_jsonl(self.folder / records.STEPS, rows)
             if progress is not None:
                 rate = job.global_batch / rows[-1]["step_s"]
-                progress.update(rows[-1]["step"] + 1, f"loss {rows[-1]['loss']:.4f}  {rate:.1f} samples/s")
+                text = f"loss {rows[-1]['loss']:.4f}  {rate:.1f} samples/s"
+                progress.update(rows[-1]["step"] + 1, text, rows[-1]["step_s"])
 
         plan = Plan(
             steps=job.steps,
