@@ -42,12 +42,15 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 _RANKS: tuple[tuple[re.Pattern[str], int | None, int | None], ...] = (
     (re.compile(r"^Process (\d+) exit with status code (-?\d+)"), 1, 2),  # horovodrun
     (re.compile(r"rank (\d+) with PID \d+ on node \S+ exited on signal (\d+)"), 1, 2),  # Open MPI
+    (re.compile(r"^\s*Process name: \[\[\d+,\d+\],(\d+)\]"), 1, None),  # Open MPI
+    (re.compile(r"^\s*Exit code:\s+(\d+)"), None, 1),  # Open MPI, horovodrun
     (re.compile(r"^\s*rank\s*: (\d+) \(local_rank"), 1, None),  # torchrun
+    (re.compile(r"^\s*exitcode\s*: (-?\d+) \(pid"), None, 1),  # torchrun
     (re.compile(r"exits with return code = (-?\d+)"), None, 1),  # deepspeed
     (re.compile(r"failed \(exitcode: (-?\d+)\)"), None, 1),  # torchrun's agent
     (re.compile(r"task (\d+): Exited with exit code (\d+)"), 1, 2),  # srun
 )
-_PREFIX = re.compile(r"^(?:\[(\d+)(?:,\d+)?\]<std(?:out|err)>:|\[rank(\d+)\]:\s?|(\w[\w.-]*): )")
+_PREFIX = re.compile(r"^(?:\[(?:\d+,)?(\d+)\]<std(?:out|err)>:|\[rank(\d+)\]:\s?|(\w[\w.-]*): )")
 _ERROR = re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Failure|Exit)): ?(.*)$")
 # Errors that only tell that somebody else failed.
 _SECONDARY = re.compile(
@@ -92,6 +95,8 @@ def _first_failure(texts: Sequence[tuple[str, str]]) -> tuple[int | None, int | 
     rank: int | None = None
     code: int | None = None
     for _, text in texts:
+        if text.startswith("Root Cause"):  # torchrun lists every failure first, in the order of ranks
+            rank = code = None
         for pattern, rank_group, code_group in _RANKS:
             if match := pattern.search(text):
                 if rank is None and rank_group is not None:

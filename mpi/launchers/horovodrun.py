@@ -24,8 +24,9 @@ def gloo(plan: Plan) -> Launch:
 
 def mpi(plan: Plan) -> Launch:
     """The MPI controller: horovodrun becomes an Open MPI ``mpirun`` (it says --allow-run-as-root itself)."""
-    tuning = [word for word in mpirun.tuning(plan) if word != "--allow-run-as-root"]
-    binding, rest = tuning[:4], tuning[4:]
+    binding = mpirun.binding()
+    # horovodrun names the interfaces itself, and Open MPI refuses a parameter that is given twice.
+    rest = mpirun.parameters({key: value for key, value in mpirun.mca(plan).items() if key != "btl_tcp_if_include"})
     options = ("--mpi", *_common(plan), f"--binding-args={shlex.join(binding)}", f"--mpi-args={shlex.join(rest)}")
     return _launch(plan, "horovodrun-mpi", options)
 

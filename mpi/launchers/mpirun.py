@@ -31,21 +31,33 @@ def command(plan: Plan) -> Launch:
 
 
 def tuning(plan: Plan) -> list[str]:
-    """Root, binding, waiting, interfaces, keep-alive."""
-    words = ["--allow-run-as-root"] if plan.root else []
-    words += ["--bind-to", "none", "--map-by", "slot"]
-    parameters = {"mpi_yield_when_idle": "1", "btl_tcp_if_include": plan.network.subnet}
+    """Root, binding, waiting, interfaces, keep-alive; each line of output begins with ``[1,RANK]<stdout>:``."""
+    root = ["--allow-run-as-root"] if plan.root else []
+    return [*root, "--tag-output", *binding(), *parameters(mca(plan))]
+
+
+def binding() -> list[str]:
+    """Ranks fill the hosts in their order and may run on every core of theirs."""
+    return ["--bind-to", "none", "--map-by", "slot"]
+
+
+def mca(plan: Plan) -> dict[str, str]:
+    """Open MPI's own parameters."""
+    values = {"mpi_yield_when_idle": "1", "btl_tcp_if_include": plan.network.subnet}
     if not plan.is_local:
-        parameters |= {
+        values |= {
             "oob_tcp_if_include": plan.network.subnet,
             "oob_tcp_keepalive_time": "5",
             "oob_tcp_keepalive_intvl": "5",
             "oob_tcp_keepalive_probes": "2",
             "plm_rsh_args": " ".join(SSH_OPTIONS),
         }
-    for key, value in parameters.items():
-        words += ["--mca", key, value]
-    return words
+    return values
+
+
+def parameters(values: Mapping[str, str]) -> list[str]:
+    """``--mca KEY VALUE`` for each."""
+    return [word for key, value in values.items() for word in ("--mca", key, value)]
 
 
 def exports(variables: Mapping[str, str]) -> list[str]:
