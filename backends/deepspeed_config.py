@@ -1,0 +1,362 @@
+"""DeepSpeed's configuration: made from the job, merged with a user's own json, with one source of truth.
+
+Keys that the job decides (batch split, accumulation, clipping, precision, optimizer, schedule, and every setting that was
+asked for) are owned by the job: a json may say "auto" there, or the same value, and is refused by name otherwise. All
+other keys pass through to DeepSpeed untouched. Keys that today's DeepSpeed no longer has are explained.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backends.base import BackendError, EngineSettings, Optimization
+
+OFFLOADS = ("none", "cpu", "nvme")
+WIRE_TYPES = ("", "fp32", "fp16", "bf16")
+IMPLEMENTATIONS = ("auto", "torch", "deepspeed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSpeedSettings(EngineSettings):
+    """None = DeepSpeed's own default (in brackets).
+
+    zero_stage: 0 none, 1 optimizer states, 2 and gradients, 3 and parameters are sharded. offload_optimizer,
+    offload_param: none, cpu or nvme (param: stage 3 only). reduce_bucket_size, allgather_bucket_size: ELEMENTS exchanged at
+    a time [5e8]. overlap_comm: reduce while backward goes on [stage 3 only]. reduce_scatter, contiguous_gradients [true].
+    communication_data_type: type of gradients on the wire ("" = that of the gradients). optimizer_impl: ``torch`` = the
+    class that all engines use, ``deepspeed`` = FusedAdam or CPUAdam (compiled on first use), ``auto`` = torch in precision
+    mode matched and deepspeed in native. stage3_*: see DeepSpeed's page on ZeRO-3. config: a DeepSpeed json of the user's.
+    extra: further keys of that json, merged over it."""
+
+    zero_stage: int = 2
+    offload_optimizer: str = "none"
+    offload_param: str = "none"
+    pin_memory: bool = False
+    nvme_path: str = ""
+    reduce_bucket_size: int | None = None
+    allgather_bucket_size: int | None = None
+    overlap_comm: bool | None = None
+    reduce_scatter: bool | None = None
+    contiguous_gradients: bool | None = None
+    round_robin_gradients: bool | None = None
+    stage3_prefetch_bucket_size: int | None = None
+    stage3_param_persistence_threshold: int | None = None
+    stage3_max_live_parameters: int | None = None
+    communication_data_type: str = ""
+    gradient_predivide_factor: float | None = None
+    optimizer_impl: str = "auto"
+    config: str = ""
+
+    def __post_init__(self) -> None:
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise BackendError(f"deepspeed: zero_stage is {self.zero_stage}: choose 0, 1, 2 or 3")
+        for name, allowed in (
+            ("offload_optimizer", OFFLOADS),
+            ("offload_param", OFFLOADS),
+            ("communication_data_type", WIRE_TYPES),
+            ("optimizer_impl", IMPLEMENTATIONS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise BackendError(f"deepspeed: unknown {name} '{getattr(self, name)}': choose one of {', '.join(filter(None, allowed))}")
+        if self.offload_optimizer != "none" and self.zero_stage == 0:
+            raise BackendError("deepspeed: offload_optimizer needs zero_stage 1, 2 or 3")
+        if self.offload_param != "none" and self.zero_stage != 3:
+            raise BackendError("deepspeed: offload_param needs zero_stage 3")
+        if "nvme" in (self.offload_optimizer, self.offload_param) and not self.nvme_path:
+            raise BackendError("deepspeed: offload to nvme needs nvme_path, a folder on the disk to use")
+
+    def implementation(self, optimization: Optimization) -> str:
+        """``torch`` or ``deepspeed``: whose optimizer class is used."""
+        if self.optimizer_impl != "auto":
+            return self.optimizer_impl
+        return "deepspeed" if optimization.precision_mode == "native" and optimization.optimizer != "sgd" else "torch"
+
+
+# Keys of older DeepSpeed files (or of other tools' files) that would be ignored or refused today -> what to write.
+DEAD_KEYS = {
+    "opt_level": "it belonged to Apex amp, which DeepSpeed dropped; remove it, the job's --precision decides",
+    "amp": "Apex amp was dropped from DeepSpeed; remove it, the job's --precision decides",
+    "bf16.enable": "it is spelled bf16.enabled; as written DeepSpeed would refuse it or train in fp32",
+    "bfloat16.enable": "it is spelled bf16.enabled",
+    "fp16.enable": "it is spelled fp16.enabled",
+    "fp16.opt_level": "it belonged to Apex amp, which DeepSpeed dropped; remove it",
+    "bf16.opt_level": "it belonged to Apex amp, which DeepSpeed dropped; remove it",
+    "zero_allow_comm_data_type": "never a DeepSpeed key; the wire type is communication_data_type",
+    "fp32_allreduce": "replaced by communication_data_type: fp32",
+    "disable_allgather": "use zero_optimization.allgather_partitions",
+    "allgather_size": "use zero_optimization.allgather_bucket_size",
+    "zero_optimization.cpu_offload": 'replaced by zero_optimization.offload_optimizer: {"device": "cpu"}',
+    "zero_optimization.cpu_offload_params": 'replaced by zero_optimization.offload_param: {"device": "cpu"}',
+    "zero_optimization.cpu_offload_param": 'replaced by zero_optimization.offload_param: {"device": "cpu"}',
+    "zero_optimization.cpu_offload_use_pin_memory": "replaced by pin_memory inside offload_optimizer and offload_param",
+    "zero_optimization.stage3_gather_fp16_weights_on_model_save": "renamed to stage3_gather_16bit_weights_on_model_save",
+    "nebula": "removed from DeepSpeed (issue 8489); checkpoints would silently be written without it",
+    "compression_training": "removed from DeepSpeed (issue 8489)",
+    "quantize_training": "removed from DeepSpeed (issue 8489)",
+    "sparse_gradients": "removed from DeepSpeed (issue 8489)",
+    "eigenvalue": "removed from DeepSpeed (issue 8489)",
+    "sparse_attention": "removed from DeepSpeed (issue 8489)",
+    "elasticity": "removed from DeepSpeed (issue 8489)",
+    "graph_harvesting": "removed from DeepSpeed (issue 8489)",
+    "curriculum_learning": "moved to data_efficiency; this harness decides the data order",
+    "progressive_layer_drop": "removed from DeepSpeed (issue 8489)",
+    "zero_optimization.mics_shard_size": "MiCS was removed from DeepSpeed (issue 8489)",
+    "zero_optimization.mics_hierarchical_params_gather": "MiCS was removed from DeepSpeed (issue 8489)",
+    "zero_optimization.zeropp_loco_param": "LoCo-Zero++ was removed from DeepSpeed (issue 8489)",
+}
+
+# Filled in by the job, but only known once a batch is seen: checked at the first step.
+BATCH_KEYS = ("train_micro_batch_size_per_gpu", "train_batch_size")
+
+
+def from_job(settings: DeepSpeedSettings, optimization: Optimization, *, world_size: int, safe_modules: list[str] | None) -> dict[str, Any]:
+    """The configuration that the job decides; nothing that matters is left to a default that another engine lacks."""
+    zero: dict[str, Any] = {"stage": settings.zero_stage}
+    for name in (
+        "reduce_bucket_size",
+        "allgather_bucket_size",
+        "overlap_comm",
+        "reduce_scatter",
+        "contiguous_gradients",
+        "round_robin_gradients",
+        "stage3_prefetch_bucket_size",
+        "stage3_param_persistence_threshold",
+        "stage3_max_live_parameters",
+    ):
+        if getattr(settings, name) is not None:
+            zero[name] = getattr(settings, name)
+    for name in ("offload_optimizer", "offload_param"):
+        device = getattr(settings, name)
+        if device != "none":
+            zero[name] = {"device": device, "pin_memory": settings.pin_memory}
+            if device == "nvme":
+                zero[name]["nvme_path"] = settings.nvme_path
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # the backend never sees sample counts before the first step
+        "gradient_accumulation_steps": optimization.accumulation,
+        "gradient_clipping": optimization.clip_norm if optimization.clip_norm is not None else 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+        # DeepSpeed's throughput timer waits for the GPU twice a micro-step; no other engine does that.
+        "timers": {"throughput": {"enabled": False}},
+    }
+    if settings.communication_data_type:
+        config["communication_data_type"] = settings.communication_data_type
+    if settings.gradient_predivide_factor is not None:
+        config["gradient_predivide_factor"] = settings.gradient_predivide_factor
+    config |= _precision(optimization, safe_modules)
+    if settings.implementation(optimization) == "deepspeed":
+        config["optimizer"] = optimizer_block(optimization)
+    return config
+
+
+def _precision(optimization: Optimization, safe_modules: list[str] | None) -> dict[str, Any]:
+    if optimization.precision == "fp32":
+        return {}
+    if optimization.precision_mode == "matched":
+        # The list names the modules whose parameters travel in the low type; it does not change what is computed.
+        return {
+            "torch_autocast": {
+                "enabled": True,
+                "dtype": {"bf16": "bfloat16", "fp16": "float16"}[optimization.precision],
+                "lower_precision_safe_modules": safe_modules or [],
+            }
+        }
+    if optimization.precision == "bf16":
+        return {"bf16": {"enabled": True}}
+    rule = optimization.loss_scale
+    return {
+        "fp16": {
+            "enabled": True,
+            "loss_scale": 0,  # dynamic
+            "initial_scale_power": rule.initial_power,
+            "loss_scale_window": rule.window,
+            "hysteresis": rule.hysteresis,
+            "consecutive_hysteresis": False,
+            "min_loss_scale": rule.floor,
+        }
+    }
+
+
+def optimizer_block(optimization: Optimization) -> dict[str, Any]:
+    """DeepSpeed's own optimizer. ``Adam`` means AdamW there unless adam_w_mode says otherwise (facts.md, trap 1)."""
+    if optimization.optimizer == "sgd":
+        raise BackendError("deepspeed has no SGD of its own: use optimizer_impl=torch with --optimizer sgd")
+    params = {
+        "lr": optimization.lr_at(0),
+        "betas": list(optimization.betas),
+        "eps": optimization.eps,
+        "weight_decay": optimization.weight_decay,
+    }
+    if optimization.optimizer == "adam":
+        return {"type": "Adam", "params": params | {"adam_w_mode": False}}
+    return {"type": "AdamW", "params": params}
+
+
+def read_user_config(path: str) -> dict[str, Any]:
+    """A user's DeepSpeed json. Raises BackendError where it is missing, no json, or written for an older DeepSpeed."""
+    try:
+        config = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise BackendError(f"{path}: no such DeepSpeed configuration file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BackendError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise BackendError(f"{path}: a DeepSpeed configuration is a JSON object")
+    explain_dead_keys(config, path)
+    return config
+
+
+def explain_dead_keys(config: Mapping[str, Any], origin: str) -> None:
+    for key, advice in DEAD_KEYS.items():
+        node: Any = config
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+            if node is None:
+                break
+        else:
+            raise BackendError(f"{origin}: key '{key}' is not one of today's DeepSpeed: {advice}")
+
+
+def merge(user: Mapping[str, Any], job: Mapping[str, Any], *, origin: str, optimization: Optimization) -> dict[str, Any]:
+    """`user` with the job's values put in. Raises BackendError that names the first value in disagreement."""
+    user = dict(user)
+    deferred = {key: user.pop(key) for key in BATCH_KEYS if key in user and user[key] != "auto"}
+    for key in BATCH_KEYS:
+        user.pop(key, None)
+    _check_precision(user, optimization, origin)
+    _check_optimizer(user, optimization, origin)
+    _check_scheduler(user, optimization, origin)
+    merged = _fill(user, job, origin, "")
+    _no_auto_left(merged, origin, "")
+    if deferred:
+        merged["_batch"] = deferred  # taken out again and checked by the backend
+    return merged
+
+
+def _fill(user: Mapping[str, Any], job: Mapping[str, Any], origin: str, prefix: str) -> dict[str, Any]:
+    merged = dict(user)
+    for key, wanted in job.items():
+        path = f"{prefix}{key}"
+        given = user.get(key, "auto")
+        if given is None or given == "auto":
+            merged[key] = wanted
+        elif isinstance(wanted, Mapping):
+            if not isinstance(given, Mapping):
+                raise BackendError(f"{origin}: '{path}' is {given!r}, DeepSpeed takes an object there")
+            merged[key] = _fill(given, wanted, origin, f"{path}.")
+        elif path in _FREE:
+            merged[key] = given
+        elif not _same(given, wanted):
+            raise BackendError(f"{origin}: '{path}' is {given!r} but the job says {wanted!r}: change one of them, or write \"auto\"")
+    return merged
+
+
+# What the job fills in as a good default but a user's file may change: nothing of the equivalence contract.
+_FREE = {
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+    "timers.throughput.enabled",
+    "zero_optimization.offload_optimizer.pin_memory",
+    "zero_optimization.offload_param.pin_memory",
+    "torch_autocast.lower_precision_safe_modules",
+}
+
+
+def _same(given: Any, wanted: Any) -> bool:
+    if isinstance(given, str) or isinstance(wanted, str) or isinstance(given, bool) or isinstance(wanted, bool):
+        return given == wanted
+    if isinstance(given, (list, tuple)) and isinstance(wanted, (list, tuple)):
+        return len(given) == len(wanted) and all(map(_same, given, wanted))
+    try:
+        return math.isclose(float(given), float(wanted), rel_tol=1e-12)
+    except (TypeError, ValueError):
+        return given == wanted
+
+
+def _no_auto_left(node: Any, origin: str, prefix: str) -> None:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            _no_auto_left(value, origin, f"{prefix}{key}.")
+        elif value == "auto":
+            raise BackendError(f"{origin}: '{prefix}{key}' is \"auto\" but nothing in the job decides it: give a value or remove it")
+
+
+def _check_precision(user: dict[str, Any], optimization: Optimization, origin: str) -> None:
+    """fp16 / bf16 / torch_autocast blocks: enabled must be what the job trains in, in the job's precision mode."""
+    native = optimization.precision_mode == "native"
+    for block, precision in (("fp16", "fp16"), ("bf16", "bf16"), ("bfloat16", "bf16"), ("torch_autocast", "")):
+        given = user.get(block)
+        if not isinstance(given, Mapping):
+            continue
+        if precision:
+            wanted = native and optimization.precision == precision
+        else:
+            wanted = not native and optimization.precision != "fp32"
+        enabled = given.get("enabled", "auto")
+        if enabled not in ("auto", wanted):
+            remedy = "" if not enabled else (
+                f": use --precision {precision or 'bf16'} --precision-mode {'native' if precision else 'matched'}, or write \"auto\""
+            )
+            raise BackendError(
+                f"{origin}: '{block}.enabled' is {enabled} but the job trains in {optimization.precision}, precision mode "
+                f"{optimization.precision_mode}{remedy}"
+            )
+        if not wanted:
+            user.pop(block)
+
+
+def _check_optimizer(user: dict[str, Any], optimization: Optimization, origin: str) -> None:
+    """The optimizer block must say what the job says; the job's optimizer is what is built."""
+    block = user.pop("optimizer", None)
+    if not isinstance(block, Mapping):
+        return
+    kind, params = block.get("type", "auto"), dict(block.get("params") or {})
+    # DeepSpeed's own reading of the name: Adam is AdamW unless adam_w_mode is false.
+    meaning = {"adamw": "adamw", "adam": "adamw" if params.get("adam_w_mode", True) else "adam", "sgd": "sgd"}
+    if kind != "auto" and meaning.get(str(kind).lower()) != optimization.optimizer:
+        raise BackendError(
+            f"{origin}: 'optimizer.type' is {kind} but the job's optimizer is {optimization.optimizer}"
+            + (" (DeepSpeed's Adam is AdamW unless adam_w_mode is false)" if str(kind).lower() == "adam" else "")
+            + ': change one of them, or write "auto"'
+        )
+    wanted = {"lr": optimization.lr, "betas": optimization.betas, "eps": optimization.eps, "weight_decay": optimization.weight_decay}
+    for key, value in wanted.items():
+        if key in params and params[key] != "auto" and not _same(params[key], value):
+            shown = list(value) if isinstance(value, tuple) else value
+            raise BackendError(
+                f"{origin}: 'optimizer.params.{key}' is {params[key]!r} but the job says {shown!r}: change one of them, or write \"auto\""
+            )
+    unknown = set(params) - set(wanted) - {"adam_w_mode", "torch_adam", "bias_correction", "foreach"}
+    if unknown:
+        raise BackendError(f"{origin}: 'optimizer.params.{sorted(unknown)[0]}' is not something the job can decide: remove it")
+
+
+def _check_scheduler(user: dict[str, Any], optimization: Optimization, origin: str) -> None:
+    """The job's schedule is applied in every engine alike, so DeepSpeed's scheduler block may only repeat it."""
+    block = user.pop("scheduler", None)
+    if not isinstance(block, Mapping):
+        return
+    meaning = {"WarmupDecayLR": "warmup_linear", "WarmupCosineLR": "warmup_cosine", "WarmupLR": "constant", "auto": optimization.schedule}
+    kind, params = str(block.get("type", "auto")), dict(block.get("params") or {})
+    if meaning.get(kind) != optimization.schedule:
+        raise BackendError(f"{origin}: 'scheduler.type' is {kind} but the job's schedule is {optimization.schedule}: change one of them, or write \"auto\"")
+    wanted = {
+        "warmup_num_steps": optimization.warmup_steps,
+        "total_num_steps": optimization.total_steps,
+        "warmup_max_lr": optimization.lr,
+        "warmup_min_lr": 0.0,
+    }
+    for key, value in wanted.items():
+        if key in params and params[key] != "auto" and not _same(params[key], value):
+            raise BackendError(f"{origin}: 'scheduler.params.{key}' is {params[key]!r} but the job says {value!r}: change one of them, or write \"auto\"")
