@@ -20,6 +20,7 @@ import importlib.util
 import json
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -366,6 +367,9 @@ class _StageZeroScaler:
 def _import_deepspeed(rank: int) -> Any:
     """DeepSpeed prints configuration and flattening notes at INFO on every rank; warnings are enough."""
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
+    if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
+        # Where scripts/warm_deepspeed.py has compiled the extensions; the user-wide default is shared between clones.
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
