@@ -51,6 +51,8 @@ _RANKS: tuple[tuple[re.Pattern[str], int | None, int | None], ...] = (
     (re.compile(r"task (\d+): Exited with exit code (\d+)"), 1, 2),  # srun
 )
 _PREFIX = re.compile(r"^(?:\[(?:\d+,)?(\d+)\]<std(?:out|err)>:|\[rank(\d+)\]:\s?|(\w[\w.-]*): )")
+# Open MPI and horovodrun tag output by rank, also in the middle of a line that two ranks were writing.
+_TAG = re.compile(r"(?=\[(?:\d+,)?\d+\]<std(?:out|err)>:)")
 _ERROR = re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Failure|Exit)): ?(.*)$")
 # Errors that only tell that somebody else failed.
 _SECONDARY = re.compile(
@@ -61,7 +63,7 @@ _SECONDARY = re.compile(
 
 def explain(lines: Sequence[str], returncode: int) -> str:
     """One line: the cause if a line tells it, else the first failing rank's error, else the exit status in words."""
-    texts = [_strip(line) for line in lines]
+    texts = [_strip(part) for line in lines for part in _TAG.split(line) if part]
     for _, text in texts:
         for pattern, sentence in _CAUSES:
             if match := pattern.search(text):
