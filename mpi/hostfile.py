@@ -17,12 +17,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpi.errors import UserError
+
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _IPV6 = re.compile(r"\[[0-9A-Fa-f:.%\w]*\](:\d+)?|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){2,}(%\w+)?(/\d+)?")
 _NUMBER = re.compile(r"[0-9]{1,6}")
 
 
-class HostfileError(ValueError):
+class HostfileError(UserError, ValueError):
     """A hostfile or host list that cannot be used. One line: where, what, and the remedy."""
 
 

@@ -10,11 +10,13 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mpi.errors import UserError
+
 _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B
 LOOPBACK = "127.0.0.1"
 
 
-class NetworkError(RuntimeError):
+class NetworkError(UserError):
     """A host that cannot be found or reached by name. One line: the host and the remedy."""
 
 

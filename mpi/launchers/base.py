@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mpi.errors import UserError
 from mpi.hostfile import Host, total_slots
 from mpi.network import Network
 
@@ -18,7 +19,7 @@ JOB_TAG = "HARNESS_JOB_TAG"
 SSH_OPTIONS = tuple("-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3".split())  # noqa: SIM905
 
 
-class LaunchError(ValueError):
+class LaunchError(UserError, ValueError):
     """A job that this launcher cannot start. One line: the thing and the remedy."""
 
 

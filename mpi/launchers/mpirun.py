@@ -23,11 +23,16 @@ def command(plan: Plan) -> Launch:
             plan.program("mpirun"),
             *("-np", str(plan.world_size), "-H", hosts),
             *tuning(plan),
-            *exports({**plan.env, **rendezvous(plan)}),
+            *exports({**_buffered(plan.env), **rendezvous(plan)}),
             *plan.extra,
             *plan.worker,
         ),
     )
+
+
+def _buffered(env: Mapping[str, str]) -> dict[str, str]:
+    """Without PYTHONUNBUFFERED: mpirun tags every write, so that unbuffered text arrives in shreds of a tag each."""
+    return {key: value for key, value in env.items() if key != "PYTHONUNBUFFERED"}
 
 
 def tuning(plan: Plan) -> list[str]:

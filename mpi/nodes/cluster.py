@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mpi.errors import UserError
 from mpi.nodes import init, link
 
 STATE = Path("/run/harness-nodes")
@@ -30,7 +31,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 _READY_S = 30.0
 
 
-class NodesError(RuntimeError):
+class NodesError(UserError):
     """Virtual nodes that cannot be made or used. One line: the thing and the remedy."""
 
 
@@ -339,7 +340,7 @@ def _write_shared(folder: Path, names: Sequence[str], addresses: Sequence[str]) 
         (folder / f"{name}.hostname").write_text(f"{name}\n")
         (folder / f"{name}.sshd_config").write_text(
             f"HostKey {folder}/{name}.hostkey\nAuthorizedKeysFile {folder}/id.pub\nPidFile none\nStrictModes no\n"
-            f"PermitRootLogin prohibit-password\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\n"
+            "PermitRootLogin prohibit-password\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\n"
             f"UseDNS no\nMaxStartups 1000\nMaxSessions 1000\nPrintMotd no\nPrintLastLog no\nLogLevel ERROR\n"
         )
     # sshd without PAM refuses an account that is locked ("!"), as root is on many systems: "*" only bars passwords.

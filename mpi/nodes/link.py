@@ -6,11 +6,13 @@ import re
 import subprocess
 from pathlib import Path
 
+from mpi.errors import UserError
+
 _RATE = re.compile(r"(\d+(?:\.\d+)?)(k|m|g)bit")
 _QUEUE_MS = 50
 
 
-class LinkError(RuntimeError):
+class LinkError(UserError):
     """A link that cannot be made or limited. One line."""
 
 
