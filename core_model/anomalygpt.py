@@ -148,7 +148,9 @@ class AnomalyGPT(nn.Module):
         if memory is not None and not memory.uses_decoder:
             return memory.maps(features, categories, side)
         maps = mean_map(to_image(self._odds(features, categories), side))
-        return maps if memory is None else memory.combine(memory.maps(features, categories, side), maps, categories)
+        if memory is None:
+            return maps
+        return memory.combine(memory.maps(features, categories, side), maps, categories)
 
     def scores(self, maps: Tensor, rule: str = "") -> Tensor:
         """(B,) one score a picture from (B, S, S) maps; rules in `core_model.scoring`."""
@@ -173,8 +175,8 @@ class AnomalyGPT(nn.Module):
     ) -> list[str]:
         """Answers to one question a picture. histories: earlier (question, answer) turns a picture.
 
-        maps: (B, S, S) probabilities that the prompt learner reads instead of the decoder's (few-shot use). Greedy where
-        temperature is 0. features: of these pictures, if they are known already.
+        maps: (B, S, S) probabilities that the prompt learner reads instead of the decoder's (few-shot use). Greedy
+        where temperature is 0. features: of these pictures, if they are known already.
         """
         if not len(images) == len(categories) == len(questions):
             counts = f"{len(images)} pictures, {len(categories)} categories, {len(questions)} questions"

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from core_model import weights
 from core_model.anomalygpt import AnomalyGPT
 from core_model.decoder import ImageDecoder
 from core_model.dialogue_format import Collator
-from core_model.encoders import Encoder, ViTTrunk
+from core_model.encoders import Encoder
 from core_model.errors import ModelError
-from core_model.frozen import build_empty, freeze, materialize
 from core_model.language import LanguageModel
-from core_model.llama import Llama, LlamaConfig
 from core_model.losses import LossWeights
-from core_model.presets import FROZEN_SEED, ModelSpec, to_dict
+from core_model.parts import Place, make_encoder, make_language
+from core_model.presets import ModelSpec, to_dict
 from core_model.projection import projection
 from core_model.prompt_learner import PromptLearner
 from core_model.text_features import TextFeatures
-from core_model.tokenizer import ByteTokenizer, FileTokenizer, Tokenizer
-from core_model.vit import VisionTransformer, ViTConfig
-
-TINY_VIT = ViTConfig(width=32, layers=4, heads=2, patch=7, grid=8, mlp_ratio=2)
-TINY_LLAMA = LlamaConfig(vocab=ByteTokenizer.vocab, width=64, layers=2, heads=4, kv_heads=2, mlp=128)
 
 
 def assemble(
@@ -39,11 +33,12 @@ def assemble(
     frozen_dtype: torch.dtype = torch.float32,
 ) -> AnomalyGPT:
     """The model of `spec`. See `core_model.presets.build`."""
-    place = {"device": device, "dtype": frozen_dtype, "random": random_weights}
-    encoder = make_encoder(spec, **place)
-    transformer, tokenizer = make_language(spec, **place)
+    place = Place(device=device, dtype=frozen_dtype, random=random_weights)
+    encoder = make_encoder(spec, place)
     if spec.image_size % encoder.multiple:
-        raise ModelError(f"image size {spec.image_size} is no multiple of {encoder.multiple}: preset {spec.preset} needs that")
+        text = f"image size {spec.image_size}: preset {spec.preset} needs a multiple of {encoder.multiple}"
+        raise ModelError(text)
+    transformer, tokenizer = make_language(spec, place)
     language = LanguageModel(transformer, tokenizer, Collator(tokenizer=tokenizer, max_tokens=spec.max_tokens))
     text = _text_features(spec, encoder, language)
     joint_already = spec.text == "tower"
@@ -85,6 +80,10 @@ def assemble(
         description={"spec": to_dict(spec), "random_weights": random_weights or spec.preset == "tiny"},
     )
     model.projection.requires_grad_(spec.train_projection)
+    if spec.weights:
+        from core_model.published import load_deltas
+
+        model.description["deltas"] = len(load_deltas(model, Path(spec.weights)))
     if spec.lora:
         from core_model.lora import add_lora
 
@@ -93,7 +92,7 @@ def assemble(
 
 
 def _seeded(part: str, seed: int, make: Callable[[], Any]) -> Any:
-    """Makes a trained part with random numbers of its own, which depend on nothing but its name and the seed."""
+    """Makes a trained part on the CPU with random numbers that depend on nothing but its name and the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * 1_000_003 + zlib.crc32(part.encode()))
         return make()
@@ -105,40 +104,13 @@ def embedding_std(transformer: nn.Module) -> float:
     return 0.02 if table.is_meta else float(table[:4096].float().std())
 
 
-# -- parts -------------------------------------------------------------------------------------------------------------
-
-
-def make_encoder(spec: ModelSpec, *, device: Any, dtype: torch.dtype, random: bool) -> Encoder:
-    options = {"per_image": spec.per_image_normalization}
-    if spec.encoder in ("vit-tiny", "vit-s14"):
-        if spec.encoder == "vit-s14" and not random:
-            vit = weights.load_vit_s().to(device=device, dtype=dtype)
-        else:
-            config = TINY_VIT if spec.encoder == "vit-tiny" else weights.VIT_S
-            vit = materialize(build_empty(lambda: VisionTransformer(config)), device=device, dtype=dtype, seed=FROZEN_SEED)
-        return freeze(Encoder(ViTTrunk(vit, spec.taps), **options))
-    raise ModelError(f"unknown encoder '{spec.encoder}': choose vit-tiny or vit-s14")
-
-
-def make_language(spec: ModelSpec, *, device: Any, dtype: torch.dtype, random: bool) -> tuple[nn.Module, Tokenizer]:
-    if spec.language == "llama-tiny":
-        empty = build_empty(lambda: Llama(TINY_LLAMA))
-        return materialize(empty, device=device, dtype=dtype, seed=FROZEN_SEED + 1), ByteTokenizer()
-    if spec.language == "smollm2-135m":
-        if random:
-            empty = build_empty(lambda: Llama(weights.SMOLLM2))
-            return materialize(empty, device=device, dtype=dtype, seed=FROZEN_SEED + 1), ByteTokenizer()
-        tokenizer = FileTokenizer(weights.smollm2_tokenizer_file(), **weights.SMOLLM2_TOKENS)
-        return freeze(weights.load_smollm2()).to(device=device, dtype=dtype), tokenizer
-    raise ModelError(f"unknown language model '{spec.language}': choose llama-tiny or smollm2-135m")
-
-
 def _text_features(spec: ModelSpec, encoder: Encoder, language: LanguageModel) -> TextFeatures | None:
     if spec.text == "learned":
         return None
     if spec.text == "language":
         if spec.text_width != language.width:
-            raise ModelError(f"text_width is {spec.text_width}: with text from the language model it is {language.width}")
+            text = f"text_width is {spec.text_width}: with text from the language model it is {language.width}"
+            raise ModelError(text)
         return TextFeatures(language.sentence_vectors, centred=True)
     if spec.text == "tower":
         return TextFeatures(encoder.trunk.encode_text, centred=False)

@@ -39,9 +39,12 @@ def build_empty(make: Callable[[], nn.Module]) -> nn.Module:
 def materialize(module: nn.Module, *, device: torch.device | str, dtype: torch.dtype, seed: int) -> nn.Module:
     """Random weights drawn where they will live, in the type they will have: 7e9 parameters in seconds on a GPU.
 
-    `module.initialize(generator)` draws; norms, scales and biases get their neutral values first.
+    `module.initialize(generator)` draws; norms, scales and biases get their neutral values first. On the meta device
+    nothing is drawn: shapes and counts alone.
     """
     module.to(dtype)
+    if str(device) == "meta":
+        return freeze(module)
     module.to_empty(device=device)
     if hasattr(module, "tie"):
         module.tie()

