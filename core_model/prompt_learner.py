@@ -36,10 +36,16 @@ class PromptLearner(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """He initialization, so that the map's signal survives the stack (torch's default loses 0.4 x a stage)."""
+        """He initialization, so that the map's signal survives the stack (torch's default loses 0.4 x a stage).
+
+        The stages' biases are torch's uniform ones, not zero: where the map is empty, a zero bias puts every unit of a
+        region exactly on ReLU's kink, and then the last bit of a sum decides whether the region has a gradient. Two
+        engines that sum in another order would part there (seen: 1.6 % of a gradient from a change of 1e-8).
+        """
         for stage in self.stages:
             nn.init.kaiming_normal_(stage.weight, nonlinearity="relu")
-            nn.init.zeros_(stage.bias)
+            limit = stage.weight[0].numel() ** -0.5
+            nn.init.uniform_(stage.bias, -limit, limit)
         nn.init.kaiming_normal_(self.to_prompts.weight, nonlinearity="linear")
         self.to_prompts.weight.mul_(self.prompt_std)
         nn.init.zeros_(self.to_prompts.bias)
