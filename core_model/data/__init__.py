@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core_model.data import mvtec, textures
+from core_model.data import instructions
 from core_model.data.anomalies import recipe_named
 from core_model.data.dataset import Dataset
+from core_model.data.entries import GOOD, instruction_entries, test_entries, train_entries, val_entries
 from core_model.data.errors import DataError
-from core_model.data.layout import Layout
 from core_model.data.options import DataOptions
 from core_model.data.pictures import FilePicture, Picture, check
+from core_model.data.sources import LAYOUTS, read_sources
 from core_model.data.splits import divide, take
 
 __all__ = ["LAYOUTS", "SPLITS", "DataError", "DataOptions", "Dataset", "open_dataset"]
 
 SPLITS = ("train", "val", "test")
-LAYOUTS: Mapping[str, Callable[[str], Layout]] = {"textures": textures.read, "mvtec": mvtec.read}
 
 
 def open_dataset(
@@ -29,9 +29,9 @@ def open_dataset(
     simulation: str = "",
     options: Mapping[str, Any] | DataOptions | None = None,
 ) -> Dataset:
-    """The data set that `spec` names: ``textures``, or ``LAYOUT:DIR`` where DIR holds one category or several.
+    """The data set that `spec` names: ``textures``, ``LAYOUT:DIR`` (one category or several), or such joined by ``+``.
 
-    split: ``train``, ``val`` (needs option ``holdout``) or ``test``. simulation: a recipe of
+    split: ``train``, ``val`` (needs option ``holdout`` or ``folds``) or ``test``. simulation: a recipe of
     `core_model.data.anomalies.RECIPES`, "" = the default. options: fields of `DataOptions`.
     Every file of the split is looked at (headers only), so that a job fails before it starts. Raises DataError.
     """
@@ -41,44 +41,49 @@ def open_dataset(
         raise DataError(f"image size {image_size} is too small: use at least 8 pixels")
     recipe = recipe_named(simulation)
     chosen = options if isinstance(options, DataOptions) else DataOptions.from_mapping(options or {})
-    layout = _read(spec)
-    pictures = _select(layout, spec, split, chosen)
-    check(picture for picture in pictures if isinstance(picture, FilePicture))
-    return Dataset(layout, pictures, split=split, image_size=image_size, seed=seed, recipe=recipe, options=chosen)
-
-
-def _read(spec: str) -> Layout:
-    name, _, folder = spec.partition(":")
-    if name not in LAYOUTS:
-        known = ", ".join(layout if layout == "textures" else f"{layout}:DIR" for layout in LAYOUTS)
-        raise DataError(f"unknown data set '{spec}': use one of {known}")
-    if name == "textures":
-        if folder:
-            raise DataError(f"'{spec}': textures is built in and takes no folder")
-    elif not folder:
-        raise DataError(f"'{spec}' names no folder: write {name}:DIR")
-    return LAYOUTS[name](folder)
-
-
-def _select(layout: Layout, spec: str, split: str, options: DataOptions) -> Sequence[Picture]:
-    """The pictures of the split, by the options."""
-    unknown = sorted(set(options.categories) - set(layout.categories))
+    layouts = read_sources(spec)
+    available = sorted({category for layout in layouts for category in layout.categories})
+    unknown = sorted(set(chosen.categories) - set(available))
     if unknown:
-        raise DataError(f"'{spec}' has no category '{unknown[0]}': it has {', '.join(layout.categories)}")
+        raise DataError(f"'{spec}' has no category '{unknown[0]}': it has {', '.join(available)}")
 
-    def wanted(pictures: Sequence[Picture]) -> list[Picture]:
-        return [picture for picture in pictures if not options.categories or picture.category in options.categories]
-
+    pictures: list[Picture]
     if split == "test":
-        pictures = wanted(layout.test)
-        if not pictures:
-            raise DataError(f"'{spec}' has no test pictures: put them into CATEGORY/test/good and CATEGORY/test/KIND")
-        return pictures
-    train, held_out = divide(wanted(layout.train), share=options.holdout)
-    if split == "val":
-        if not held_out:
-            raise DataError("the val split is empty: set the data option holdout to a share such as 0.2")
-        return held_out
-    if not train:
-        raise DataError(f"'{spec}' has no training pictures left: lower the data option holdout")
-    return take(train, options.limit)
+        pictures = _test_pictures(spec, [picture for layout in layouts for picture in layout.test], chosen)
+        entries = test_entries(pictures, chosen)
+    else:
+        good = _of_categories([picture for layout in layouts for picture in layout.train], chosen)
+        kept, held_out = divide(good, share=chosen.holdout, folds=chosen.folds, fold=chosen.fold)
+        if split == "val":
+            if not held_out:
+                raise DataError("the val split is empty: set the data option holdout (such as 0.2) or folds")
+            pictures, entries = held_out, val_entries(held_out, chosen)
+        else:
+            if not kept:
+                raise DataError(f"'{spec}' has no training pictures left: lower the data option holdout or folds")
+            pictures = take(kept, chosen.limit)
+            entries = train_entries(pictures, chosen)
+            if chosen.instructions:
+                talks = instructions.read(chosen.instructions)
+                entries += instruction_entries(talks, len(pictures))
+                pictures += [talk.picture for talk in talks]
+    check(picture for picture in pictures if isinstance(picture, FilePicture))
+    return Dataset(
+        layouts, pictures, entries, split=split, image_size=image_size, seed=seed, recipe=recipe, options=chosen
+    )
+
+
+def _of_categories(pictures: Sequence[Picture], options: DataOptions) -> list[Picture]:
+    return [picture for picture in pictures if not options.categories or picture.category in options.categories]
+
+
+def _test_pictures(spec: str, pictures: Sequence[Picture], options: DataOptions) -> list[Picture]:
+    """The test pictures of the wanted categories and domains (the folder above the file, in AeBAD)."""
+    found = _of_categories(pictures, options)
+    if not found:
+        raise DataError(f"'{spec}' has no test pictures: put them into CATEGORY/test/{GOOD} and CATEGORY/test/KIND")
+    if options.domains:
+        found = [picture for picture in found if picture.id.rsplit("/", 2)[-2] in options.domains]
+        if not found:
+            raise DataError(f"'{spec}' has no test pictures of domain {' or '.join(options.domains)}")
+    return found

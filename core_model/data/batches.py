@@ -36,26 +36,35 @@ class GlobalBatches:
     """The endless sequence of global batches: epoch after epoch, each a fresh permutation of all samples.
 
     A batch may straddle two epochs, so each sample is used exactly once an epoch whatever the batch size.
-    dataset: number of samples, or their ids (which then enter the fingerprint).
+    dataset: number of samples, or their ids (which then enter the fingerprint). groups: sizes of consecutive groups of
+    samples that take turns, a whole batch each (pictures, then general conversations), each with epochs of its own;
+    empty = one group.
     """
 
-    def __init__(self, dataset: int | Sequence[str], *, global_batch: int, seed: int) -> None:
+    def __init__(
+        self, dataset: int | Sequence[str], *, global_batch: int, seed: int, groups: Sequence[int] = ()
+    ) -> None:
         self._names = None if isinstance(dataset, int) else tuple(dataset)
         self.samples = dataset if isinstance(dataset, int) else len(dataset)
         self.global_batch, self.seed = global_batch, seed
+        self.groups = tuple(groups) or (self.samples,)
+        if sum(self.groups) != self.samples or min(self.groups) < min(1, self.samples):
+            raise ValueError(f"groups {self.groups} do not divide {self.samples} samples")
         if self.samples < 1:
             raise DataError("the data set has no samples to train on")
         if global_batch < 1:
             raise DataError(f"global batch {global_batch}: it must be at least 1")
-        self._orders: dict[int, np.ndarray] = {}
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
 
     def ids_of(self, step: int) -> list[SampleRef]:
         """(index, epoch) of the samples of optimizer step `step` (0-based), over all ranks."""
-        first = step * self.global_batch
+        group = step % len(self.groups)
+        size, start = self.groups[group], sum(self.groups[:group])
+        first = (step // len(self.groups)) * self.global_batch
         refs = []
         for position in range(first, first + self.global_batch):
-            epoch, place = divmod(position, self.samples)
-            refs.append((int(self._order(epoch)[place]), epoch))
+            epoch, place = divmod(position, size)
+            refs.append((start + int(self._order(group, epoch)[place]), epoch))
         return refs
 
     def rank_share(self, step: int, rank: int, world: int, accumulation: int = 1) -> list[list[SampleRef]]:
@@ -77,21 +86,22 @@ class GlobalBatches:
 
     def fingerprint(self, steps: int) -> str:
         """sha256 of the order of the first `steps` steps: equal fingerprints, equal data in equal order."""
-        digest = hashlib.sha256(f"{self.samples} {self.global_batch} {steps}\n".encode())
+        digest = hashlib.sha256(f"{self.groups} {self.global_batch} {steps}\n".encode())
         for name in self._names or ():
             digest.update(f"{name}\n".encode())
         for step in range(steps):
             digest.update(np.asarray(self.ids_of(step), dtype="<i8").tobytes())
         return digest.hexdigest()
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """int64 (samples,): the permutation of one epoch. Only the last few are kept."""
-        found = self._orders.get(epoch)
+    def _order(self, group: int, epoch: int) -> np.ndarray:
+        """int64 (samples of the group,): the permutation of one epoch. Only the last few are kept."""
+        key = (group, epoch)
+        found = self._orders.get(key)
         if found is None:
-            found = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
-            while len(self._orders) > 3:
-                self._orders.pop(min(self._orders))
-            self._orders[epoch] = found
+            found = np.random.default_rng([self.seed, epoch, group]).permutation(self.groups[group])
+            while len(self._orders) > 3 * len(self.groups):
+                self._orders.pop(next(iter(self._orders)))
+            self._orders[key] = found
         return found
 
 

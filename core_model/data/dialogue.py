@@ -92,9 +92,12 @@ def readable(name: str) -> str:
     return name.replace("_", " ").replace("-", " ").strip().lower()
 
 
-def standard_turns(category: str, place: str) -> tuple[tuple[str, str], ...]:
-    """The one turn asked of test pictures, with the answer that is expected; place "" = no defect."""
-    answer = JUDGE_DEFECTIVE[0] if place else JUDGE_GOOD[0]
+def standard_turns(category: str, place: str, *, defective: bool) -> tuple[tuple[str, str], ...]:
+    """The one turn asked of test pictures, with the answer that is expected. place may be "" for a defective picture
+    whose mask is empty."""
+    answer = JUDGE_GOOD[0]
+    if defective:
+        answer = JUDGE_DEFECTIVE[0] if place else "Yes, there is a defect in the picture."
     return ((STANDARD_QUESTION, answer.format(place=place, category=readable(category))),)
 
 

@@ -9,15 +9,22 @@ from collections.abc import Sequence
 from core_model.data.pictures import Picture
 
 
-def divide(pictures: Sequence[Picture], *, share: float) -> tuple[list[Picture], list[Picture]]:
-    """(kept for training, held out): of each category, `share` of the pictures is held out, at least one where share
-    is above 0 and the category has two."""
+def divide(
+    pictures: Sequence[Picture], *, share: float = 0.0, folds: int = 0, fold: int = 0
+) -> tuple[list[Picture], list[Picture]]:
+    """(kept for training, held out), category by category.
+
+    share: this part is held out, at least one picture of a category that has two. folds: every picture is held out in
+    exactly one of the `folds` folds; this is fold number `fold`.
+    """
     held_out: set[str] = set()
     for of_category in by_category(pictures).values():
-        count = round(share * len(of_category))
-        if share > 0:
-            count = min(max(1, count), len(of_category) - 1)
-        held_out.update(picture.id for picture in _in_fixed_order(of_category)[:count])
+        order = _in_fixed_order(of_category)
+        if folds:
+            held_out.update(picture.id for picture in order[fold::folds])
+        elif share > 0:
+            count = min(max(1, round(share * len(order))), len(order) - 1)
+            held_out.update(picture.id for picture in order[:count])
     return (
         [picture for picture in pictures if picture.id not in held_out],
         [picture for picture in pictures if picture.id in held_out],

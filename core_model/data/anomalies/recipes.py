@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
 
 from core_model.data.anomalies import cutpaste, marks, poisson, textures
 from core_model.data.anomalies.base import Canvas, Edit, Generator, difference
+from core_model.data.anomalies.harmless import CHANGES
 from core_model.data.errors import DataError
 
 GENERATORS: Mapping[str, Generator] = MappingProxyType(
@@ -27,12 +28,22 @@ GENERATORS: Mapping[str, Generator] = MappingProxyType(
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """weights: generator name -> relative frequency. smallest: least defective pixels, as a share of the picture.
-    contrast: least mean change over the defect, in grey levels of 255."""
+    contrast: least mean change over the defect, in grey levels of 255. harmless: name of a change that is no defect
+    (`harmless.CHANGES`) -> its chance; good and defective pictures get it alike."""
 
     name: str
     weights: Mapping[str, float]
     smallest: float = 4e-4
     contrast: float = 12.0
+    harmless: Mapping[str, float] = field(default_factory=dict)
+
+    def disturbed(self, canvas: Canvas, rng: np.random.Generator) -> Canvas:
+        """The canvas after the harmless changes that chance picks."""
+        image = canvas.image
+        for name, chance in self.harmless.items():
+            if rng.random() < chance:
+                image = CHANGES[name](image, rng)
+        return canvas if image is canvas.image else replace(canvas, image=image)
 
     def describe(self) -> dict[str, object]:
         return {
@@ -40,6 +51,7 @@ class Recipe:
             "weights": dict(self.weights),
             "smallest": self.smallest,
             "contrast": self.contrast,
+            "harmless": dict(self.harmless),
         }
 
 
