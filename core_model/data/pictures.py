@@ -151,11 +151,9 @@ def _header(path: Path, what: str) -> tuple[int, int]:
     """(width, height). Raises DataError where the file is no image or ends too early."""
     try:
         with Image.open(path) as picture:
-            size, kind = picture.size, picture.format
-        if not _has_end(path, kind):
-            read_rgb(path)  # decode to be sure: some writers leave the end marker out or write past it
-    except DataError:
-        raise
+            size = picture.size
+            if not _has_end(path, picture.format):
+                picture.load()  # decode to be sure: some writers leave the end marker out or write past it
     except FileNotFoundError:
         raise DataError(f"{path}: no such {what}") from None
     except READ_ERRORS as error:
