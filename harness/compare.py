@@ -131,7 +131,6 @@ def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 "texts": {
                     "engine": label,
                     "workers": str(int(cell["workers"])),
-                    "runs": ", ".join(text for text in (str(cell["ok"]) if cell["ok"] else "", failed) if text),
                     "samples/s": _with_range(rate, low, high),
                     "step ms (p99)": _step_text(cell["step_ms"], cell["step_ms_p99"]),
                     "efficiency": words.percent(cell["efficiency"]),
@@ -140,6 +139,7 @@ def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
                     "image AUROC": words.fixed(cell["image_auroc"], 3),
                     "pixel AUROC": words.fixed(cell["pixel_auroc"], 3),
                     "answers right": answers,
+                    "runs": ", ".join(text for text in (str(cell["ok"]) if cell["ok"] else "", failed) if text),
                 },
             }
         )
@@ -228,7 +228,8 @@ def final_loss(run: RecordedRun, window: int = 10) -> float | None:
 def _cells(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """One row per (group, label, workers), main group first, labels in the order of their first run. A failed run is
     counted in the cell of the same label and workers in the main group."""
-    order = {label: position for position, label in enumerate(dict.fromkeys(frame["label"]))}
+    main = frame[frame["group"] == 0]["label"]
+    order = {label: position for position, label in enumerate(dict.fromkeys([*main, *frame["label"]]))}
     groups = sorted({int(group) for group in frame["group"] if group >= 0}) or [0]
     cells = []
     for group in groups:

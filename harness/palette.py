@@ -39,3 +39,13 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
 def dashes(style: Style) -> tuple[float, ...] | None:
     """The dash pattern for matplotlib, None for a solid line."""
     return tuple(float(part) / 2 for part in style.dash.split()) if style.dash else None
+
+
+def dash_of(slot: int) -> str:
+    """The SVG dash pattern of style number `slot`."""
+    return _STYLES[slot % len(_STYLES)].dash
+
+
+def css(theme: str) -> str:
+    """The eight colours as CSS variables --s0 .. --s7; theme: light or dark."""
+    return "".join(f"--s{slot}:{getattr(style, theme)};" for slot, style in enumerate(_STYLES))

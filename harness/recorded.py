@@ -98,7 +98,8 @@ class RecordedRun:
     @property
     def label(self) -> str:
         """The engine with the settings that were asked for: ``DeepSpeed ZeRO-2``, ``Horovod fp16 on the wire``."""
-        return label_of(self.job)
+        described = self.result.get("engine") or {}
+        return label_of(self.job, zero_stage=described.get("zero_stage"))
 
     @cached_property
     def contract(self) -> dict[str, Any]:
@@ -118,11 +119,15 @@ class RecordedRun:
         return records.read_json(path) if path.exists() else {}
 
 
-def label_of(job: Mapping[str, Any]) -> str:
-    """Engine and asked-for settings of a job, as a person would say it. Two different settings never share a label."""
+def label_of(job: Mapping[str, Any], *, zero_stage: int | None = None) -> str:
+    """Engine and asked-for settings of a job, as a person would say it. Two different settings never share a label.
+    zero_stage: DeepSpeed's stage where the job leaves it to the engine's default."""
     name = ENGINE_NAMES.get(str(job.get("backend")), str(job.get("backend")))
+    settings = dict(job.get("engine") or {})
+    if job.get("backend") == "deepspeed" and zero_stage is not None:
+        settings.setdefault("zero_stage", zero_stage)
     words = []
-    for key, value in sorted((job.get("engine") or {}).items(), key=lambda item: item[0] not in _SETTING_WORDS):
+    for key, value in sorted(settings.items(), key=lambda item: item[0] not in _SETTING_WORDS):
         if key in _QUIET_SETTINGS and not value:
             continue
         if key in _SETTING_WORDS:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from core_model.metrics import evaluate
 from harness import records
 from harness.contract import contract
 from harness.environment import environment
@@ -56,14 +57,19 @@ def write_run(
     rows = _steps(job, rng, step_s, noise, stop=job.steps // 2 if fail else job.steps)
     records.append_jsonl(folder / records.STEPS, rows)
     records.append_jsonl(folder / records.RESOURCES, _resources(rows, memory_mib))
-    started = {"started": "2026-11-24T10:00:00+00:00", "ended": "2026-11-24T10:05:00+00:00", "world_size": job.world_size}
+    started = {
+        "started": "2026-11-24T10:00:00+00:00",
+        "ended": "2026-11-24T10:05:00+00:00",
+        "world_size": job.world_size,
+    }
     if fail:
         records.write_json(folder / records.RESULT, {"status": "failed", "reason": fail, "wall_s": 9.0, **started})
         return folder
     records.append_jsonl(folder / records.SPLIT, _split(job, rows, own_s or {}, rng))
     samples = _samples(rng, images, quality, unusable, scores)
-    evaluation = _evaluation(samples)
-    records.write_json(folder / records.EVALUATION, evaluation)
+    evaluation = evaluate(samples)
+    kept = [{key: value for key, value in entry.items() if key not in ("map", "mask")} for entry in samples]
+    records.write_json(folder / records.EVALUATION, records.finite({**evaluation, "samples": kept}))
     if examples:
         _pictures(folder / "examples", samples[:: max(1, images // examples)][:examples], rng)
     hashes = {
@@ -192,8 +198,12 @@ def _samples(
         if scores is not None:
             score = scores[index]
         says = score > 0.5
-        judged = None if rng.random() < unusable else says
-        answer = {True: "Yes, there is a defect at the top left.", False: "No, this is a good part."}.get(judged, "The")
+        answer = "Yes, there is a defect at the top left." if says else "No, this is a good part."
+        if rng.random() < unusable:
+            answer = "The the the"
+        mask = np.zeros((16, 16), dtype=bool)
+        mask[2:6, 2:6] = defective
+        grid = np.clip(rng.normal(0.3, 0.15, mask.shape) + 0.4 * mask * quality, 0, 1).astype(np.float16)
         samples.append(
             {
                 "id": f"test/{kind}/{index:03d}",
@@ -205,35 +215,11 @@ def _samples(
                 "question": "Is there a defect?",
                 "expected": "Yes, there is a defect." if defective else "No.",
                 "answer": answer,
-                "judged": judged,
+                "map": grid,
+                "mask": mask,
             }
         )
     return samples
-
-
-def _evaluation(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    categories = {
-        name: _figures([sample for sample in samples if sample["category"] == name])
-        for name in sorted({sample["category"] for sample in samples})
-    }
-    return {"mean": _figures(samples), "categories": categories, "controls": {}, "samples": samples}
-
-
-def _figures(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    from sklearn.metrics import roc_auc_score
-
-    truth = [sample["is_defective"] for sample in samples]
-    auroc = float(roc_auc_score(truth, [sample["score"] for sample in samples]))
-    right = [sample["judged"] == sample["is_defective"] for sample in samples]
-    return {
-        "image_auroc": auroc,
-        "pixel_auroc": auroc * 0.95,
-        "aupro": auroc * 0.8,
-        "f1_max": auroc * 0.9,
-        "answer_accuracy": sum(right) / len(right),
-        "unusable_answers": sum(sample["judged"] is None for sample in samples),
-        "samples": len(samples),
-    }
 
 
 def _pictures(folder: Path, samples: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> None:
@@ -246,7 +232,9 @@ def _pictures(folder: Path, samples: Sequence[Mapping[str, Any]], rng: np.random
         picture = rng.integers(90, 140, (64, 64, 3)).astype(np.uint8)
         picture[grid > 0] = (40, 30, 20)
         Image.fromarray(picture).save(folder / f"{name}_input.png")
-        Image.fromarray(np.maximum(grid // 2, rng.integers(0, 60, (64, 64)).astype(np.uint8))).save(folder / f"{name}_map.png")
+        Image.fromarray(np.maximum(grid // 2, rng.integers(0, 60, (64, 64)).astype(np.uint8))).save(
+            folder / f"{name}_map.png"
+        )
         Image.fromarray(grid).save(folder / f"{name}_mask.png")
 
 

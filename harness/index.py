@@ -1,0 +1,58 @@
+"""results/README.md: the studies that were really run, one line each, written by the program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness import records, words
+from harness.compare import Comparison, summarize_study
+from harness.findings import findings
+from harness.options import results_root
+from harness.verdict import setting, verdict
+
+_HEAD = """# Studies
+
+Written by `harness index` from the records in this folder; do not edit. Each study's folder holds every run (job,
+environment, steps, resources, evaluation, result), `comparison.csv`, the plots and `report.html`.
+Re-check one with `harness check results/NAME`.
+"""
+
+
+def write_index(results: Path) -> Path:
+    """Writes `results`/README.md from the studies there are, leaving out folders without runs; returns its path."""
+    parts = [_HEAD]
+    for study in sorted(results.iterdir()) if results.is_dir() else ():
+        if study.is_dir() and records.runs_of(study):
+            try:
+                parts.append(_entry(study, summarize_study(study)))
+            except records.RecordError as error:
+                parts.append(f"## {study.name}\n\nDamaged: {error}\n")
+    if len(parts) == 1:
+        parts.append("No study has been run yet.\n")
+    path = results / "README.md"
+    path.write_text("\n".join(parts))
+    return path
+
+
+def _entry(study: Path, comparison: Comparison) -> str:
+    failed = int((comparison.frame["group"] == -1).sum())
+    started = sorted(filter(None, (run.result.get("started") for run in comparison.runs)))
+    found = findings(comparison)
+    facts = [words.plural(len(comparison.runs), "run") + (f", {failed} failed" if failed else "")]
+    facts += [started[0][:10]] if started else []
+    lines = [f"## {study.name}", "", f"{setting(comparison)}; {', '.join(facts)}.", ""]
+    lines += [f"- {sentence}" for sentence in verdict(comparison, found)]
+    lines += [f"- **{finding.text}**" for finding in found if finding.level == "wrong"]
+    files = [name for name in ("report.html", "comparison.csv", "scaling.png") if (study / name).exists()]
+    lines += ["", "Files: " + ", ".join(f"[{name}]({study.name}/{name})" for name in files), ""] if files else [""]
+    return "\n".join(lines)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--results", type=click.Path(), help="Results folder (default: the repository's results/).")
+def index(results: str | None, **_: Any) -> None:
+    """Write results/README.md from the studies that are there."""
+    click.echo(str(write_index(results_root(results))))

@@ -1,0 +1,127 @@
+"""`harness report`: runs or studies as HTML, Markdown, CSV, JSON or LaTeX."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness import records, tables
+from harness.compare import Comparison, summarize_runs
+from harness.findings import findings
+from harness.job import JobError
+from harness.price import Prices
+from harness.recorded import load_runs
+from harness.verdict import setting, verdict
+
+FORMATS = ("html", "md", "csv", "json", "latex")
+_SUFFIX = {"html": "html", "md": "md", "csv": "csv", "json": "json", "latex": "tex"}
+
+
+def write_report(comparison: Comparison, path: Path, *, prices: Prices | None = None, format: str = "html") -> Path:
+    """Writes the report to `path` (whole or not at all) and returns it."""
+    text = render(comparison, prices or Prices.load(), format)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise JobError(f"{path}: cannot write the report there ({error.strerror}): use --out FILE") from None
+    return path
+
+
+def render(comparison: Comparison, prices: Prices, format: str) -> str:
+    """The report as text in one of `FORMATS`."""
+    if format == "html":
+        from harness.page import render as page
+
+        return page(comparison, prices)
+    if format == "csv":
+        return comparison.cells.to_csv(index=False, lineterminator="\n", float_format="%.10g")
+    if format == "json":
+        return to_json(comparison)
+    found = findings(comparison)
+    parts = tables.all_tables(comparison, prices)
+    if format == "latex":
+        head = "".join(f"% {sentence}\n" for sentence in [setting(comparison), *verdict(comparison, found)])
+        return head + "\n" + "\n".join(tables.latex(table) for table in parts)
+    lines = [f"# {comparison.title}", "", f"{setting(comparison)}.", ""]
+    lines += [f"- {sentence}" for sentence in verdict(comparison, found)]
+    lines += ["", *(tables.markdown(table) for table in parts)]
+    if found:
+        lines += ["### Objections", "", *(f"- **{finding.level}**: {finding.text}" for finding in found), ""]
+    return "\n".join(lines)
+
+
+def to_json(comparison: Comparison) -> str:
+    """Everything the report says, for programs."""
+    found = findings(comparison)
+    value = {
+        "title": comparison.title,
+        "setting": setting(comparison),
+        "verdict": verdict(comparison, found),
+        "findings": [{"level": item.level, "code": item.code, "text": item.text} for item in found],
+        "cells": _plain_rows(comparison.cells),
+        "runs": _plain_rows(comparison.frame),
+        "groups": [
+            {"runs": [run.name for run in comparison.members(group)], "differs": list(reasons)}
+            for group, reasons in enumerate(comparison.comparability.reasons)
+        ],
+        "differences": [
+            {
+                "group": pair.group,
+                "workers": pair.workers,
+                "figure": pair.figure,
+                "a": pair.difference.a,
+                "b": pair.difference.b,
+                "value": pair.difference.value,
+                "low": pair.difference.low,
+                "high": pair.difference.high,
+                "pairs": pair.difference.pairs,
+                "relative": pair.difference.relative,
+                "real": pair.difference.real,
+            }
+            for pair in [*comparison.speed, *comparison.quality]
+        ],
+    }
+    return json.dumps(records.finite(value), indent=1) + "\n"
+
+
+def _plain_rows(frame: Any) -> list[dict[str, Any]]:
+    return [
+        {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
+
+
+def comparison_of(paths: Sequence[Path]) -> Comparison:
+    """The comparison of run and study folders; its title is the study's name, or all of them."""
+    runs = load_runs(list(paths))
+    names = list(dict.fromkeys(run.study for run in runs))
+    title = runs[0].name if len(runs) == 1 else ", ".join(names[:4])
+    return summarize_runs(runs, title=title)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_OR_STUDY...")
+@click.option(
+    "--format", "format_", type=click.Choice(FORMATS), default="html", show_default=True, help="What to write."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="File to write; '-' = the terminal.")
+@click.option("--prices", type=click.Path(path_type=Path), help="Price file (TOML) for the cost table.")
+def report(paths: tuple[Path, ...], format_: str, out: Path | None, prices: Path | None) -> None:
+    """Render runs or studies as HTML, Markdown, CSV, JSON or LaTeX.
+
+    Without --out, HTML goes to report.html in the study's (or run's) folder, everything else to the terminal.
+    """
+    comparison = comparison_of(paths)
+    price_list = Prices.load(prices)
+    if (out is None and format_ != "html") or str(out) == "-":
+        click.echo(render(comparison, price_list, format_), nl=False)
+        return
+    target = out or paths[0] / f"report.{_SUFFIX[format_]}"
+    click.echo(str(write_report(comparison, target, prices=price_list, format=format_)))

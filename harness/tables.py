@@ -1,0 +1,419 @@
+"""The report's tables as text, and how a table is written as Markdown, LaTeX or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from harness import published, words
+from harness.compare import QUALITY_NAMES, Comparison, table_rows
+from harness.plots import largest_runs
+from harness.price import Cost, Prices, cost_of
+from harness.recorded import RecordedRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """rows: text cells, the first of each row is its heading. numeric: whether the other columns are set right.
+    strong: positions of rows to be marked (failed cells, wrong figures)."""
+
+    id: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    numeric: bool = True
+    strong: Sequence[int] = ()
+
+
+def markdown(table: Table) -> str:
+    """A GitHub table under a heading."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    rule = ["---"] + (["---:" if table.numeric else "---"] * (len(table.columns) - 1))
+    lines = [f"### {table.title}", "", line(table.columns), line(rule), *map(line, table.rows)]
+    return "\n".join([*lines, "", table.note, ""] if table.note else [*lines, ""])
+
+
+def latex(table: Table) -> str:
+    """A booktabs table (needs ``\\usepackage{booktabs}``)."""
+    align = "l" + ("r" if table.numeric else "l") * (len(table.columns) - 1)
+    lines = [
+        "\\begin{table}[htbp]",
+        "\\centering",
+        f"\\caption{{{tex(table.title)}{'. ' + tex(table.note) if table.note else ''}}}",
+        f"\\label{{tab:{table.id}}}",
+        f"\\begin{{tabular}}{{{align}}}",
+        "\\toprule",
+        " & ".join(map(tex, table.columns)) + " \\\\",
+        "\\midrule",
+        *(" & ".join(map(tex, row)) + " \\\\" for row in table.rows),
+        "\\bottomrule",
+        "\\end{tabular}",
+        "\\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_TEX = {
+    "\\": "\\textbackslash{}", "&": "\\&", "%": "\\%", "$": "\\$", "#": "\\#", "_": "\\_", "{": "\\{", "}": "\\}",
+    "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "–": "--", "±": "$\\pm$", "×": "$\\times$", "…": "\\ldots{}",  # noqa: RUF001
+}  # fmt: skip
+
+
+def tex(text: str) -> str:
+    """`text` with LaTeX's special characters escaped."""
+    return "".join(_TEX.get(character, character) for character in text)
+
+
+def csv_text(table: Table) -> str:
+    """The table as CSV."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([table.columns, *table.rows])
+    return out.getvalue()
+
+
+def without_empty_columns(table: Table) -> Table:
+    """The table without columns that hold only dashes."""
+    kept = [
+        column
+        for column in range(len(table.columns))
+        if column == 0 or any(row[column] not in (words.DASH, "") for row in table.rows)
+    ]
+    columns = [table.columns[column] for column in kept]
+    return replace(table, columns=columns, rows=[[row[column] for column in kept] for row in table.rows])
+
+
+def all_tables(comparison: Comparison, prices: Prices) -> list[Table]:
+    """The tables of the report that have something to show, in its order."""
+    made = [
+        comparison_table(comparison),
+        difference_table(comparison),
+        quality_table(comparison),
+        category_table(comparison),
+        kind_table(comparison),
+        split_table(comparison),
+        memory_table(comparison),
+        cost_table(comparison, prices),
+    ]
+    return [without_empty_columns(table) for table in made if table is not None]
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The main table: one row a cell."""
+    rows = table_rows(comparison)
+    columns = list(rows[0]["texts"]) if rows else ["engine"]
+    return Table(
+        id="comparison",
+        title="Engines side by side",
+        columns=columns,
+        rows=[[row["texts"][name] for name in columns] for row in rows],
+        note="samples/s: median of the repeats, lowest to highest repeat in brackets (quartiles of the steps for one "
+        "run). Memory: highest peak of any worker. Loss and quality: mean over the repeats.",
+        strong=[
+            index for index, row in enumerate(rows) if row["failed"] or "unusable" in row["texts"]["answers right"]
+        ],
+    )
+
+
+def difference_table(comparison: Comparison) -> Table | None:
+    """Every paired difference of speed with its interval."""
+    rows = [
+        [
+            f"{pair.difference.b} against {pair.difference.a}",
+            str(pair.workers),
+            f"{pair.difference.value * 100:+.1f} %",
+            pair.difference.interval().replace("95 % CI ", ""),
+            str(pair.difference.pairs),
+            "yes" if pair.difference.real else "no",
+        ]
+        for pair in comparison.speed
+        if pair.group == 0
+    ]
+    if not rows:
+        return None
+    return Table(
+        id="differences",
+        title="Which differences in speed are real",
+        columns=["throughput of", "workers", "difference", "95 % interval", "pairs", "real"],
+        rows=rows,
+        note="Paired by repeat; the engines ran interleaved, so a drift of the machine cancels. With one pair the "
+        "interval comes from the steps of the two runs and leaves out the variation between runs.",
+    )
+
+
+def quality_table(comparison: Comparison) -> Table | None:
+    """Mean and 95 % interval over the seeds of each quality figure, main group."""
+    rows = []
+    for cell in comparison.main.to_dict("records") if len(comparison.main) else ():
+        if any(words.is_number(cell[name]) for name in QUALITY_NAMES):
+            figures = [_with_half(cell[name], cell[f"{name}_half"]) for name in QUALITY_NAMES]
+            unusable = f"{cell['unusable_answers']:.0f}" if words.is_number(cell["unusable_answers"]) else words.DASH
+            rows.append([cell["label"], str(int(cell["workers"])), *figures, unusable])
+    if not rows:
+        return None
+    return Table(
+        id="quality",
+        title="Quality on the test set",
+        columns=["engine", "workers", *QUALITY_NAMES.values(), "unusable answers (worst run)"],
+        rows=rows,
+        note="Mean ± half of the 95 % interval over the seeds.",
+    )
+
+
+def category_table(comparison: Comparison) -> Table | None:
+    """Image and pixel AUROC and answer accuracy per category at the largest number of workers, beside the published
+    figures where the category has any."""
+    runs = largest_runs(comparison)
+    runs = {
+        label: members for label, members in runs.items() if any(run.evaluation.get("categories") for run in members)
+    }
+    if not runs:
+        return None
+    names = sorted(
+        {name for members in runs.values() for run in members for name in run.evaluation.get("categories") or ()}
+    )
+    figures = ("image_auroc", "pixel_auroc", "answer_accuracy")
+    known = [name for name in names if name in published.ACCURACY]
+    versions = published.VERSIONS if known else ()
+    columns = ["category", *(f"{QUALITY_NAMES[figure]}: {label}" for figure in figures for label in runs)]
+    columns += [f"study {version}: answers" for version in versions]
+    rows = []
+    for name in names:
+        row = [name]
+        row += [_percent(_mean_of(own, name, figure)) for figure in figures for own in runs.values()]
+        row += [
+            words.fixed(value, 1) for value in published.ACCURACY.get(name, (None,) * len(versions))[: len(versions)]
+        ]
+        rows.append(row)
+    mean = ["mean", *(_percent(_mean_of(own, None, figure)) for figure in figures for own in runs.values())]
+    rows.append(mean + [words.fixed(value, 1) for value in published.MEAN["answer_accuracy"][: len(versions)]])
+    return Table(
+        id="categories",
+        title="By category, per cent",
+        columns=columns,
+        rows=rows,
+        note="Published for comparison (MVTec AD, whole training, other data here unless the categories match): the "
+        f"study's versions reach image AUROC {_range(published.MEAN['image_auroc'])}, pixel AUROC "
+        f"{_range(published.MEAN['pixel_auroc'])}, answers {_range(published.MEAN['answer_accuracy'])}; the paper "
+        f"{published.PAPER['image_auroc']}, {published.PAPER['pixel_auroc']}, {published.PAPER['answer_accuracy']}.",
+    )
+
+
+def kind_table(comparison: Comparison) -> Table | None:
+    """Per kind of defect, over all categories, at the largest number of workers."""
+    runs = largest_runs(comparison)
+    kinds: dict[str, dict[str, list[list[float]]]] = {}
+    for label, members in runs.items():
+        for run in members:
+            for category in (run.evaluation.get("categories") or {}).values():
+                for kind, row in (category.get("kinds") or {}).items():
+                    cells = kinds.setdefault(kind, {}).setdefault(label, [[], [], []])
+                    figures = ("image_auroc", "pixel_auroc_defective", "answer_accuracy")
+                    for values, figure in zip(cells, figures, strict=True):
+                        if words.is_number(row.get(figure)):
+                            values.append(row[figure])
+    if not kinds:
+        return None
+    heads = ("image AUROC", "pixel AUROC in defective", "answers right")
+    rows = []
+    for kind, by_label in sorted(kinds.items()):
+        cells = [by_label.get(label, [[], [], []])[part] for part in range(3) for label in runs]
+        rows.append([kind, *(_percent(float(np.mean(values)) if values else None) for values in cells)])
+    return Table(
+        id="kinds",
+        title="By kind of picture, per cent",
+        columns=["kind", *(f"{head}: {label}" for head in heads for label in runs)],
+        rows=rows,
+        note="Image AUROC of each kind against the good pictures; pixel AUROC among pixels of defective pictures only.",
+    )
+
+
+SPLIT_PARTS = ("data", "forward", "backward", "exchange", "optimizer", "other")
+
+
+def split_means(runs: Sequence[RecordedRun]) -> dict[str, float] | None:
+    """Median milliseconds of each part of a step, over the sampled steps of rank 0..N of `runs`."""
+    rows = [row for run in runs for row in run.split]
+    if not rows:
+        return None
+    return {part: 1000 * float(np.median([row.get(f"{part}_s") or 0.0 for row in rows])) for part in SPLIT_PARTS}
+
+
+def split_table(comparison: Comparison) -> Table | None:
+    """Where a step goes, engine by engine."""
+    rows = []
+    for label, workers, runs in cell_runs(comparison):
+        parts = split_means(runs)
+        if parts is not None:
+            rows.append([label, str(workers), *(words.number(parts[part]) for part in SPLIT_PARTS)])
+    if not rows:
+        return None
+    return Table(
+        id="split",
+        title="Where a step goes, ms",
+        columns=["engine", "workers", "data", "forward", "backward", "exchange not hidden", "optimizer", "other"],
+        rows=rows,
+        note="Medians over sampled steps of all ranks. Exchange: from the rank's last own gradient to the update, so "
+        "waiting for slower ranks and gradient clipping are in it; what is hidden behind backward is not.",
+    )
+
+
+def memory_table(comparison: Comparison) -> Table | None:
+    """Peak memory, and by kind beside theory where the run measured it."""
+    rows = []
+    for label, workers, runs in cell_runs(comparison):
+        memory = runs[0].result.get("memory") or {}
+        kinds = memory.get("kinds") or {}
+        theory = memory.get("theory") or {}
+        row = [
+            label,
+            str(workers),
+            words.mebibytes(_highest(runs, "peak_rss_mib")),
+            words.mebibytes(_highest(runs, "peak_device_mib")),
+        ]
+        for kind in ("weights", "gradients", "optimizer", "activations"):
+            text = words.mebibytes(kinds.get(kind))
+            if words.is_number(theory.get(kind)):
+                text += f" ({words.mebibytes(theory[kind])})"
+            row.append(text)
+        rows.append(row)
+    if not rows:
+        return None
+    return Table(
+        id="memory",
+        title="Peak memory of a worker",
+        columns=["engine", "workers", "process", "GPU", "weights", "gradients", "optimizer", "activations and rest"],
+        rows=rows,
+        note="Highest worker. By kind: measured in the first timed step (theory for the ZeRO stage in brackets, "
+        "Rajbhandari et al., arXiv:1910.02054).",
+    )
+
+
+def cost_table(comparison: Comparison, prices: Prices) -> Table | None:
+    """Time and cost beside each other, in the form of DeepSpeed-Chat's tables."""
+    rows = []
+    for label, workers, runs in cell_runs(comparison):
+        costs = [cost_of(run, prices) for run in runs]
+        train, money = _middle(costs, "train_s"), _middle(costs, "money")
+        epoch, energy = _middle(costs, "per_epoch_s"), _middle(costs, "energy_kwh")
+        per_epoch = _middle(costs, "money_per_epoch")
+        samples = [
+            1000 * money / (int(run.job.get("steps", 0)) * int(run.job.get("global_batch", 0)) or 1)
+            for run in runs[:1]
+            if money is not None
+        ]
+        rows.append(
+            [
+                label,
+                str(workers),
+                _time_and_money(train, money, prices.currency),
+                _time_and_money(epoch, per_epoch, prices.currency),
+                f"{energy * 1000:.1f} Wh" if energy is not None else words.DASH,
+                f"{prices.currency}{words.number(samples[0])}" if samples else words.DASH,
+            ]
+        )
+    if not rows:
+        return None
+    return Table(
+        id="cost",
+        title="Time and cost",
+        columns=["engine", "workers", "training", "per epoch", "energy of training", "cost of 1000 samples"],
+        rows=rows,
+        note="Training only, without set-up and evaluation. Money appears where the price file knows the machine "
+        "(--prices), energy where the hardware has a counter that may be read.",
+    )
+
+
+def runs_table(comparison: Comparison) -> Table:
+    """Every run, also the failed ones."""
+    rows = []
+    for row in comparison.frame.to_dict("records"):
+        rows.append(
+            [
+                row["run"],
+                "ok" if row["group"] >= 0 else "failed",
+                words.DASH if row["group"] < 0 else str(row["group"] + 1),
+                str(row["seed"]),
+                words.number(row["samples_per_s"]),
+                words.milliseconds(row["step_s"]),
+                words.milliseconds(row["step_s_p99"]),
+                words.number(row["final_loss"]),
+                words.fixed(row["image_auroc"], 3),
+                words.fixed(row["pixel_auroc"], 3),
+                words.percent(row["answer_accuracy"], 1),
+                words.duration(row["wall_s"]),
+                row["reason"],
+            ]
+        )
+    columns = (
+        "run status group seed samples/s step_ms p99_ms loss image_AUROC pixel_AUROC answers_right wall_time reason"
+    )
+    return Table(
+        id="runs",
+        title="All runs",
+        columns=[name.replace("_", " ") for name in columns.split()],
+        rows=rows,
+        strong=[index for index, row in enumerate(rows) if row[1] == "failed"],
+    )
+
+
+def cell_runs(comparison: Comparison) -> list[tuple[str, int, list[RecordedRun]]]:
+    """(label, workers, ok runs by repeat) of the main group's cells."""
+    found = []
+    members = comparison.members(0)
+    for cell in comparison.main.to_dict("records") if len(comparison.main) else ():
+        runs = [run for run in members if run.label == cell["label"] and run.workers == cell["workers"]]
+        if runs:
+            found.append((cell["label"], int(cell["workers"]), sorted(runs, key=lambda run: (run.repeat, run.name))))
+    return found
+
+
+def _mean_of(runs: Sequence[RecordedRun], category: str | None, figure: str) -> float | None:
+    values = []
+    for run in runs:
+        evaluation = run.evaluation
+        row = evaluation.get("mean") if category is None else (evaluation.get("categories") or {}).get(category)
+        if row and words.is_number(row.get(figure)):
+            values.append(row[figure])
+    return float(np.mean(values)) if values else None
+
+
+def _highest(runs: Sequence[RecordedRun], name: str) -> float | None:
+    values = [
+        value for run in runs for value in (run.result.get("memory") or {}).get(name) or () if words.is_number(value)
+    ]
+    return max(values, default=None)
+
+
+def _middle(costs: Sequence[Cost], name: str) -> float | None:
+    values: list[Any] = [getattr(cost, name) for cost in costs]
+    values = [value for value in values if words.is_number(value)]
+    return float(np.median(values)) if values else None
+
+
+def _time_and_money(seconds: float | None, money: float | None, currency: str) -> str:
+    """``5.7 h ($132)``, as DeepSpeed-Chat writes it."""
+    text = words.duration(seconds)
+    return f"{text} ({currency}{words.number(money)})" if money is not None else text
+
+
+def _with_half(value: float | None, half: float | None) -> str:
+    text = words.fixed(value, 3)
+    return f"{text} ±{half:.3f}" if words.is_number(value) and words.is_number(half) else text
+
+
+def _percent(value: float | None) -> str:
+    return words.fixed(None if value is None else 100 * value, 1)
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.1f} to {max(values):.1f}"
