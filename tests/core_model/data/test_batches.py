@@ -1,4 +1,4 @@
-"""The order of the samples is the job's, not the world's; the loader delivers it, stops cleanly and raises what fails."""
+"""The order of the samples is the job's, not the world's; the loader delivers it, stops cleanly, raises what fails."""
 
 import threading
 import time
@@ -152,7 +152,7 @@ def test_leaving_early_ends_the_thread():
 def test_a_hanging_file_system_is_an_error_not_a_hang():
     class Hanging(Failing):
         def get(self, index, epoch):
-            time.sleep(1.5)
+            time.sleep(0.4)
             return super().get(0, epoch)
 
     begin = time.monotonic()

@@ -66,7 +66,7 @@ def test_data_sets_join(tmp_path):
     joint = opened(f"mvtec:{mvtec}+aebad:{aebad}+textures")
     assert "plate" in joint.categories
     assert {"groove", "brick"} <= set(joint.categories)
-    with pytest.raises(DataError, match="both .* have a category 'plate'"):
+    with pytest.raises(DataError, match=r"both .* have a category 'plate'"):
         opened(f"mvtec:{mvtec}+mvtec:{write_mvtec(tmp_path / 'again')}")
 
 
