@@ -90,6 +90,9 @@ def train_cells(base: Job, cells: Sequence[Cell], out: Path, *, limit_s: float, 
     for cell in cells:
         groups.setdefault((cell.backend, cell.workers), []).append(cell)
     failures: dict[Cell, str] = {}
+    for cell in cells:  # of an earlier call with the same folder: never judged as if they were new
+        for suffix in (".json", ".safetensors"):
+            (out / f"{cell.name}{suffix}").unlink(missing_ok=True)
     for (backend, count), group in groups.items():
         if say is not None:
             say(f"{backend}, {count} worker{'s' if count > 1 else ''}: {len(group)} trainings")
