@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,6 +19,8 @@ from backends.process import ProcessFacts
 
 if TYPE_CHECKING:
     import torch
+
+    from backends.exchange import Exchange
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 PRECISION_MODES = ("matched", "native")
@@ -230,3 +233,14 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Leaves the process group. Safe to call twice."""
+
+    # -- optional ------------------------------------------------------------------------------------------------
+    def counting_exchange(self) -> AbstractContextManager[Exchange]:
+        """Within it, `train_step` counts the bytes that it hands to collectives. Slows the step: never while timing."""
+        from backends.exchange import Exchange
+
+        return nullcontext(Exchange())
+
+    def release(self) -> None:  # noqa: B027 - doing nothing is right where nothing outlives the object
+        """Frees the prepared model and the engine but stays in the process group, so that another Backend of the same
+        class can be made in this process (parity tables, interleaved timing)."""

@@ -69,7 +69,9 @@ def read_manifest(folder: Path, *, engine: str, world_size: int) -> dict[str, An
     try:
         manifest = json.loads(path.read_text())
     except FileNotFoundError:
-        raise BackendError(f"{folder}: no {MANIFEST} there: is this a complete checkpoint of engine '{engine}'?") from None
+        raise BackendError(
+            f"{folder}: no {MANIFEST} there: is this a complete checkpoint of engine '{engine}'?"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise BackendError(f"{path}: not readable: the checkpoint is damaged") from None
     check_origin(manifest, path, engine=engine, world_size=world_size)

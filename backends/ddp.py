@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from backends.base import Availability, BackendError, EngineSettings
+from backends.exchange import Exchange, counting_torch
 from backends.process import ProcessFacts
 from backends.process_group import choose_device, join, leave
 from backends.step_backend import StepBackend
@@ -19,7 +21,11 @@ from backends.torch_collectives import TorchCollectives, broadcast_tensors
 
 # Buffers are constants here (frozen statistics, positions): broadcasting them in every forward pass would be traffic that
 # the other engines do not have. torch 2.13 renamed the option.
-_OPTION = "forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters else "broadcast_buffers"
+_OPTION = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 _CONSTANT_BUFFERS = {_OPTION: False}
 
 WIRE_HOOKS = {"none": None, "fp16": "fp16_compress_hook", "bf16": "bf16_compress_hook"}
@@ -46,10 +52,14 @@ class DdpBackend(TorchCollectives, StepBackend):
     Settings = DdpSettings
     settings: DdpSettings
 
-    def __init__(self, settings: EngineSettings, facts: ProcessFacts, *, device: str = "auto", timeout_s: float = 300.0) -> None:
+    def __init__(
+        self, settings: EngineSettings, facts: ProcessFacts, *, device: str = "auto", timeout_s: float = 300.0
+    ) -> None:
         super().__init__(settings, facts, device=device, timeout_s=timeout_s)
         if self.settings.compression not in WIRE_HOOKS:
-            raise BackendError(f"unknown compression '{self.settings.compression}': choose one of {', '.join(WIRE_HOOKS)}")
+            raise BackendError(
+                f"unknown compression '{self.settings.compression}': choose one of {', '.join(WIRE_HOOKS)}"
+            )
         self.device = choose_device(device, facts.local_rank)
         self._library = join(facts, self.device, timeout_s)
 
@@ -85,14 +95,28 @@ class DdpBackend(TorchCollectives, StepBackend):
         return contextlib.nullcontext() if is_last else self._callable.no_sync()
 
     def describe(self) -> dict[str, Any]:
-        logged = self._callable._get_ddp_logging_data()
-        sizes = str(logged.get("rebuilt_bucket_sizes") or logged.get("bucket_sizes") or "")
         wire = {"none": "fp32", "fp16": "fp16", "bf16": "bf16"}[self.settings.compression]
         return super().describe() | {
             "communication": self._library,
             "wire_dtype": wire,
-            "bucket_bytes": [int(size) for size in sizes.replace(" ", "").split(",") if size],
+            "bucket_bytes": self._buckets(),
         }
+
+    @contextlib.contextmanager
+    def counting_exchange(self) -> Iterator[Exchange]:
+        """The reducer is C++: its buckets are read from its own log. Python hooks (compression) are counted as called."""
+        before = self._step
+        with counting_torch() as exchange:
+            yield exchange
+            if self.settings.compression == "none":
+                for _ in range(self._step - before):
+                    exchange.add("all_reduce", sum(self._buckets()), calls=len(self._buckets()))
+
+    def _buckets(self) -> list[int]:
+        """Bytes of each gradient bucket, in the order that the first backward pass showed."""
+        logged = self._callable._get_ddp_logging_data()
+        sizes = str(logged.get("rebuilt_bucket_sizes") or logged.get("bucket_sizes") or "")
+        return [int(size) for size in sizes.replace(" ", "").split(",") if size]
 
     def close(self) -> None:
         leave()

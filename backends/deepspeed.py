@@ -21,7 +21,9 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,13 @@ import torch
 from backends.base import Availability, Backend, BackendError, Optimization, StepReport
 from backends.checkpoint import read_manifest, write_manifest
 from backends.deepspeed_config import DeepSpeedSettings, explain_dead_keys, from_job, merge, read_user_config
+from backends.exchange import Exchange, counting_torch
 from backends.loss_scale import DynamicScale
 from backends.process import ProcessFacts
 from backends.process_group import choose_device, join, leave
 from backends.step_backend import describe_scale
 from backends.torch_collectives import TorchCollectives
 from backends.torch_step import (
-    DTYPES,
     LossMeter,
     autocast,
     build_optimizer,
@@ -58,7 +60,9 @@ class DeepSpeedBackend(TorchCollectives, Backend):
     Settings = DeepSpeedSettings
     settings: DeepSpeedSettings
 
-    def __init__(self, settings: DeepSpeedSettings, facts: ProcessFacts, *, device: str = "auto", timeout_s: float = 300.0) -> None:
+    def __init__(
+        self, settings: DeepSpeedSettings, facts: ProcessFacts, *, device: str = "auto", timeout_s: float = 300.0
+    ) -> None:
         super().__init__(settings, facts, device=device, timeout_s=timeout_s)
         self._user = read_user_config(settings.config) if settings.config else {}
         explain_dead_keys(settings.extra, "deepspeed extra")
@@ -79,7 +83,9 @@ class DeepSpeedBackend(TorchCollectives, Backend):
     @classmethod
     def availability(cls) -> Availability:
         if importlib.util.find_spec("deepspeed") is None:
-            return Availability(usable=False, reason="DeepSpeed is not installed: pip install deepspeed, or run make setup")
+            return Availability(
+                usable=False, reason="DeepSpeed is not installed: pip install deepspeed, or run make setup"
+            )
         return Availability(usable=True, version=importlib.metadata.version("deepspeed"))
 
     # -- training ------------------------------------------------------------------------------------------------
@@ -102,7 +108,11 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         _forget_autocast()
         try:
             self.engine, *_ = self._deepspeed.initialize(
-                model=model, optimizer=optimizer, model_parameters=list(named.values()), config=config, dist_init_required=False
+                model=model,
+                optimizer=optimizer,
+                model_parameters=list(named.values()),
+                config=config,
+                dist_init_required=False,
             )
         except (AssertionError, ValueError, NotImplementedError) as error:
             raise BackendError(f"deepspeed refuses this job: {' '.join(str(error).split())[:300]}") from None
@@ -194,7 +204,12 @@ class DeepSpeedBackend(TorchCollectives, Backend):
 
     def _norm_is_ours(self) -> bool:
         """Stage 0 without clipping and without a scaler computes no norm at all."""
-        return self.settings.zero_stage == 0 and not self._native and self.optimization.clip_norm is None and self._scale is None
+        return (
+            self.settings.zero_stage == 0
+            and not self._native
+            and self.optimization.clip_norm is None
+            and self._scale is None
+        )
 
     def _norm(self) -> torch.Tensor | float | None:
         if self.settings.zero_stage == 0 and not self._native:
@@ -245,7 +260,9 @@ class DeepSpeedBackend(TorchCollectives, Backend):
     def save(self, folder: Path) -> None:
         """DeepSpeed's own files (one a rank where states are sharded) and a manifest that makes damage visible."""
         extra = {"step": self._step, "scale": self._scale.state() if self._scale is not None else None}
-        self.engine.save_checkpoint(str(folder), tag=_TAG, client_state=extra, save_latest=False, exclude_frozen_parameters=True)
+        self.engine.save_checkpoint(
+            str(folder), tag=_TAG, client_state=extra, save_latest=False, exclude_frozen_parameters=True
+        )
         self.barrier()
         if self.rank == 0:
             write_manifest(folder, engine=self.name, world_size=self.world_size, facts=self._identity() | extra)
@@ -255,9 +272,13 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         manifest = read_manifest(folder, engine=self.name, world_size=self.world_size)
         for key, mine in self._identity().items():
             if manifest.get(key) != mine:
-                raise BackendError(f"{folder}: saved with {key} {manifest.get(key)}, this run has {mine}: resume with the same")
+                raise BackendError(
+                    f"{folder}: saved with {key} {manifest.get(key)}, this run has {mine}: resume with the same"
+                )
         try:
-            path, _ = self.engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False, load_lr_scheduler_states=False)
+            path, _ = self.engine.load_checkpoint(
+                str(folder), tag=_TAG, load_module_strict=False, load_lr_scheduler_states=False
+            )
         except (RuntimeError, ValueError, KeyError, EOFError, AssertionError, FileNotFoundError) as error:
             raise BackendError(f"{folder}: DeepSpeed cannot read it ({' '.join(str(error).split())[:160]})") from None
         if path is None:
@@ -305,7 +326,9 @@ class DeepSpeedBackend(TorchCollectives, Backend):
             "reduce_scatter": bool(zero.reduce_scatter),
             "offload_optimizer": self.settings.offload_optimizer,
             "offload_param": self.settings.offload_param,
-            "trainable_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in self._module.parameters() if p.requires_grad),
+            "trainable_parameters": sum(
+                getattr(p, "ds_numel", p.numel()) for p in self._module.parameters() if p.requires_grad
+            ),
             "loss_scale_rule": describe_scale(self._scale) or self._native_rule(),
             "levelled": self._levelled(),
             "config": self._config,
@@ -322,17 +345,27 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         """Where the engine was made to do what the others do, in words."""
         done = ["throughput timer off: it waits for the device every micro-step"]
         if self._scale is not None:
-            done.append("fp16 scale from the shared rule: DeepSpeed's autocast GradScaler clips scaled gradients and never shrinks under ZeRO")
+            done.append(
+                "fp16 scale from the shared rule: DeepSpeed's autocast GradScaler clips scaled gradients and never shrinks under ZeRO"
+            )
         if self._native:
             done.append("forward inside autocast, so that fp32 batches meet half-precision weights")
         if self.settings.zero_stage > 0 and self.optimization.precision == "fp32":
-            done.append("a non-finite norm skips the step (DeepSpeed's rule under ZeRO); the trainer stops on a non-finite loss")
+            done.append(
+                "a non-finite norm skips the step (DeepSpeed's rule under ZeRO); the trainer stops on a non-finite loss"
+            )
         return done
 
-    def close(self) -> None:
+    def counting_exchange(self) -> AbstractContextManager[Exchange]:
+        return counting_torch()
+
+    def release(self) -> None:
         if self.engine is not None:
             self.engine.destroy()
-            self.engine = None
+        self.engine = self._inner = self._module = None
+
+    def close(self) -> None:
+        self.release()
         leave()
 
 
@@ -373,6 +406,8 @@ def _import_deepspeed(rank: int) -> Any:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that torch 2.13 deprecates: one line a call and rank, nothing a user can mend.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     return deepspeed
 
 
@@ -426,6 +461,3 @@ def _stage_zero_masters(optimizer: Any) -> dict[int, torch.Tensor]:
             copies = list(torch._utils._unflatten_dense_tensors(optimizer.fp32_groups_flat[index], group))
         masters |= {id(half): master for half, master in zip(group, copies, strict=True)}
     return masters
-
-
-__all__ = ["DTYPES", "DeepSpeedBackend"]

@@ -44,6 +44,7 @@ class DeepSpeedSettings(EngineSettings):
     reduce_scatter: bool | None = None
     contiguous_gradients: bool | None = None
     round_robin_gradients: bool | None = None
+    use_multi_rank_bucket_allreduce: bool | None = None
     stage3_prefetch_bucket_size: int | None = None
     stage3_param_persistence_threshold: int | None = None
     stage3_max_live_parameters: int | None = None
@@ -62,7 +63,9 @@ class DeepSpeedSettings(EngineSettings):
             ("optimizer_impl", IMPLEMENTATIONS),
         ):
             if getattr(self, name) not in allowed:
-                raise BackendError(f"deepspeed: unknown {name} '{getattr(self, name)}': choose one of {', '.join(filter(None, allowed))}")
+                raise BackendError(
+                    f"deepspeed: unknown {name} '{getattr(self, name)}': choose one of {', '.join(filter(None, allowed))}"
+                )
         if self.offload_optimizer != "none" and self.zero_stage == 0:
             raise BackendError("deepspeed: offload_optimizer needs zero_stage 1, 2 or 3")
         if self.offload_param != "none" and self.zero_stage != 3:
@@ -114,7 +117,9 @@ DEAD_KEYS = {
 BATCH_KEYS = ("train_micro_batch_size_per_gpu", "train_batch_size")
 
 
-def from_job(settings: DeepSpeedSettings, optimization: Optimization, *, world_size: int, safe_modules: list[str] | None) -> dict[str, Any]:
+def from_job(
+    settings: DeepSpeedSettings, optimization: Optimization, *, world_size: int, safe_modules: list[str] | None
+) -> dict[str, Any]:
     """The configuration that the job decides; nothing that matters is left to a default that another engine lacks."""
     zero: dict[str, Any] = {"stage": settings.zero_stage}
     for name in (
@@ -124,6 +129,7 @@ def from_job(settings: DeepSpeedSettings, optimization: Optimization, *, world_s
         "reduce_scatter",
         "contiguous_gradients",
         "round_robin_gradients",
+        "use_multi_rank_bucket_allreduce",
         "stage3_prefetch_bucket_size",
         "stage3_param_persistence_threshold",
         "stage3_max_live_parameters",
@@ -226,7 +232,9 @@ def explain_dead_keys(config: Mapping[str, Any], origin: str) -> None:
             raise BackendError(f"{origin}: key '{key}' is not one of today's DeepSpeed: {advice}")
 
 
-def merge(user: Mapping[str, Any], job: Mapping[str, Any], *, origin: str, optimization: Optimization) -> dict[str, Any]:
+def merge(
+    user: Mapping[str, Any], job: Mapping[str, Any], *, origin: str, optimization: Optimization
+) -> dict[str, Any]:
     """`user` with the job's values put in. Raises BackendError that names the first value in disagreement."""
     user = dict(user)
     deferred = {key: user.pop(key) for key in BATCH_KEYS if key in user and user[key] != "auto"}
@@ -256,7 +264,9 @@ def _fill(user: Mapping[str, Any], job: Mapping[str, Any], origin: str, prefix: 
         elif path in _FREE:
             merged[key] = given
         elif not _same(given, wanted):
-            raise BackendError(f"{origin}: '{path}' is {given!r} but the job says {wanted!r}: change one of them, or write \"auto\"")
+            raise BackendError(
+                f"{origin}: '{path}' is {given!r} but the job says {wanted!r}: change one of them, or write \"auto\""
+            )
     return merged
 
 
@@ -289,7 +299,9 @@ def _no_auto_left(node: Any, origin: str, prefix: str) -> None:
         if isinstance(value, Mapping):
             _no_auto_left(value, origin, f"{prefix}{key}.")
         elif value == "auto":
-            raise BackendError(f"{origin}: '{prefix}{key}' is \"auto\" but nothing in the job decides it: give a value or remove it")
+            raise BackendError(
+                f"{origin}: '{prefix}{key}' is \"auto\" but nothing in the job decides it: give a value or remove it"
+            )
 
 
 def _check_precision(user: dict[str, Any], optimization: Optimization, origin: str) -> None:
@@ -305,8 +317,12 @@ def _check_precision(user: dict[str, Any], optimization: Optimization, origin: s
             wanted = not native and optimization.precision != "fp32"
         enabled = given.get("enabled", "auto")
         if enabled not in ("auto", wanted):
-            remedy = "" if not enabled else (
-                f": use --precision {precision or 'bf16'} --precision-mode {'native' if precision else 'matched'}, or write \"auto\""
+            remedy = (
+                ""
+                if not enabled
+                else (
+                    f': use --precision {precision or "bf16"} --precision-mode {"native" if precision else "matched"}, or write "auto"'
+                )
             )
             raise BackendError(
                 f"{origin}: '{block}.enabled' is {enabled} but the job trains in {optimization.precision}, precision mode "
@@ -330,7 +346,12 @@ def _check_optimizer(user: dict[str, Any], optimization: Optimization, origin: s
             + (" (DeepSpeed's Adam is AdamW unless adam_w_mode is false)" if str(kind).lower() == "adam" else "")
             + ': change one of them, or write "auto"'
         )
-    wanted = {"lr": optimization.lr, "betas": optimization.betas, "eps": optimization.eps, "weight_decay": optimization.weight_decay}
+    wanted = {
+        "lr": optimization.lr,
+        "betas": optimization.betas,
+        "eps": optimization.eps,
+        "weight_decay": optimization.weight_decay,
+    }
     for key, value in wanted.items():
         if key in params and params[key] != "auto" and not _same(params[key], value):
             shown = list(value) if isinstance(value, tuple) else value
@@ -339,7 +360,9 @@ def _check_optimizer(user: dict[str, Any], optimization: Optimization, origin: s
             )
     unknown = set(params) - set(wanted) - {"adam_w_mode", "torch_adam", "bias_correction", "foreach"}
     if unknown:
-        raise BackendError(f"{origin}: 'optimizer.params.{sorted(unknown)[0]}' is not something the job can decide: remove it")
+        raise BackendError(
+            f"{origin}: 'optimizer.params.{sorted(unknown)[0]}' is not something the job can decide: remove it"
+        )
 
 
 def _check_scheduler(user: dict[str, Any], optimization: Optimization, origin: str) -> None:
@@ -347,10 +370,17 @@ def _check_scheduler(user: dict[str, Any], optimization: Optimization, origin: s
     block = user.pop("scheduler", None)
     if not isinstance(block, Mapping):
         return
-    meaning = {"WarmupDecayLR": "warmup_linear", "WarmupCosineLR": "warmup_cosine", "WarmupLR": "constant", "auto": optimization.schedule}
+    meaning = {
+        "WarmupDecayLR": "warmup_linear",
+        "WarmupCosineLR": "warmup_cosine",
+        "WarmupLR": "constant",
+        "auto": optimization.schedule,
+    }
     kind, params = str(block.get("type", "auto")), dict(block.get("params") or {})
     if meaning.get(kind) != optimization.schedule:
-        raise BackendError(f"{origin}: 'scheduler.type' is {kind} but the job's schedule is {optimization.schedule}: change one of them, or write \"auto\"")
+        raise BackendError(
+            f"{origin}: 'scheduler.type' is {kind} but the job's schedule is {optimization.schedule}: change one of them, or write \"auto\""
+        )
     wanted = {
         "warmup_num_steps": optimization.warmup_steps,
         "total_num_steps": optimization.total_steps,
@@ -359,4 +389,6 @@ def _check_scheduler(user: dict[str, Any], optimization: Optimization, origin: s
     }
     for key, value in wanted.items():
         if key in params and params[key] != "auto" and not _same(params[key], value):
-            raise BackendError(f"{origin}: 'scheduler.params.{key}' is {params[key]!r} but the job says {value!r}: change one of them, or write \"auto\"")
+            raise BackendError(
+                f"{origin}: 'scheduler.params.{key}' is {params[key]!r} but the job says {value!r}: change one of them, or write \"auto\""
+            )

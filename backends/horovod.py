@@ -13,13 +13,14 @@ import importlib.util
 import os
 import pickle
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from backends.base import Availability, BackendError, EngineSettings, Optimization
+from backends.exchange import Exchange, counting_horovod
 from backends.process import ProcessFacts
 from backends.process_group import choose_device
 from backends.step_backend import StepBackend
@@ -59,7 +60,9 @@ class HorovodSettings(EngineSettings):
     def __post_init__(self) -> None:
         for name, allowed in (("compression", COMPRESSIONS), ("op", OPERATIONS), ("controller", CONTROLLERS)):
             if getattr(self, name) not in allowed:
-                raise BackendError(f"horovod: unknown {name} '{getattr(self, name)}': choose one of {', '.join(allowed)}")
+                raise BackendError(
+                    f"horovod: unknown {name} '{getattr(self, name)}': choose one of {', '.join(allowed)}"
+                )
         if self.op == "adasum" and self.gradient_predivide_factor != 1.0:
             raise BackendError("horovod: gradient_predivide_factor belongs to op 'average', adasum does not average")
         for name in self.extra:
@@ -102,7 +105,9 @@ class HorovodBackend(StepBackend):
     Settings = HorovodSettings
     settings: HorovodSettings
 
-    def __init__(self, settings: EngineSettings, facts: ProcessFacts, *, device: str = "auto", timeout_s: float = 300.0) -> None:
+    def __init__(
+        self, settings: EngineSettings, facts: ProcessFacts, *, device: str = "auto", timeout_s: float = 300.0
+    ) -> None:
         super().__init__(settings, facts, device=device, timeout_s=timeout_s)
         check_launcher(facts)
         self.device = choose_device(device, facts.local_rank)
@@ -117,7 +122,9 @@ class HorovodBackend(StepBackend):
         try:
             hvd.init()
         except (ValueError, RuntimeError) as error:
-            raise BackendError(f"hvd.init failed on rank {facts.rank} ({_first_line(error)}): see Horovod's lines above") from None
+            raise BackendError(
+                f"hvd.init failed on rank {facts.rank} ({_first_line(error)}): see Horovod's lines above"
+            ) from None
         if hvd.size() != facts.world_size or hvd.rank() != facts.rank:
             raise BackendError(
                 f"Horovod sees rank {hvd.rank()} of {hvd.size()}, the launcher ({facts.launcher}) started rank {facts.rank} of "
@@ -129,10 +136,13 @@ class HorovodBackend(StepBackend):
     @classmethod
     def availability(cls) -> Availability:
         if importlib.util.find_spec("horovod") is None:
-            return Availability(usable=False, reason="Horovod is not installed: run make setup, which builds it from its source")
+            return Availability(
+                usable=False, reason="Horovod is not installed: run make setup, which builds it from its source"
+            )
         if importlib.util.find_spec("horovod.torch.mpi_lib_v2") is None:
             return Availability(
-                usable=False, reason="Horovod was built without its PyTorch part: build it with HOROVOD_WITH_PYTORCH=1 (make setup)"
+                usable=False,
+                reason="Horovod was built without its PyTorch part: build it with HOROVOD_WITH_PYTORCH=1 (make setup)",
             )
         return Availability(usable=True, version=importlib.metadata.version("horovod"))
 
@@ -214,7 +224,10 @@ class HorovodBackend(StepBackend):
     # -- records -----------------------------------------------------------------------------------------------------
     def describe(self) -> dict[str, Any]:
         hvd, settings = self._hvd, self.settings
-        built = {name: bool(getattr(hvd, f"{name}_built")()) for name in ("nccl", "mpi", "gloo", "ddl", "ccl", "cuda", "rocm")}
+        built = {
+            name: bool(getattr(hvd, f"{name}_built")())
+            for name in ("nccl", "mpi", "gloo", "ddl", "ccl", "cuda", "rocm")
+        }
         controller = "mpi" if hvd.mpi_enabled() else "gloo"
         if self.device.type == "cuda":
             data = "nccl" if built["nccl"] else controller
@@ -236,6 +249,13 @@ class HorovodBackend(StepBackend):
             "timeline": bool(os.environ.get("HOROVOD_TIMELINE")),
             "environment": {name: os.environ[name] for name in sorted(os.environ) if _is_setting(name)},
         }
+
+    def counting_exchange(self) -> AbstractContextManager[Exchange]:
+        return counting_horovod()
+
+    def release(self) -> None:
+        self._optimizer = self._model = self._callable = None
+        self._parameters = {}
 
     def close(self) -> None:
         if not self._closed:
@@ -260,9 +280,13 @@ def _check_adasum(hvd: Any, world_size: int, optimization: Optimization) -> None
     if not hvd.mpi_built() or not hvd.mpi_enabled():
         raise BackendError("adasum is implemented over MPI only: launch with mpirun or horovodrun --mpi")
     if optimization.clip_norm is not None:
-        raise BackendError("adasum updates inside the backward pass, so gradients cannot be clipped: use --clip-norm none")
+        raise BackendError(
+            "adasum updates inside the backward pass, so gradients cannot be clipped: use --clip-norm none"
+        )
     if optimization.precision == "fp16":
-        raise BackendError("adasum updates inside the backward pass, so an overflow cannot be skipped: use bf16 or fp32")
+        raise BackendError(
+            "adasum updates inside the backward pass, so an overflow cannot be skipped: use bf16 or fp32"
+        )
 
 
 def _is_setting(name: str) -> bool:

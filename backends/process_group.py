@@ -30,13 +30,17 @@ def choose_device(device: str, local_rank: int) -> torch.device:
         raise BackendError(f"unknown device '{device}': choose auto, cpu or cuda")
     count = torch.cuda.device_count() if device != "cpu" else 0
     if device == "cuda" and count == 0:
-        raise BackendError("device 'cuda' was asked for but torch finds no GPU here: use --device cpu or a CUDA build of torch")
+        raise BackendError(
+            "device 'cuda' was asked for but torch finds no GPU here: use --device cpu or a CUDA build of torch"
+        )
     if count == 0:
         return torch.device("cpu")
     # A launcher that shows each rank its own GPU only (srun --gpus-per-task=1) leaves one device, number 0.
     visible_alone = count == 1 and len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1
     if local_rank >= count and not visible_alone:
-        raise BackendError(f"local rank {local_rank} has no GPU: this node shows {count}; use at most {count} slots a node")
+        raise BackendError(
+            f"local rank {local_rank} has no GPU: this node shows {count}; use at most {count} slots a node"
+        )
     chosen = torch.device("cuda", 0 if count == 1 else local_rank)
     torch.cuda.set_device(chosen)
     return chosen
@@ -50,7 +54,9 @@ def join(facts: ProcessFacts, device: torch.device, timeout_s: float) -> str:
     kind = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if dist.is_initialized():
         if dist.get_world_size() != facts.world_size:
-            raise BackendError(f"a process group of {dist.get_world_size()} ranks exists, the launcher started {facts.world_size}")
+            raise BackendError(
+                f"a process group of {dist.get_world_size()} ranks exists, the launcher started {facts.world_size}"
+            )
         return kind
     limit = timedelta(seconds=timeout_s)
     join_limit = timedelta(seconds=min(timeout_s, _JOIN_LIMIT_S))
@@ -61,9 +67,7 @@ def join(facts: ProcessFacts, device: torch.device, timeout_s: float) -> str:
             store = _store(facts, join_limit)
         # device_id binds the communicator to this GPU now, so that the first collective is not the one that sets it up.
         bound = {"device_id": device} if device.type == "cuda" else {}
-        dist.init_process_group(
-            kind, store=store, rank=facts.rank, world_size=facts.world_size, timeout=limit, **bound
-        )
+        dist.init_process_group(kind, store=store, rank=facts.rank, world_size=facts.world_size, timeout=limit, **bound)
     except (RuntimeError, ValueError, OSError) as error:  # DistStoreError and friends are RuntimeErrors
         reason = str(error).splitlines()[0][:200]
         raise BackendError(
@@ -134,9 +138,13 @@ def _store_over_mpi(facts: ProcessFacts, limit: timedelta) -> dist.Store:
     chosen = next((address for address in candidates if _answers(address, port)), None)
     world.gather(chosen, root=0)
     if chosen is None:
-        raise BackendError(f"rank {facts.rank} on {facts.hostname} reaches none of rank 0's addresses {candidates} on port {port}")
+        raise BackendError(
+            f"rank {facts.rank} on {facts.hostname} reaches none of rank 0's addresses {candidates} on port {port}"
+        )
     # Loopback would do for this rank's own store, but peers on other nodes must reach its gloo listener.
-    _name_interface(chosen if not same_host or facts.local_size == facts.world_size else _first_remote(addresses), facts)
+    _name_interface(
+        chosen if not same_host or facts.local_size == facts.world_size else _first_remote(addresses), facts
+    )
     return dist.TCPStore(chosen, port, facts.world_size, is_master=False, timeout=limit)
 
 

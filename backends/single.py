@@ -17,10 +17,14 @@ class SingleBackend(StepBackend):
 
     name = "single"
 
-    def __init__(self, settings: EngineSettings, facts: ProcessFacts, *, device: str = "auto", timeout_s: float = 300.0) -> None:
+    def __init__(
+        self, settings: EngineSettings, facts: ProcessFacts, *, device: str = "auto", timeout_s: float = 300.0
+    ) -> None:
         super().__init__(settings, facts, device=device, timeout_s=timeout_s)
         if facts.world_size > 1:
-            raise BackendError(f"engine 'single' is one process but {facts.launcher} started {facts.world_size}: use ddp")
+            raise BackendError(
+                f"engine 'single' is one process but {facts.launcher} started {facts.world_size}: use ddp"
+            )
         self.device = choose_device(device, facts.local_rank)
 
     @classmethod

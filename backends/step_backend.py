@@ -164,7 +164,9 @@ class StepBackend(Backend):
             odd = sorted(names ^ found)[0]
             raise BackendError(f"the checkpoint is of another model: it differs in tensor '{odd}'")
         if (state["scale"] is None) != (self._scale is None):
-            raise BackendError("the checkpoint was trained in another precision: resume with the precision it was saved with")
+            raise BackendError(
+                "the checkpoint was trained in another precision: resume with the precision it was saved with"
+            )
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 if parameter.shape != state["weights"][name].shape:

@@ -111,4 +111,7 @@ def optimizer_facts(optimizer: Any) -> dict[str, Any]:
     facts = {name: group[name] for name in kept if name in group}
     bases = [base for base in type(optimizer).__mro__ if base.__module__.startswith(("torch.optim", "deepspeed.ops"))]
     owner = bases[0] if bases else type(optimizer)
-    return {"class": f"{owner.__module__}.{owner.__qualname__}", **{k: list(v) if isinstance(v, tuple) else v for k, v in facts.items()}}
+    return {
+        "class": f"{owner.__module__}.{owner.__qualname__}",
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in facts.items()},
+    }
