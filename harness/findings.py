@@ -47,12 +47,9 @@ def findings(comparison: Comparison) -> list[Finding]:
 
 def unusable_share(run: RecordedRun) -> float | None:
     """Share of the test answers that say neither Yes nor No, None where nothing was answered."""
-    judged = [sample["judged"] for sample in run.evaluation.get("samples") or () if "judged" in sample]
-    if judged:
-        return sum(value is None for value in judged) / len(judged)
-    mean = run.result.get("evaluation") or {}
-    count, total = mean.get("unusable_answers"), mean.get("samples")
-    return count / total if words.is_number(count) and total else None
+    counts = [row.get("answers") or {} for row in (run.evaluation.get("categories") or {}).values()]
+    asked = sum(sum(row.values()) for row in counts)
+    return sum(row.get("unusable", 0) for row in counts) / asked if asked else None
 
 
 def _unusable(run: RecordedRun) -> Iterator[Finding]:
@@ -133,8 +130,8 @@ def _stragglers(run: RecordedRun) -> Iterator[Finding]:
             level="warning",
             code="straggler",
             text=f"{run.name}: rank {slow['rank']}{where} needs {words.milliseconds(slow['own_s'])} ms for its own "
-            f"part of a step, the others {words.milliseconds(slow['others_s'])} ms ({words.percent(slow['excess'])} more): "
-            "everybody waits for it. Look for other load, a throttled or different processor, or a slow disk there.",
+            f"part of a step, the others {words.milliseconds(slow['others_s'])} ms ({words.percent(slow['excess'])} "
+            "more): everybody waits for it. Look for other load, a throttled or different processor, a slow disk.",
         )
 
 
@@ -181,6 +178,9 @@ def _skipped(run: RecordedRun) -> Iterator[Finding]:
 def _own_warnings(run: RecordedRun) -> Iterator[Finding]:
     for text in run.result.get("warnings") or ():
         yield Finding(level="warning", code="worker", text=f"{run.name}: {text}")
+    for text in run.evaluation.get("warnings") or ():
+        if "unusable" not in text and "neither Yes nor No" not in text:  # said by `_unusable`
+            yield Finding(level="warning", code="evaluation", text=f"{run.name}: {text}")
 
 
 def _failed(runs: Sequence[RecordedRun]) -> Iterator[Finding]:
