@@ -3,8 +3,8 @@
 #
 #   scripts/horovod_wheel.sh PYTHON [--sdist FILE] [--key]
 #
-# Why from source: Horovod publishes no wheel, and its last release (0.28.1) needs two mends to compile against
-# torch >= 2.1: C++17 instead of C++14, and includes that gcc 13 no longer pulls in by accident (upstream #3957, unreleased).
+# Why from source: Horovod publishes no wheel, and its last release (0.28.1) needs mends to compile against torch >= 2.1:
+# C++17 instead of C++14, and includes that gcc 13 no longer pulls in by accident (upstream #3957, never released).
 # The wheel is stripped of debug symbols (20 MB -> 1 MB), tried, and kept in the user's cache under a name made of all that
 # it depends on; a build that is interrupted leaves nothing that looks like a wheel.
 #
@@ -48,14 +48,15 @@ flock -w 3600 9 || die "another build of $key holds $cache/.$key.lock for an hou
 found() { find "$cache/$key" -name 'horovod-*.whl' 2>/dev/null | head -n 1; }
 if [ -n "$(found)" ]; then found; exit 0; fi
 
-rm -rf "$cache/.build-$key".*          # left by a run that was killed; the lock says that it is gone
-work=$(mktemp -d "$cache/.build-$key.XXXXXX")
+build=$cache/.build-$(sha256sum <<<"$key" | cut -c1-12)
+rm -rf "$build".*                      # left by a run that was killed; the lock says that it is gone
+work=$(mktemp -d "$build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
-# --- The source, with the two mends ----------------------------------------------------------------------------------
+# --- The source, with its mends --------------------------------------------------------------------------------------
 if [ -z "$sdist" ]; then
     printf 'horovod==%s --hash=sha256:%s\n' "$HOROVOD_VERSION" "$HOROVOD_SHA256" >"$work/source.txt"
-    step "fetching Horovod $HOROVOD_VERSION's source" timeout 600 "$python" -m pip download -q --retries 5 --timeout 60 \
+    step "fetching Horovod $HOROVOD_VERSION's source" limit 600 "$python" -m pip download -q --retries 5 --timeout 60 \
         --no-deps --no-binary :all: --no-build-isolation --require-hashes -r "$work/source.txt" -d "$work"
     sdist=$(find "$work" -maxdepth 1 -name 'horovod-*.tar.gz')
 fi
@@ -63,6 +64,9 @@ echo "$HOROVOD_SHA256  $sdist" | sha256sum --check --quiet >&2 || die "$sdist is
 tar xzf "$sdist" -C "$work"
 source=$work/horovod-$HOROVOD_VERSION
 sed -i -E 's/CXX_STANDARD (11|14)/CXX_STANDARD 17/' "$source/CMakeLists.txt" "$source/horovod/torch/CMakeLists.txt"
+# It takes the build's path for a regular expression: with a + in it (torch2.13.0+cpu, say) the torch module ends up elsewhere.
+sed -i 's|string(REGEX REPLACE "${PROJECT_SOURCE_DIR}(/)?" "" SUB_FOLDER "${CMAKE_CURRENT_SOURCE_DIR}")|file(RELATIVE_PATH SUB_FOLDER "${PROJECT_SOURCE_DIR}" "${CMAKE_CURRENT_SOURCE_DIR}")|' "$source/cmake/Utilities.cmake"
+grep -q RELATIVE_PATH "$source/cmake/Utilities.cmake" || die "Horovod's cmake/Utilities.cmake is not as expected: mend scripts/horovod_wheel.sh"
 export CXXFLAGS="-include string -include cstdint -include stdexcept -include functional -include memory -include mutex"
 
 # --- The build -------------------------------------------------------------------------------------------------------
@@ -99,7 +103,7 @@ else
     export HOROVOD_CUDA_HOME=$cuda_home HOROVOD_BUILD_CUDA_CC_LIST=$capability
 fi
 # No build isolation: it must be compiled against this very torch.
-step "compiling Horovod ($cuda_tag, torch $torch_version; about 4 minutes on 2 cores)" timeout 3000 \
+step "compiling Horovod ($cuda_tag, torch $torch_version; about 4 minutes on 2 cores)" limit 3000 \
     "$python" -m pip wheel -q --no-build-isolation --no-deps --no-cache-dir "$source" -w "$work/raw"
 
 # --- Strip, try, keep ------------------------------------------------------------------------------------------------
@@ -109,7 +113,7 @@ tree=$(find "$work/unpacked" -mindepth 1 -maxdepth 1)
 find "$tree" -name '*.so' -exec strip --strip-debug {} +
 # A GPU build loads only where the GPU's driver is: one made for other machines is kept untried.
 if [ "$cuda_tag" = cpu ] || gpu_answers; then
-    (cd "$work" && PYTHONPATH=$tree${PYTHONPATH:+:$PYTHONPATH} timeout 300 "$python" -c '
+    (cd "$work" && PYTHONPATH=$tree${PYTHONPATH:+:$PYTHONPATH} limit 300 "$python" -c '
 import sys
 import horovod.torch as hvd
 assert hvd.mpi_built() and hvd.gloo_built(), "built without MPI or gloo"

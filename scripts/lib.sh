@@ -23,6 +23,9 @@ step() {
     printf '    %s: %d s\n' "$text" "$((SECONDS - started))" >&2
 }
 
+# limit SECONDS COMMAND...: ends it after that time (code 124). In the foreground, so that Ctrl-C reaches the command too.
+limit() { timeout --foreground --kill-after=30 "$@"; }
+
 # cache_dir: where built wheels are kept between clones.
 cache_dir() { printf '%s/anomaly-distbench\n' "${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}"; }
 
@@ -49,7 +52,7 @@ find_python() {
 }
 
 # gpu_answers: an NVIDIA GPU is in this machine and works. (Bounded: nvidia-smi hangs on a sick driver.)
-gpu_answers() { have nvidia-smi && timeout 30 nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
+gpu_answers() { have nvidia-smi && limit 30 nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
 
 # has_gpu: the set-up is for GPUs: one answers, or GPU_CAPABILITIES names those of the machine that this one builds for.
 has_gpu() { [ -n "${GPU_CAPABILITIES:-}" ] || gpu_answers; }
@@ -62,7 +65,7 @@ gpu_capabilities() {
 
 # gpu_torch PYTHON: prints the version of an installed CUDA torch that is new enough, or fails.
 gpu_torch() {
-    timeout 120 "$1" - "$TORCH_MINIMUM" 2>/dev/null <<'PY'
+    limit 120 "$1" - "$TORCH_MINIMUM" 2>/dev/null <<'PY'
 import sys
 import torch
 low = tuple(map(int, sys.argv[1].split(".")))

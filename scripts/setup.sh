@@ -59,7 +59,7 @@ if ! "$venv/bin/python" -c '' 2>/dev/null || { [ -f "$venv/.made-for" ] && [ "$(
 fi
 printf '%s\n' "$wanted" >"$venv/.made-for"
 rm -f "$venv/.setup-done"
-pip() { timeout 2400 "$venv/bin/python" -m pip "$@"; }
+pip() { limit 2400 "$venv/bin/python" -m pip "$@"; }
 install() { pip install -q --retries 5 --timeout 60 -c "$venv/constraints.txt" "$@"; }
 
 # --- Python packages, at the pinned versions -------------------------------------------------------------------------
@@ -79,10 +79,10 @@ if [ "$(cat "$venv/.horovod" 2>/dev/null)" != "$horovod_key" ]; then
     step "installing $(basename "$wheel")" pip install -q --no-deps --no-index --force-reinstall "$wheel"
     printf '%s\n' "$horovod_key" >"$venv/.horovod"
 fi
-step "compiling DeepSpeed's communication extension" timeout 900 "$venv/bin/python" scripts/warm_deepspeed.py
+step "compiling DeepSpeed's communication extension" limit 900 "$venv/bin/python" scripts/warm_deepspeed.py
 
 # --- Does it stand? --------------------------------------------------------------------------------------------------
-step "checking both engines" timeout 300 "$venv/bin/python" -c '
+step "checking both engines" limit 300 "$venv/bin/python" -c '
 import deepspeed, horovod.torch, mpi4py, torch, transformers
 print("torch", torch.__version__, "deepspeed", deepspeed.__version__, "horovod", horovod.__version__)'
 printf '%s\n' "$stamp" >"$venv/.setup-done"

@@ -54,7 +54,7 @@ fi
 
 # env and timeout come after sudo, which would drop the variables. No questions, bounded waits for locks and the network.
 apt() {
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive timeout 1200 \
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive timeout --foreground 1200 \
         apt-get -q -o Acquire::Retries=3 -o Acquire::http::Timeout=60 -o DPkg::Lock::Timeout=300 "$@"
 }
 step "refreshing the package lists" apt update

@@ -17,7 +17,7 @@ gpu_torch "$python" >/dev/null || die "$python has no CUDA torch >= $TORCH_MINIM
 
 # mine FILE...: installs these wheels into the site folder and nothing else.
 mine() {
-    timeout 600 "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
+    limit 600 "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
         --upgrade --target "$GPU_SITE" "$@"
 }
 if [ ! -e "$GPU_SITE/.wheels-done" ]; then
@@ -42,7 +42,7 @@ exec python3 -c 'import sys; from harness.cli import main; sys.exit(main())' "$@
 SH
 chmod +x "$GPU_SITE/bin/harness"
 
-timeout 300 "$python" - <<'PY'
+limit 300 "$python" - <<'PY'
 import deepspeed
 import horovod.torch as hvd
 import mpi4py
