@@ -92,18 +92,15 @@ STEPS = {
 class Adapter(nn.Module):
     """Head and steps of one tapped block: (B, N, channels) -> (B, N, width)."""
 
-    def __init__(self, layers: tuple[str, ...], channels: int, width: int) -> None:
+    def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        head, *steps = layers or ("",)
-        if head not in HEADS:
-            raise ModelError(f"unknown decoder head '{head}': the first decoder layer is one of {', '.join(HEADS)}")
-        for step in steps:
-            if step not in STEPS:
-                raise ModelError(f"unknown decoder layer '{step}': after the head, choose from {', '.join(STEPS)}")
-        self.head = HEADS[head](channels, width)
-        self.steps = nn.ModuleList(STEPS[step](width) for step in steps)
+        self.head = head
+        self.steps = nn.ModuleList()
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        # frozen tokens may be of another type than the trained weights
+        if not torch.is_autocast_enabled(tokens.device.type):
+            tokens = tokens.to(next(self.parameters()).dtype)
         y = self.head(tokens, grid)
         for step in self.steps:
             y = step(y)
@@ -129,10 +126,18 @@ class ImageDecoder(nn.Module):
         learned_text: bool = False,
     ) -> None:
         super().__init__()
-        self.adapters = nn.ModuleList(Adapter(layers, c, width) for c in channels)
+        head, *steps = layers or ("",)
+        if head not in HEADS:
+            raise ModelError(f"unknown decoder head '{head}': the first decoder layer is one of {', '.join(HEADS)}")
+        for step in steps:
+            if step not in STEPS:
+                raise ModelError(f"unknown decoder layer '{step}': after the head, choose from {', '.join(STEPS)}")
+        self.adapters = nn.ModuleList(Adapter(HEADS[head](c, width)) for c in channels)
         self.scale = scale
         self.log_scale = nn.Parameter(torch.full((len(channels),), math.log(scale))) if learned_scale else None
         self.text = nn.Parameter(torch.randn(len(channels), 2, width)) if learned_text else None
+        for adapter in self.adapters:  # drawn last: variants of one seed start from the same head
+            adapter.steps.extend(STEPS[step](width) for step in steps)
 
     def forward(
         self, tokens: tuple[Tensor, ...], grids: tuple[tuple[int, int], ...], text: Tensor | None

@@ -24,7 +24,7 @@ from core_model.tokenizer import HashTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerSpec:
-    """Shape of the trained transformer; the default has 607,964,160 parameters."""
+    """Shape of the trained transformer; the default has 607,968,768 parameters."""
 
     width: int = 1536
     layers: int = 18

@@ -1,0 +1,53 @@
+"""The counted FLOPs against torch's own counter on a real forward and backward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from core_model import presets
+from core_model.flops import llama_flops, vit_flops
+from core_model.llama import Llama, LlamaConfig
+from core_model.vit import VisionTransformer, ViTConfig
+
+
+def counted(run) -> float:
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        run()
+    return float(counter.get_total_flops())
+
+
+def test_vit() -> None:
+    config = ViTConfig(width=48, layers=3, heads=4, patch=7, grid=8)
+    with torch.device("meta"):
+        vit = VisionTransformer(config)
+    pixels = torch.zeros(1, 3, 56, 56, device="meta")
+    assert counted(lambda: vit(pixels, (0,))) == pytest.approx(vit_flops(config, 56), rel=1e-6)
+
+
+def test_llama_without_the_masked_half() -> None:
+    config = LlamaConfig(vocab=100, width=64, layers=2, heads=4, kv_heads=4, mlp=96)
+    llama = Llama(config)
+    embeddings = torch.zeros(1, 40, 64)
+    whole = counted(lambda: llama.logits(llama(embeddings)[:, -5:]))
+    masked_half = 2 * (4 * 40 * 40 - 2 * 40 * 41) * 64  # the counter takes all of the score matrix
+    assert whole - masked_half == pytest.approx(llama_flops(config, 40, 5), rel=1e-6)
+
+
+def test_a_training_step_of_tiny(samples) -> None:
+    model = presets.build("tiny")
+    batch = model.collate(samples(1))
+    tokens = batch.token_ids.shape[1]
+    estimated = model.flops_per_sample(tokens)
+    total = counted(lambda: model(batch)["loss"].backward())
+    assert estimated["total"] == pytest.approx(total, rel=0.25)  # tiny: attention and small layers weigh much
+    assert estimated["total"] == pytest.approx(estimated["forward"] + estimated["backward"])
+
+
+def test_the_seven_billion_step_is_mostly_the_language_model() -> None:
+    model = presets.build("anomalygpt-7b", random_weights=True, device="meta")
+    flops = model.flops_per_sample(64)
+    places = 64 + 18 + 1 + len(model.language.before_ids) + len(model.language.after_ids)
+    assert flops["language"] == pytest.approx(4 * 6.6e9 * places, rel=0.05)  # 2 x forward: no weights' gradient
+    assert flops["encoder"] == pytest.approx(2 * 630e6 * 257, rel=0.1)

@@ -1,0 +1,86 @@
+"""Our LLaMA against transformers', with and without a cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from core_model.llama import Llama, LlamaConfig, parameter_count
+from core_model.weights import assign
+
+CONFIG = LlamaConfig(vocab=50, width=32, layers=3, heads=4, kv_heads=2, mlp=48, rope_theta=5e4, norm_eps=1e-6)
+
+
+@pytest.fixture
+def llama() -> Llama:
+    model = Llama(CONFIG)
+    model.initialize(torch.Generator().manual_seed(0), std=0.2)
+    return model.eval()
+
+
+def test_equals_transformers_llama(llama: Llama) -> None:
+    from transformers import LlamaConfig as Reference
+    from transformers import LlamaForCausalLM
+
+    values = {
+        "vocab_size": 50,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e4},
+        "tie_word_embeddings": False,
+    }
+    reference = LlamaForCausalLM(Reference(**values)).eval()
+    reference.load_state_dict(llama.state_dict())
+    ids = torch.randint(0, 50, (2, 17), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(llama.logits(llama(llama.embed(ids))), reference(ids).logits, rtol=1e-5, atol=1e-5)
+    assert LlamaConfig.from_transformers({**reference.config.to_dict()}) == CONFIG
+
+
+def test_cache_continues_where_the_whole_pass_would_be(llama: Llama) -> None:
+    ids = torch.randint(0, 50, (2, 12))
+    with torch.no_grad():
+        whole = llama(llama.embed(ids))
+        cache = llama.new_cache(2, 12)
+        parts = [llama(llama.embed(ids[:, :7]), cache=cache)]
+        parts += [llama(llama.embed(ids[:, i : i + 1]), cache=cache) for i in range(7, 12)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_on_the_right_does_not_reach_earlier_places(llama: Llama) -> None:
+    ids = torch.randint(0, 50, (1, 10))
+    with torch.no_grad():
+        short = llama(llama.embed(ids[:, :6]))
+        padded = llama(llama.embed(ids))
+    torch.testing.assert_close(padded[:, :6], short, rtol=1e-5, atol=1e-6)
+
+
+def test_activation_checkpointing_changes_no_gradient(llama: Llama) -> None:
+    embeddings = llama.embed(torch.randint(0, 50, (2, 9))).detach().requires_grad_()
+    (plain,) = torch.autograd.grad(llama(embeddings).square().sum(), embeddings)
+    llama.set_activation_checkpointing(True)
+    (again,) = torch.autograd.grad(llama(embeddings).square().sum(), embeddings)
+    assert torch.equal(plain, again)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameter_count(tied: bool) -> None:
+    config = LlamaConfig(vocab=50, width=32, layers=3, heads=4, kv_heads=2, mlp=48, tied=tied)
+    with torch.device("meta"):
+        model = Llama(config)
+    assert sum(p.numel() for p in model.parameters()) == parameter_count(config)
+
+
+def test_tied_output_layer_survives_assignment() -> None:
+    config = LlamaConfig(vocab=50, width=32, layers=1, heads=4, kv_heads=4, mlp=48, tied=True)
+    source = Llama(config)
+    tensors = {name: t for name, t in source.state_dict().items() if name != "lm_head.weight"}
+    with torch.device("meta"):
+        model = Llama(config)
+    assign(model, tensors, "test")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert not model.lm_head.weight.is_meta
