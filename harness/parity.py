@@ -17,7 +17,7 @@ import click
 
 from harness.job import Job, JobError
 from harness.options import apply_settings, results_root
-from harness.parity_cells import Cell, worker_argv
+from harness.parity_cells import PARITY_WORKER, Cell, worker_argv
 
 # Largest relative difference ||a - b|| / ||b|| of any trainable tensor that counts as equal. fp32: the acceptance of
 # the project. Reduced types: one rounding of a gradient is up to 2^-8 (bf16) or 2^-11 (fp16) of it; Adam's first steps
@@ -79,8 +79,10 @@ def cells_of(
     return cells
 
 
-def train_cells(base: Job, cells: Sequence[Cell], out: Path, *, limit_s: float, say: Any = None) -> dict[Cell, str]:
-    """Trains `cells`, one launch per engine and worker count, into `out`. Returns the reasons of launches that failed."""
+def train_cells(
+    base: Job, cells: Sequence[Cell], out: Path, *, limit_s: float, say: Any = None, module: str = PARITY_WORKER
+) -> dict[Cell, str]:
+    """Runs `module` over `cells`, one launch per engine and worker count, into `out`. Returns why launches failed."""
     import mpi.launch
     import mpi.process
     from harness.launch import ROOT
@@ -100,7 +102,7 @@ def train_cells(base: Job, cells: Sequence[Cell], out: Path, *, limit_s: float, 
         with tempfile.TemporaryDirectory(prefix="harness-parity-") as scratch:
             launch = mpi.launch.command(
                 launcher,
-                worker_argv(base, group, out),
+                worker_argv(module, base, group, out),
                 hostfile.local(count),
                 scratch=Path(scratch),
                 master_port=_free_port(),

@@ -17,6 +17,8 @@ from typing import Any
 
 from harness.job import Job
 
+PARITY_WORKER = "harness.parity_worker"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -61,11 +63,11 @@ class Cell:
         )
 
 
-def worker_argv(base: Job, cells: Sequence[Cell], out: Path) -> list[str]:
-    """argv of the worker that trains `cells` and writes each one's files into `out`."""
+def worker_argv(module: str, base: Job, cells: Sequence[Cell], out: Path) -> list[str]:
+    """argv of the worker module that runs `cells` and writes each one's files into `out`."""
     text = json.dumps({"job": base.to_dict(), "cells": [asdict(cell) for cell in cells]})
     packed = base64.urlsafe_b64encode(text.encode()).decode()
-    return [sys.executable, "-m", "harness.parity_worker", packed, str(out)]
+    return [sys.executable, "-m", module, packed, str(out)]
 
 
 def unpack(packed: str) -> tuple[Job, list[Cell]]:
