@@ -137,7 +137,7 @@ def _alike(key: str, a: Any, b: Any) -> bool:
 def _sentence(key: str, a: Any, b: Any) -> str:
     if key.startswith("hash."):
         name = _NAMES.get(key, key)
-        return f"{name} differ: {_short(a)} against {_short(b)}"
+        return f"different {name}: {_short(a)} against {_short(b)}"
     if key.startswith("version."):
         return f"{key.removeprefix('version.')} is {_say(a)} in one and {_say(b)} in the other"
     return f"{_NAMES.get(key, key.replace('_', ' '))} is {_say(a)} in one and {_say(b)} in the other"

@@ -1,0 +1,229 @@
+"""`harness check STUDY`: anybody can re-check a study from its records, without running anything again.
+
+For each run: every file against its JSON Schema; the summary in result.json recomputed from steps.jsonl; the image
+AUROC recomputed from the samples' scores and the answer accuracy from their answers; the contract derived again; the
+sample ids unique. For the study: comparison.csv written again and compared.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness import measure, records, words
+from harness.compare import summarize_study
+from harness.recorded import RecordedRun, load_runs
+
+SCHEMAS = Path(__file__).with_name("schemas")
+_FILES = {
+    records.JOB: "job",
+    records.ENVIRONMENT: "environment",
+    records.RESULT: "result",
+    records.EVALUATION: "evaluation",
+    records.STEPS: "steps",
+    records.RESOURCES: "resources",
+    records.SPLIT: "split",
+}
+_TOLERANCE = 1e-6  # relative; figures are recomputed in another order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """`where`: the file or run. `text`: what is wrong, one line."""
+
+    where: str
+    text: str
+
+
+def check_runs(paths: Sequence[Path]) -> list[Problem]:
+    """The problems of all runs of `paths` (runs or studies), none where every record holds."""
+    problems: list[Problem] = []
+    for run in load_runs(list(paths)):
+        problems += check_run(run)
+    for path in paths:
+        if not records.is_run(path):
+            problems += _check_study(path)
+    return problems
+
+
+def check_run(run: RecordedRun) -> list[Problem]:
+    """The problems of one run. A failed run must only have valid files and a reason."""
+    problems = [Problem(where=f"{run.study}/{run.name}/{name}", text=text) for name, text in _schema_errors(run.folder)]
+    if problems or not run.ok:
+        return problems
+    where = f"{run.study}/{run.name}"
+    return [Problem(where=where, text=text) for check in _CHECKS for text in check(run)]
+
+
+@cache
+def validator(name: str) -> Any:
+    """The validator of harness/schemas/NAME.schema.json."""
+    from jsonschema import Draft202012Validator
+
+    schema = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema)
+
+
+def schema_errors(name: str, value: Any) -> list[str]:
+    """What in `value` breaks schema `name`, at most three sentences."""
+    errors = sorted(validator(name).iter_errors(value), key=lambda error: list(map(str, error.absolute_path)))
+    return [f"{'/'.join(map(str, error.absolute_path)) or 'the record'}: {error.message[:200]}" for error in errors[:3]]
+
+
+def _schema_errors(folder: Path) -> Iterator[tuple[str, str]]:
+    """(file, what is wrong in it)."""
+    for name, schema in _FILES.items():
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            if name.endswith(".jsonl"):
+                for number, row in enumerate(records.read_jsonl(path), 1):
+                    for text in schema_errors(schema, row):
+                        yield name, f"line {number}: {text}"
+                        break
+                    else:
+                        continue
+                    break
+            else:
+                for text in schema_errors(schema, records.read_json(path)):
+                    yield name, text
+        except (records.RecordError, json.JSONDecodeError) as error:
+            yield name, f"cannot be read: {error}"
+    if not (folder / records.RESULT).exists():
+        yield records.RESULT, "is missing: the run was killed before it could say how it ended"
+
+
+def _summary(run: RecordedRun) -> Iterator[str]:
+    """The throughput figures against steps.jsonl."""
+    again = measure.summarize(run.steps, int(run.job.get("timing_warmup", 0)))
+    recorded = run.result.get("throughput") or {}
+    for name in ("samples_per_s", "step_s", "data_s"):
+        for key, value in again[name].items():
+            if not _close(value, (recorded.get(name) or {}).get(key)):
+                yield (
+                    f"{name}.{key} is {(recorded.get(name) or {}).get(key)} in result.json, {value} by {records.STEPS}"
+                )
+
+
+def _steps(run: RecordedRun) -> Iterator[str]:
+    """Every step once and in order, the last as the result says."""
+    numbers = [row["step"] for row in run.steps]
+    if numbers != list(range(numbers[0] if numbers else 0, (numbers[0] if numbers else 0) + len(numbers))):
+        yield f"{records.STEPS}: steps are missing, repeated or out of order"
+    final = (run.result.get("final") or {}).get("step")
+    if numbers and final is not None and final != numbers[-1] + 1:
+        yield f"result.json says {final} steps, {records.STEPS} ends with step {numbers[-1]}"
+    batch = run.job.get("global_batch")
+    if any(row["samples"] != batch for row in run.steps):
+        yield f"{records.STEPS}: a step has another number of samples than the global batch of {batch}"
+
+
+def _evaluation(run: RecordedRun) -> Iterator[str]:
+    """Sample ids, image AUROC and answer accuracy from the samples; means over the categories."""
+    samples = run.evaluation.get("samples") or []
+    ids = [sample["id"] for sample in samples]
+    if len(set(ids)) < len(ids):
+        yield "evaluation.json: a sample id comes twice: the figures count it twice"
+    mean = run.evaluation.get("mean") or {}
+    if (run.result.get("evaluation") or {}) != mean:
+        yield "result.json and evaluation.json do not give the same mean figures"
+    categories = run.evaluation.get("categories") or {}
+    for name, row in categories.items():
+        own = [sample for sample in samples if sample["category"] == name]
+        if not own:
+            continue
+        auroc = _auroc(own)
+        if auroc is not None and not _close(auroc, row.get("image_auroc")):
+            yield f"image AUROC of {name} is {row.get('image_auroc')} in evaluation.json, {auroc} by its samples"
+        accuracy = _accuracy(own)
+        if accuracy is not None and not _close(accuracy, row.get("answer_accuracy")):
+            recorded = row.get("answer_accuracy")
+            yield f"answer accuracy of {name} is {recorded} in evaluation.json, {accuracy} by its samples"
+    for figure in ("image_auroc", "pixel_auroc", "answer_accuracy"):
+        values = [row[figure] for row in categories.values() if words.is_number(row.get(figure))]
+        if values and not _close(sum(values) / len(values), mean.get(figure)):
+            yield f"the mean {figure} is {mean.get(figure)}, that of the categories {sum(values) / len(values)}"
+
+
+def _contract(run: RecordedRun) -> Iterator[str]:
+    """The recorded contract against one derived from the other files."""
+    recorded, again = run.result.get("contract") or {}, run.derived_contract()
+    for key in sorted(recorded.keys() | again.keys()):
+        if key in recorded and recorded[key] != again.get(key):
+            yield f"contract: {key} is {recorded[key]!r} in result.json, {again.get(key)!r} by the other records"
+
+
+_CHECKS = (_steps, _summary, _evaluation, _contract)
+
+
+def _check_study(study: Path) -> list[Problem]:
+    """comparison.csv must be what the records give."""
+    path = study / "comparison.csv"
+    problems = []
+    if (study / "study.json").exists():
+        texts = schema_errors("study", records.read_json(study / "study.json"))
+        problems += [Problem(where=f"{study.name}/study.json", text=text) for text in texts]
+    if path.exists():
+        cells = summarize_study(study).cells
+        again = cells.to_csv(index=False, lineterminator="\n", float_format="%.10g")
+        if path.read_text() != again:
+            text = "is not what the records give: write it again with `harness report --format csv`"
+            problems.append(Problem(where=f"{study.name}/comparison.csv", text=text))
+    return problems
+
+
+def _auroc(samples: Sequence[Mapping[str, Any]]) -> float | None:
+    """AUROC of the scores by the Mann-Whitney count with ties as halves; None without both classes."""
+    good = sorted(sample["score"] for sample in samples if not sample["is_defective"])
+    bad = [sample["score"] for sample in samples if sample["is_defective"]]
+    if not good or not bad or any(not words.is_number(score) for score in [*good, *bad]):
+        return None
+    from bisect import bisect_left, bisect_right
+
+    wins = sum((bisect_left(good, score) + bisect_right(good, score)) / 2 for score in bad)
+    return wins / (len(good) * len(bad))
+
+
+def _accuracy(samples: Sequence[Mapping[str, Any]]) -> float | None:
+    """Share of answers that begin with the right Yes or No (defective = yes), as core_model.metrics reads them."""
+    from core_model.metrics.answers import NO, YES, judge
+
+    asked = [sample for sample in samples if sample.get("answer") is not None]
+    if not asked:
+        return None
+    return sum(judge(sample["answer"]) == (YES if sample["is_defective"] else NO) for sample in asked) / len(asked)
+
+
+def _close(a: float | None, b: float | None) -> bool:
+    if not words.is_number(a) or not words.is_number(b) or a is None or b is None:
+        return a is None and b is None
+    return math.isclose(a, b, rel_tol=_TOLERANCE, abs_tol=1e-9)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_OR_STUDY...")
+def check(paths: tuple[Path, ...]) -> None:
+    """Re-check a study's records, rules and figures. Exit code 1 where something does not hold."""
+    problems = check_runs(paths)
+    for problem in problems:
+        click.echo(f"{problem.where}: {problem.text}")
+    comparison = [summarize_study(path) for path in paths if not records.is_run(path)]
+    for each in comparison:
+        for group, reasons in enumerate(each.comparability.reasons):
+            if group:
+                click.echo(f"note: group {group + 1} of {each.title} is not comparable: {'; '.join(reasons)}")
+    runs = len(load_runs(list(paths)))
+    if problems:
+        click.echo(f"{words.plural(len(problems), 'problem')} in {words.plural(runs, 'run')}")
+        sys.exit(1)
+    click.echo(f"{words.plural(runs, 'run')} checked: every record and every figure holds")
