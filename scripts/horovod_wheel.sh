@@ -108,7 +108,7 @@ step "compiling Horovod ($cuda_tag, torch $torch_version; about 4 minutes on 2 c
 
 # --- Strip, try, keep ------------------------------------------------------------------------------------------------
 mkdir -p "$work/keep"
-"$python" -m wheel unpack "$work"/raw/horovod-*.whl -d "$work/unpacked" >&2
+"$python" -m wheel unpack "$work"/raw/horovod-*.whl -d "$work/unpacked" >>"$LOG"
 tree=$(find "$work/unpacked" -mindepth 1 -maxdepth 1)
 find "$tree" -name '*.so' -exec strip --strip-debug {} +
 # A GPU build loads only where the GPU's driver is: one made for other machines is kept untried.
@@ -120,7 +120,7 @@ assert hvd.mpi_built() and hvd.gloo_built(), "built without MPI or gloo"
 assert sys.argv[1] == "cpu" or hvd.nccl_built(), "built without NCCL"' "$cuda_tag") >&2 ||
         die "the Horovod just built does not load (log: $LOG)"
 fi
-"$python" -m wheel pack "$tree" -d "$work/keep" >&2
+"$python" -m wheel pack "$tree" -d "$work/keep" >>"$LOG"
 # The rename is the moment it becomes visible: complete or not there.
 mv -T "$work/keep" "$cache/$key"
 found
