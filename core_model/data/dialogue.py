@@ -62,6 +62,11 @@ LOOKS = {
     "perlin": "It is a region of foreign texture with ragged edges",
     "scratch": "It is a thin scratch",
     "spot": "It is a spot of another tone",
+    "fissure": "It is a jagged crack",
+    "pit": "It is a small hole",
+    "chip": "It is a piece broken off at the edge",
+    "stain": "It is a stain that mutes the texture",
+    "wear": "It is an area whose finish differs from the rest",
 }
 WHAT_QUESTIONS = ("What is in the picture?", "What does the picture show?")
 WHAT_ANSWERS = ("It is a picture of a {category}.", "The picture shows a {category}.")
@@ -72,12 +77,15 @@ GOOD_ANSWERS = ("Yes, it can pass: nothing is wrong with it.", "Yes, it looks as
 def places_of(mask: np.ndarray) -> tuple[str, ...]:
     """Cells of the 3x3 grid that hold the defect, the fullest first: the one with the largest share of its pixels and
     any other with at least 30 %. Empty for an empty mask. mask: (S, S), above 0 = defect."""
-    rows, columns = np.nonzero(mask)
-    if rows.size == 0:
-        return ()
     height, width = mask.shape
-    cells = (rows * 3 // height) * 3 + columns * 3 // width
-    shares = np.bincount(cells, minlength=9) / rows.size
+    rows = [-(-cell * height // 3) for cell in range(4)]  # pixel r lies in row r * 3 // height of the grid
+    columns = [-(-cell * width // 3) for cell in range(4)]
+    counts = np.array(
+        [np.count_nonzero(mask[rows[r] : rows[r + 1], columns[c] : columns[c + 1]]) for r in range(3) for c in range(3)]
+    )
+    if not counts.any():
+        return ()
+    shares = counts / counts.sum()
     order = np.argsort(-shares, kind="stable")
     return tuple(PLACES[cell] for rank, cell in enumerate(order) if rank == 0 or shares[cell] >= 0.3)
 

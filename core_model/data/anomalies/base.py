@@ -26,6 +26,12 @@ class Canvas:
     def side(self) -> int:
         return self.image.shape[0]
 
+    @property
+    def is_grey(self) -> bool:
+        """Whether the picture has no colour; what is drawn into it then has none either."""
+        small = self.image[::8, ::8]
+        return bool((small[..., 0] == small[..., 1]).all() and (small[..., 0] == small[..., 2]).all())
+
     def point(self, rng: np.random.Generator) -> tuple[int, int]:
         """(row, column) of a random pixel of the object."""
         if self.foreground is not None:
@@ -54,21 +60,27 @@ class Generator(Protocol):
     def __call__(self, canvas: Canvas, rng: np.random.Generator) -> Edit | None: ...
 
 
-def blend(image: np.ndarray, paint: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """uint8 (S, S, 3): `paint` over `image`, with opacity `alpha`, float32 (S, S) in 0..1."""
-    box = bounding_box(alpha > 0)
-    if box is None:
-        return image.copy()
-    rows, columns = box
+Box = tuple[slice, slice]  # rows, columns
+
+
+def blend(image: np.ndarray, paint: np.ndarray, alpha: np.ndarray, box: Box | None = None) -> np.ndarray:
+    """A copy of `image` (uint8 (S, S, 3)) with `paint` over it, opacity `alpha` (float32 (S, S), 0..1).
+
+    box: where alpha is above 0, if it is known already. paint: of the whole picture, or of the box alone.
+    """
+    box = box or bounding_box(alpha > 0)
     result = image.copy()
-    weight = alpha[rows, columns, None]
-    below = image[rows, columns].astype(np.float32)
-    above = np.broadcast_to(paint, image.shape)[rows, columns].astype(np.float32)
-    result[rows, columns] = np.clip(below + weight * (above - below) + 0.5, 0, 255).astype(np.uint8)
+    if box is None:
+        return result
+    weight = alpha[box][..., None]
+    below = image[box].astype(np.float32)
+    above = paint[box] if paint.shape == image.shape else paint
+    mixed = below + weight * (above - below)
+    result[box] = np.clip(mixed + 0.5, 0, 255, out=mixed)
     return result
 
 
-def bounding_box(mask: np.ndarray) -> tuple[slice, slice] | None:
+def bounding_box(mask: np.ndarray) -> Box | None:
     """Rows and columns that hold the mask, or None where it is empty."""
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
@@ -77,9 +89,18 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, slice] | None:
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
+def darken(image: np.ndarray, alpha: np.ndarray, factor: float) -> np.ndarray:
+    """A copy of `image` multiplied by `factor` where alpha is 1, by less where it is less."""
+    box = bounding_box(alpha > 0)
+    if box is None:
+        return image.copy()
+    return blend(image, image[box] * np.float32(factor), alpha, box)
+
+
 def difference(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Largest absolute change over the channels: uint8 (S, S)."""
-    return cv2.absdiff(before, after).max(axis=2)
+    change = cv2.absdiff(before, after)
+    return np.maximum(np.maximum(change[..., 0], change[..., 1]), change[..., 2])
 
 
 def visible_mask(before: np.ndarray, after: np.ndarray, within: np.ndarray, *, threshold: int) -> np.ndarray:

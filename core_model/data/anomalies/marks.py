@@ -6,7 +6,7 @@ import numpy as np
 
 from core_model.data import noise
 from core_model.data.anomalies import shapes
-from core_model.data.anomalies.base import Canvas, Edit, blend, visible_mask
+from core_model.data.anomalies.base import Canvas, Edit, blend, bounding_box, visible_mask
 
 
 def scratch(canvas: Canvas, rng: np.random.Generator) -> Edit | None:
@@ -23,7 +23,7 @@ def scratch(canvas: Canvas, rng: np.random.Generator) -> Edit | None:
 def spot(canvas: Canvas, rng: np.random.Generator) -> Edit | None:
     """A blob of 1.5-12 % of the side in radius with a soft or hard edge."""
     side = canvas.side
-    radius = side * np.exp(rng.uniform(np.log(0.015), np.log(0.12)))
+    radius = side * float(np.exp(rng.uniform(np.log(0.015), np.log(0.12))))
     inside = shapes.blob(side, canvas.point(rng), radius, rng)
     return _shade(canvas, shapes.soften(inside, rng.uniform(0.0, 0.4) * radius), rng)
 
@@ -32,14 +32,18 @@ def _shade(canvas: Canvas, alpha: np.ndarray, rng: np.random.Generator) -> Edit 
     """Darkens or brightens by 25-120 grey levels in the outline `alpha`, with a little grain."""
     if canvas.foreground is not None:
         alpha = alpha * canvas.foreground
-    if not (alpha > 0.3).any():
+    box = bounding_box(alpha > 0.02)
+    if box is None:
         return None
-    level = canvas.image[alpha > 0.3].mean()
-    darker = rng.random() < (0.65 if level > 60 else 0.2)
+    own, inside = canvas.image[box], alpha[box] > 0.3
+    if not inside.any():
+        return None
+    darker = rng.random() < (0.65 if own[inside].mean() > 60 else 0.2)
     change = rng.uniform(25, 120) * (-1 if darker else 1)
-    tint = change * rng.uniform(0.85, 1.15, 3) + 0.12 * abs(change) * noise.grain(canvas.side, rng)[..., None]
-    if (canvas.image[..., 0] == canvas.image[..., 1]).all():  # a grey picture stays grey
-        tint = tint.mean(axis=2, keepdims=True)
-    paint = np.clip(canvas.image + tint, 0, 255)
-    image = blend(canvas.image, paint, alpha)
+    hue = rng.uniform(0.85, 1.15, 3).astype(np.float32)
+    if canvas.is_grey:
+        hue[:] = hue.mean()
+    grain = noise.grain(canvas.side, rng, shape=inside.shape)[..., None] * (0.12 * abs(change))
+    paint = own + change * hue + grain
+    image = blend(canvas.image, paint, alpha, box)
     return Edit(image=image, mask=visible_mask(canvas.image, image, (alpha > 0.15).astype(np.uint8), threshold=8))

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+import cv2
 import numpy as np
 
-from core_model.data.anomalies import cutpaste, marks, poisson, textures
-from core_model.data.anomalies.base import Canvas, Edit, Generator, difference
+from core_model.data.anomalies import cutpaste, damage, marks, poisson, surface, textures
+from core_model.data.anomalies.base import Canvas, Edit, Generator, bounding_box, difference
 from core_model.data.anomalies.harmless import CHANGES
 from core_model.data.errors import DataError
 
@@ -21,6 +22,11 @@ GENERATORS: Mapping[str, Generator] = MappingProxyType(
         "perlin": textures.perlin,
         "scratch": marks.scratch,
         "spot": marks.spot,
+        "fissure": damage.fissure,
+        "pit": damage.pit,
+        "chip": damage.chip,
+        "stain": surface.stain,
+        "wear": surface.wear,
     }
 )
 
@@ -69,6 +75,23 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 name="mixed",
                 weights={"poisson": 2.0, "cutpaste": 0.5, "scar": 0.5, "perlin": 2.0, "scratch": 1.0, "spot": 1.0},
             ),
+            # Shaped after the kinds of damage that industrial data sets list, with the light and focus of photographs
+            # varied in good and defective pictures alike.
+            Recipe(
+                name="realistic",
+                weights={
+                    "fissure": 2.0,
+                    "pit": 1.5,
+                    "chip": 1.5,
+                    "stain": 1.5,
+                    "wear": 1.0,
+                    "poisson": 1.5,
+                    "scratch": 0.5,
+                    "perlin": 1.0,
+                },
+                contrast=8.0,
+                harmless={"exposure": 0.5, "light": 0.5, "focus": 0.3, "sensor": 0.3},
+            ),
         )
     }
 )
@@ -101,9 +124,12 @@ def simulate(recipe: Recipe, canvas: Canvas, rng: np.random.Generator) -> tuple[
 
 
 def _is_visible(canvas: Canvas, edit: Edit, least: float, contrast: float) -> bool:
-    inside = edit.mask > 0
-    count = int(np.count_nonzero(inside))
-    return count >= least and float(difference(canvas.image, edit.image)[inside].mean()) >= contrast
+    count = cv2.countNonZero(edit.mask)
+    if count < max(1.0, least):
+        return False
+    box = bounding_box(edit.mask)
+    change = difference(canvas.image[box], edit.image[box])
+    return cv2.mean(change, mask=edit.mask[box])[0] >= contrast
 
 
 def _last_resort(canvas: Canvas, rng: np.random.Generator) -> Edit:

@@ -1,0 +1,82 @@
+"""How fast training samples are made, on one core: ``python -m benchmarks.data [SPEC] [--size 224] [--json]``.
+
+Counts processor seconds of this process, not seconds of the clock, so that other work on the machine disturbs the
+figure little. Every picture gets a defect; decoded pictures are in memory, as from the second epoch on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from core_model.data import Dataset, open_dataset
+from core_model.data.anomalies import RECIPES, Canvas
+from core_model.data.anomalies.recipes import GENERATORS
+
+
+def rate(make: Callable[[int], Any], seconds: float) -> float:
+    """Calls of `make` a processor second, over about `seconds` of them."""
+    make(0)
+    count, begin = 0, time.process_time()
+    while (spent := time.process_time() - begin) < seconds:
+        make(count)
+        count += 1
+    return count / spent
+
+
+def measure(spec: str, size: int, seconds: float) -> dict[str, Any]:
+    """Samples a second and core: whole samples by recipe, single generators, decoding."""
+
+    def opened(recipe: str) -> Dataset:
+        options = {"defective_share": 1.0, "limit": 60}
+        return open_dataset(spec, split="train", image_size=size, seed=0, simulation=recipe, options=options)
+
+    samples = {}
+    for name in RECIPES:
+        data = opened(name)
+        for index in range(len(data)):
+            data.get(index, 0)
+        samples[name] = rate(lambda k, data=data: data.get(k % len(data), 1 + k // len(data)), seconds)
+    data = opened("")
+    images = [data._cache.image(position) for position in range(len(data))]
+    rng = np.random.default_rng(0)
+
+    def draw(generator: Any) -> Callable[[int], Any]:
+        return lambda k: generator(
+            Canvas(image=images[k % len(images)], donor=lambda: images[(k * 7 + 3) % len(images)]), rng
+        )
+
+    generators = {name: rate(draw(generator), seconds / 2) for name, generator in GENERATORS.items()}
+    pictures = data._pictures
+    decode = rate(lambda k: pictures[k % len(pictures)].image(size), seconds / 2)
+    return {"spec": spec, "size": size, "samples_per_s": samples, "tries_per_s": generators, "decoded_per_s": decode}
+
+
+@click.command()
+@click.argument("spec", default="textures")
+@click.option("--size", default=224, show_default=True, help="Side of the pictures, pixels.")
+@click.option("--seconds", default=2.0, show_default=True, help="Processor seconds a figure.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def main(spec: str, size: int, seconds: float, as_json: bool) -> None:
+    """Samples a second on one core, by recipe and by generator."""
+    torch.set_num_threads(1)
+    figures = measure(spec, size, seconds)
+    if as_json:
+        click.echo(json.dumps(figures, indent=1))
+        return
+    click.echo(f"{spec} at {size} px, one core, every picture with a defect")
+    for name, value in figures["samples_per_s"].items():
+        click.echo(f"  recipe {name:12s} {value:7.0f} samples/s")
+    for name, value in figures["tries_per_s"].items():
+        click.echo(f"  generator {name:9s} {value:7.0f} tries/s")
+    click.echo(f"  reading files       {figures['decoded_per_s']:7.0f} pictures/s")
+
+
+if __name__ == "__main__":
+    main()
