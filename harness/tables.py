@@ -260,10 +260,11 @@ def split_table(comparison: Comparison) -> Table | None:
     return Table(
         id="split",
         title="Where a step goes, ms",
-        columns=["engine", "workers", "data", "forward", "backward", "exchange not hidden", "optimizer", "other"],
+        columns=["engine", "workers", "data", "forward", "backward", "exchange not hidden", "optimizer", "after it"],
         rows=rows,
         note="Medians over sampled steps of all ranks. Exchange: from the rank's last own gradient to the update, so "
-        "waiting for slower ranks and gradient clipping are in it; what is hidden behind backward is not.",
+        "waiting for slower ranks and gradient clipping are in it; what is hidden behind backward is not. After the "
+        "update ZeRO 1 and 2 gather the new weights.",
     )
 
 

@@ -1,0 +1,158 @@
+"""Profiles on demand, in a pass of its own: a profiled run is slower, so its times never stand in a comparison.
+
+``--set profile=torch``: torch.profiler over a few steps of every rank, a Chrome trace that Perfetto opens and
+profile.json, the table of where a step goes by kind of operation. ``--set profile=nvtx``: named ranges for Nsight Systems
+(start the job under nsys). ``--set profile=engine``: the engine's own tools: HOROVOD_TIMELINE, or DeepSpeed's flops
+profiler and comms logger; what they print goes to log.txt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import records
+from harness.job import Job, JobError
+
+MODES = ("torch", "nvtx", "engine")
+FOLDER, TABLE = "profile", "profile.json"
+ACTIVE_STEPS = 3
+KINDS = ("matrix products", "attention", "exchange", "update", "normalization and activation", "copies", "other")
+# First match counts. Names of ATen operations, CUDA kernels and collectives of both engines.
+_PATTERNS: tuple[tuple[str, str], ...] = (
+    ("exchange", r"nccl|gloo|allreduce|all_reduce|allgather|all_gather|reduce_scatter|broadcast|c10d|horovod"),
+    ("update", r"adam|sgd|foreach|multi_tensor|lerp|addcdiv|addcmul|Optimizer\.step"),
+    ("attention", r"attention|flash|fmha|softmax"),
+    ("matrix products", r"gemm|addmm|\bmm\b|::mm|bmm|matmul|linear|conv|mkldnn|cutlass|cublas|sgemm|wgrad|dgrad"),
+    ("normalization and activation", r"norm|gelu|relu|silu|sigmoid|tanh|dropout"),
+    ("copies", r"copy|memcpy|memset|::to\b|_to_copy|contiguous|::cat|stack|clone|fill|zero_"),
+)
+
+
+class Profiler:
+    """Profiles `ACTIVE_STEPS` steps from `first` on in this process. Use `before_step` on every rank and `close` at the
+    end, which writes into RUN/profile/ where `folder` is known (every rank of the first host, else rank 0 alone)."""
+
+    def __init__(self, mode: str, *, rank: int, first: int, folder: Path | None, cuda: bool) -> None:
+        if mode not in MODES:
+            raise JobError(f"unknown profile '{mode}': choose one of {', '.join(MODES)}")
+        self._mode, self._rank, self._first = mode, rank, first
+        self._folder, self._cuda = folder, cuda
+        self._profile: Any = None
+        self._context: Any = None
+        self._open_range = False
+        self.summary: dict[str, Any] | None = None
+
+    def before_step(self, step: int) -> None:
+        """Begins and ends the window; marks the step as an NVTX range."""
+        if self._mode == "torch":
+            if step == self._first:
+                self._start()
+            elif step == self._first + ACTIVE_STEPS:
+                self._stop()
+        elif self._mode == "nvtx" and self._cuda:
+            self._range(step)
+
+    def chain(self, other: Callable[[int], None] | None) -> Callable[[int], None]:
+        """A before_step that calls `other` first."""
+
+        def both(step: int) -> None:
+            if other is not None:
+                other(step)
+            self.before_step(step)
+
+        return both
+
+    def close(self) -> None:
+        """Ends an open window. Safe to call twice."""
+        if self._profile is not None:
+            self._stop()
+        if self._context is not None:
+            import torch
+
+            if self._open_range:
+                torch.cuda.nvtx.range_pop()
+            self._context.__exit__(None, None, None)
+            self._context = None
+
+    def _start(self) -> None:
+        from torch.profiler import ProfilerActivity, profile
+
+        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self._cuda else [])
+        self._profile = profile(activities=activities)
+        self._profile.__enter__()
+
+    def _stop(self) -> None:
+        profile, self._profile = self._profile, None
+        profile.__exit__(None, None, None)
+        averages = profile.key_averages()
+        operations = [(event.key, _self_us(event, self._cuda), event.count) for event in averages]
+        self.summary = {"rank": self._rank, "steps": ACTIVE_STEPS, **summarize(operations, ACTIVE_STEPS)}
+        if self._folder is not None:
+            place = self._folder / FOLDER
+            place.mkdir(exist_ok=True)
+            profile.export_chrome_trace(str(place / f"trace-rank{self._rank}.json.gz"))
+
+    def _range(self, step: int) -> None:
+        import torch
+
+        if self._context is None:
+            self._context = torch.autograd.profiler.emit_nvtx()
+            self._context.__enter__()
+        elif self._open_range:
+            torch.cuda.nvtx.range_pop()
+        torch.cuda.nvtx.range_push(f"step {step}")
+        self._open_range = True
+
+
+def summarize(operations: Sequence[tuple[str, float, int]], steps: int) -> dict[str, Any]:
+    """``kinds_ms``: own time per step by kind of operation; ``top``: the twelve most expensive operations.
+
+    operations: (name, own time in microseconds, calls) over `steps` steps, on the device that computes."""
+    kinds = dict.fromkeys(KINDS, 0.0)
+    for name, micros, _ in operations:
+        kinds[kind_of(name)] += micros / 1000 / steps
+    top = sorted(operations, key=lambda item: -item[1])[:12]
+    return {
+        "kinds_ms": kinds,
+        "top": [{"name": name[:100], "ms": us / 1000 / steps, "calls": calls / steps} for name, us, calls in top],
+    }
+
+
+def kind_of(name: str) -> str:
+    """The kind of an operation or kernel by its name."""
+    return next((kind for kind, pattern in _PATTERNS if re.search(pattern, name, re.IGNORECASE)), "other")
+
+
+def write_table(folder: Path, summaries: Sequence[Mapping[str, Any] | None]) -> None:
+    """RUN/profile.json from the ranks' summaries; nothing where none has one."""
+    found = [dict(summary) for summary in summaries if summary]
+    if found:
+        records.write_json(folder / TABLE, {"ranks": found})
+
+
+def engine_job(job: Job, folder: Path) -> Job:
+    """`job` with its engine's own profiling tools on, writing into RUN/profile/. Raises JobError for an engine that has
+    none."""
+    place = folder / FOLDER
+    if job.backend == "horovod":
+        return job.with_(engine={**job.engine, "timeline": str(place / "horovod-timeline.json")})
+    if job.backend == "deepspeed":
+        extra = dict(job.engine.get("extra") or {})
+        extra["flops_profiler"] = {
+            "enabled": True,
+            "profile_step": job.timing_warmup + 1,
+            "module_depth": -1,
+            "top_modules": 3,
+            "detailed": True,
+            "output_file": str(place / "deepspeed-flops.txt"),
+        }
+        extra["comms_logger"] = {"enabled": True, "verbose": False, "prof_all": True, "debug": False}
+        return job.with_(engine={**job.engine, "extra": extra})
+    raise JobError(f"engine '{job.backend}' has no profiler of its own: use --set profile=torch")
+
+
+def _self_us(event: Any, cuda: bool) -> float:
+    return float(event.self_device_time_total if cuda else event.self_cpu_time_total)
