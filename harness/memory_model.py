@@ -9,7 +9,7 @@ stage_1_and_2.py, single_partition_of_fp32_groups), so its state is 12 bytes in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _MIB = 2**20
@@ -55,6 +55,22 @@ def sizes(model: Any) -> dict[str, float]:
     frozen = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
     buffers = sum(b.numel() * b.element_size() for b in model.buffers())
     return {"trainable": trainable, "frozen_bytes": float(frozen + buffers)}
+
+
+def memory_by_kind(ranks: Sequence[Mapping[str, Any]], expected: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """``kinds`` and ``theory`` for result.json, MiB, the highest rank for each kind. ranks: what each rank measured:
+    ``kinds`` (`harness.split`) and ``device_mib``, its peak on the GPU, of which the rest is activations, buffers and
+    what the allocator lost; on a CPU the rest is not known. {} where no step was sampled."""
+    measured = [rank["kinds"] for rank in ranks if rank.get("kinds")]
+    if not measured:
+        return {}
+    kinds = {name: max(own.get(name, 0.0) for own in measured) for name in ("weights", "gradients", "optimizer")}
+    rest = [
+        rank["device_mib"] - sum(rank["kinds"].values()) for rank in ranks if rank.get("kinds") and rank["device_mib"]
+    ]
+    if rest:
+        kinds["activations"] = max(0.0, *rest)
+    return {"kinds": kinds, "theory": dict(expected)}
 
 
 def theory_of(job: Mapping[str, Any], described: Mapping[str, Any], measured: Mapping[str, float]) -> dict[str, float]:

@@ -1,13 +1,14 @@
 """Profiles on demand, in a pass of its own: a profiled run is slower, so its times never stand in a comparison.
 
 ``--set profile=torch``: torch.profiler over a few steps of every rank, a Chrome trace that Perfetto opens and
-profile.json, the table of where a step goes by kind of operation. ``--set profile=nvtx``: named ranges for Nsight Systems
-(start the job under nsys). ``--set profile=engine``: the engine's own tools: HOROVOD_TIMELINE, or DeepSpeed's flops
-profiler and comms logger; what they print goes to log.txt.
+profile.json, the table of where a step goes by kind of operation. ``--set profile=nvtx``: named ranges for Nsight
+Systems (start the job under nsys). ``--set profile=engine``: the engine's own tools, HOROVOD_TIMELINE or DeepSpeed's
+flops profiler and comms logger; what they print goes to log.txt.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -133,10 +134,15 @@ def write_table(folder: Path, summaries: Sequence[Mapping[str, Any] | None]) -> 
         records.write_json(folder / TABLE, {"ranks": found})
 
 
-def engine_job(job: Job, folder: Path) -> Job:
-    """`job` with its engine's own profiling tools on, writing into RUN/profile/. Raises JobError for an engine that has
-    none."""
-    place = folder / FOLDER
+def engine_job(job: Job, folder: Path | None) -> Job:
+    """`job` with its engine's own profiling tools on, writing into RUN/profile/, which is made. Raises JobError for an
+    engine that has none, and where the run's folder is not known before the engine starts."""
+    if folder is None:
+        raise JobError(
+            "profile=engine needs the run's folder from the start: use `harness run`, not a launcher by hand"
+        )
+    place = Path(os.path.relpath(folder / FOLDER))  # relative: the engine records the path
+    place.mkdir(parents=True, exist_ok=True)
     if job.backend == "horovod":
         return job.with_(engine={**job.engine, "timeline": str(place / "horovod-timeline.json")})
     if job.backend == "deepspeed":

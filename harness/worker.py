@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -24,8 +25,8 @@ import click
 from backends.process import ProcessFacts, detect
 from harness import records
 from harness.cli import is_user_error
-from harness.folders import claim_run_folder
 from harness.ending import end_lines
+from harness.folders import claim_run_folder
 from harness.job import Job, JobError
 from harness.options import job_options, job_values, results_root
 from harness.output import Output, Progress
@@ -123,6 +124,7 @@ class Run:
         self.job, self.facts, self.output, self.results = job, facts, output, results
         self.folder = run_dir if facts.rank == 0 else None
         self._claimed = run_dir is not None
+        self._run_dir = run_dir
         self._started = time.time()
         self._finished = False
         self.phases: dict[str, float] = {}
@@ -136,13 +138,19 @@ class Run:
 
         import backends
         from harness.build import build_dataset, build_model, build_optimization, trainable_weights, weights_digest
+        from harness.memory_model import sizes
 
         torch.set_num_threads(self.job.threads)
         torch.manual_seed(self.job.seed)
         job = self.job
         engine = backends.load(job.backend)
+        settings = dict(job.engine)
+        if job.profile == "engine":
+            from harness.profiling import engine_job
+
+            settings = dict(engine_job(job, self._run_dir).engine)
         backend = engine(
-            backends.settings_from(job.backend, dict(job.engine)),
+            backends.settings_from(job.backend, settings),
             self.facts,
             device=job.device,
             timeout_s=job.timeout_s,
@@ -154,19 +162,20 @@ class Run:
         model = build_model(job)
         train_set = build_dataset(job, model, "train")
         batches, fingerprint = self._batches(model, train_set)
-        hashes = {"data": train_set.describe().get("hash"), "sample_order": fingerprint}
+        hashes = {"data": _digest(train_set.describe()), "sample_order": fingerprint}
         if backend.rank == 0:
             hashes["init_weights"] = weights_digest(trainable_weights(model))
         if job.activation_checkpointing:
             model.set_activation_checkpointing(True)
+        self.model_sizes = sizes(model)
         backend.prepare(model, build_optimization(job))
         start_step = self._resume()
         self._record_environment(train_set, model, hashes)
         self.phases["setup_s"] = time.perf_counter() - begin
 
-        with self._sampler():
-            steps = self._train(batches, train_set, start_step)
-        peaks = backend.gather(self._peaks())
+        with self._sampler() as sampler:
+            steps = self._train(batches, model, train_set, start_step)
+        peaks = backend.gather(self._peaks() | {"sampler_cost": sampler.cost, **self._observed})
 
         weights = backend.weights() | backend.broadcast(_statistics(model))
         evaluation = self._evaluate(model, weights)
@@ -253,6 +262,7 @@ class Run:
         self.environment["ranks"] = facts
         records.write_json(self.folder / records.ENVIRONMENT, self.environment)
         self.data_facts, self.model_facts = dataset.describe(), model.describe()
+        self.model_facts["flops_per_sample"] = model.flops_per_sample() if hasattr(model, "flops_per_sample") else None
         self.job = self.job.with_(image_size=model.image_size)
         records.write_json(self.folder / records.JOB, self.job.to_dict())
 
@@ -265,12 +275,14 @@ class Run:
             on_row, rank=self.facts.rank, host=self.facts.hostname, devices=None if self.facts.local_rank == 0 else ()
         )
 
-    def _train(self, loader: Any, dataset: Any, start_step: int) -> int:
+    def _train(self, loader: Any, model: Any, dataset: Any, start_step: int) -> int:
+        """Trains and keeps what was observed on the way (split rows, memory by kind, profile) in `_observed`."""
         import torch
 
         from core_model.trainer import Plan, Trainer
         from harness.checkpoints import save_checkpoint
         from harness.faults import before_step
+        from harness.split import StepSplit
 
         job, backend = self.job, self.backend
         progress = Progress(self.output.screen, total=job.steps) if self.output.screen else None
@@ -291,24 +303,51 @@ class Run:
             samples_per_step=job.global_batch,
             steps_per_epoch=len(dataset) / job.global_batch,
         )
+        split = StepSplit(model, backend.device, first=start_step + job.timing_warmup, log_every=job.log_every)
+        each_step = split.chain(before_step(self.facts.rank))
+        profiler = self._profiler(start_step)
+        if profiler is not None:
+            each_step = profiler.chain(each_step)
         trainer = Trainer(
             backend,
             loader(start_step),
             plan,
             on_rows=on_rows,
             on_checkpoint=lambda step: save_checkpoint(backend, self.folder, self.job.run, step),
-            before_step=before_step(self.facts.rank),
+            before_step=each_step,
         )
         backend.barrier()
         _reset_peaks(torch, backend.device)
         begin = time.perf_counter()
         steps = trainer.train()
         self.phases["train_s"] = time.perf_counter() - begin
+        if profiler is not None:
+            profiler.close()
+        self._observed = {
+            "split": split.rows(),
+            "split_cost": split.cost_s / self.phases["train_s"],
+            "kinds": split.memory_kinds(),
+            "profile": profiler.summary if profiler is not None else None,
+        }
         if progress is not None:
             progress.close()
         return steps
 
-    def _peaks(self) -> dict[str, float | None]:
+    def _profiler(self, start_step: int) -> Any:
+        """The profiler of a job that asks for one; such a run's times never count."""
+        if self.job.profile in ("", "engine"):
+            return None
+        from harness.profiling import Profiler
+
+        return Profiler(
+            self.job.profile,
+            rank=self.facts.rank,
+            first=start_step + self.job.timing_warmup,
+            folder=self.folder,
+            cuda=self.backend.device.type == "cuda",
+        )
+
+    def _peaks(self) -> dict[str, Any]:
         import torch
 
         device = self.backend.device
@@ -355,6 +394,8 @@ class Run:
         from harness.contract import contract
         from harness.examples import save_examples
         from harness.measure import summarize
+        from harness.memory_model import memory_by_kind, theory_of
+        from harness.profiling import write_table
 
         assert self.folder is not None
         figures: dict[str, Any] = {}
@@ -365,6 +406,9 @@ class Run:
             save_examples(self.folder, entries, self.test_set)
         save_weights(weights, self.folder / records.WEIGHTS, {"preset": self.job.preset, "run": self.job.run})
         rows = list(records.read_jsonl(self.folder / records.STEPS))
+        split = [{"step": row["step"], "rank": rank, **row} for rank, peak in enumerate(peaks) for row in peak["split"]]
+        records.append_jsonl(self.folder / records.SPLIT, sorted(split, key=lambda row: (row["step"], row["rank"])))
+        write_table(self.folder, [rank["profile"] for rank in peaks])
         result = {
             "status": "ok",
             "reason": "",
@@ -378,6 +422,11 @@ class Run:
             "memory": {
                 "peak_rss_mib": [rank["rss_mib"] for rank in peaks],
                 "peak_device_mib": [rank["device_mib"] for rank in peaks],
+                **memory_by_kind(peaks, theory_of(self.job.to_dict(), description, self.model_sizes)),
+            },
+            "measurement": {
+                "sampler_cost": max(rank["sampler_cost"] for rank in peaks),
+                "split_cost": max(rank["split_cost"] for rank in peaks),
             },
             "final": {"loss": rows[-1]["loss"], "losses": rows[-1]["losses"], "step": steps}
             if rows
@@ -387,7 +436,7 @@ class Run:
             "data": self.data_facts,
             "model": self.model_facts,
             "hashes": hashes,
-            "contract": contract(self.job.to_dict(), self.environment, hashes),
+            "contract": contract(self.job.to_dict(), self.environment, hashes, description),
             "warnings": self.warnings,
         }
         records.write_json(self.folder / records.RESULT, records.finite(result))
@@ -414,6 +463,11 @@ class Run:
             print(f"could not record the failure: {error}", file=sys.stderr)
 
 
+def _digest(facts: Any) -> str:
+    """SHA-256 of a JSON-serializable description, the same for the same data wherever it lies."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def _plain(model: Any) -> bool:
     """Whether every trainable parameter is a whole fp32 tensor of this process (no ZeRO-3 shard, no DTensor)."""
     import torch
@@ -426,7 +480,7 @@ def _plain(model: Any) -> bool:
 
 
 def _statistics(model: Any) -> dict[str, Any]:
-    """Running statistics of batch-norm layers: trained, though no parameters. Rank 0's are kept (they differ by rank)."""
+    """Running statistics of batch-norm layers: trained, though no parameters. Rank 0's (they differ by rank)."""
     kept = ("running_mean", "running_var", "num_batches_tracked")
     return {name: buffer.detach().cpu() for name, buffer in model.named_buffers() if name.rsplit(".", 1)[-1] in kept}
 
