@@ -37,12 +37,13 @@ def measure(spec: str, size: int, seconds: float) -> dict[str, Any]:
         options = {"defective_share": 1.0, "limit": 60}
         return open_dataset(spec, split="train", image_size=size, seed=0, simulation=recipe, options=options)
 
-    samples = {}
-    for name in RECIPES:
-        data = opened(name)
+    def whole(recipe: str) -> Callable[[int], Any]:
+        data = opened(recipe)
         for index in range(len(data)):
             data.get(index, 0)
-        samples[name] = rate(lambda k, data=data: data.get(k % len(data), 1 + k // len(data)), seconds)
+        return lambda k: data.get(k % len(data), 1 + k // len(data))
+
+    samples = {name: rate(whole(name), seconds) for name in RECIPES}
     data = opened("")
     images = [data._cache.image(position) for position in range(len(data))]
     rng = np.random.default_rng(0)

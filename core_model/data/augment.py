@@ -19,7 +19,8 @@ import numpy as np
 class Operation(Protocol):
     """One step. Both arrays are turned alike; the mask is never brightened."""
 
-    chance: float
+    @property
+    def chance(self) -> float: ...
 
     def apply(self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]: ...
 

@@ -13,9 +13,10 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
 
 from core_model.batch import Batch, Sample
 from core_model.data.errors import DataError
@@ -146,12 +147,10 @@ class BatchLoader:
         return self._by_thread()
 
     def _by_processes(self) -> Iterator[list[Batch]]:
-        from torch.utils.data import DataLoader
-
         # forkserver: a fork of a process in which MPI, NCCL or OpenMP threads live can deadlock.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["core_model.data.batches"])  # import torch once, not once a worker
-        loader = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             _InWorker(self._steps),
             batch_size=None,
             shuffle=False,
@@ -224,7 +223,7 @@ class _Failure:
         self.is_data = isinstance(error, DataError)
         self.trace = "".join(traceback.format_exception(error))
 
-    def throw(self) -> None:
+    def throw(self) -> NoReturn:
         if self.is_data:
             raise DataError(self.text)
         raise RuntimeError(f"{self.text}\n{self.trace}")
@@ -266,7 +265,7 @@ class _Steps:
             return _Failure(error, name)
 
 
-class _InWorker:
+class _InWorker(Dataset[Any]):
     """`_Steps` as torch's DataLoader takes it. The samples stay behind: their pictures are in the batch already, and
     would cross the process border twice."""
 

@@ -63,7 +63,7 @@ def write_visa(
     root: Path, *, objects: Sequence[str] = ("candle",), train: int = 5, test: int = 3, size: Size = (48, 40)
 ) -> Path:
     """VisA's layout: jpeg pictures, masks that hold the number of the defect kind, and split_csv/1cls.csv."""
-    rows = []
+    rows: list[tuple[str, str, str, Path, Path | None]] = []
     for place, name in enumerate(objects):
         data = root / name / "Data"
         for index in range(train + test):
@@ -72,10 +72,8 @@ def write_visa(
             rows.append((name, "train" if index < train else "test", "normal", path, None))
         for index in range(test):
             image, mask = picture(5500 + 1000 * place + index, size, defective=True)
-            path, mask_path = (
-                data / "Images" / "Anomaly" / f"{index:03d}.JPG",
-                data / "Masks/Anomaly" / f"{index:03d}.png",
-            )
+            path = data / "Images" / "Anomaly" / f"{index:03d}.JPG"
+            mask_path = data / "Masks" / "Anomaly" / f"{index:03d}.png"
             _save(path, image)
             _save(mask_path, np.minimum(mask, 1 + index % 3).astype(np.uint8))
             rows.append((name, "test", "anomaly", path, mask_path))

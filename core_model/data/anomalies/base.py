@@ -115,8 +115,7 @@ def visible_mask(before: np.ndarray, after: np.ndarray, within: np.ndarray, *, t
     if box is None:
         return mask
     rows, columns = box
-    change = difference(before[rows, columns], after[rows, columns])
-    change = (cv2.blur(change, (3, 3)) >= threshold).astype(np.uint8)
-    change = cv2.morphologyEx(change, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
-    mask[rows, columns] = change & (within[rows, columns] > 0)
+    change = cv2.blur(difference(before[rows, columns], after[rows, columns]), (3, 3))
+    seen = cv2.morphologyEx((change >= threshold).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
+    mask[rows, columns] = np.where(within[rows, columns] > 0, seen, 0)
     return mask

@@ -35,10 +35,10 @@ def _paste(canvas: Canvas, rng: np.random.Generator, width: float, height: float
     patch = np.clip((patch - mean) * contrast + mean + brightness, 0, 255).astype(np.uint8)
     row, column = canvas.point(rng)
     turn = cv2.getRotationMatrix2D((columns / 2, rows / 2), angle, 1.0)
-    turn[:, 2] += (column - columns / 2, row - rows / 2)
+    turn[:, 2] += np.array([column - columns / 2, row - rows / 2])
     pasted = cv2.warpAffine(patch, turn, (side, side), flags=cv2.INTER_LINEAR)
     inside = cv2.warpAffine(np.ones((rows, columns), np.uint8), turn, (side, side), flags=cv2.INTER_NEAREST)
     if canvas.foreground is not None:
-        inside &= canvas.foreground
+        inside = inside * canvas.foreground
     image = np.where(inside[..., None] > 0, pasted, canvas.image)
     return Edit(image=image, mask=visible_mask(canvas.image, image, inside, threshold=10))

@@ -46,9 +46,9 @@ def pit(canvas: Canvas, rng: np.random.Generator) -> Edit | None:
     for _ in range(1 if rng.random() < 0.6 else int(rng.integers(2, 5))):
         radius = side * float(np.exp(rng.uniform(np.log(0.008), np.log(0.05))))
         offset = rng.normal(0.0, 0.06 * side, 2)
-        centre = tuple(int(value) for value in np.clip(np.array([row, column]) + offset, 0, side - 1))
+        down, right = (int(value) for value in np.clip(np.array([row, column]) + offset, 0, side - 1))
         radii = (radius * rng.uniform(1.0, 2.2), radius)
-        inside |= shapes.ellipse(side, centre, radii, np.degrees(angle) + rng.normal(0, 10))
+        inside |= shapes.ellipse(side, (down, right), radii, np.degrees(angle) + rng.normal(0, 10))
     if canvas.foreground is not None:
         inside &= canvas.foreground
     depth = shapes.soften(inside, rng.uniform(0.0, 2.0) * side / 224)
