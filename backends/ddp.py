@@ -1,4 +1,5 @@
-"""torch DistributedDataParallel: what users would pick instead of either engine, and the reference at several workers."""
+"""torch DistributedDataParallel: what users would pick instead of either engine, and the reference at several
+workers."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from backends.process_group import choose_device, join, leave
 from backends.step_backend import StepBackend
 from backends.torch_collectives import TorchCollectives, broadcast_tensors
 
-# Buffers are constants here (frozen statistics, positions): broadcasting them in every forward pass would be traffic that
-# the other engines do not have. torch 2.13 renamed the option.
+# Buffers are constants here (frozen statistics, positions): broadcasting them in every forward pass would be traffic
+# that the other engines do not have. torch 2.13 renamed the option.
 _OPTION = (
     "forward_sync_buffers"
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
@@ -34,8 +35,8 @@ WIRE_HOOKS = {"none": None, "fp16": "fp16_compress_hook", "bf16": "bf16_compress
 @dataclass(frozen=True, kw_only=True)
 class DdpSettings(EngineSettings):
     """bucket_cap_mb: gradients are exchanged in buckets of this size (MiB) while backward goes on (torch's default 25).
-    gradient_as_bucket_view: gradients live in the buckets, one copy less. static_graph: the same parameters take part in
-    every step (also allows parameters that never do). compression: type on the wire (none = the gradient's own).
+    gradient_as_bucket_view: gradients live in the buckets, one copy less. static_graph: the same parameters take part
+    in every step (also allows parameters that never do). compression: type on the wire (none = the gradient's own).
     extra: passed to DistributedDataParallel as they are."""
 
     bucket_cap_mb: float = 25.0
@@ -104,7 +105,8 @@ class DdpBackend(TorchCollectives, StepBackend):
 
     @contextlib.contextmanager
     def counting_exchange(self) -> Iterator[Exchange]:
-        """The reducer is C++: its buckets are read from its own log. Python hooks (compression) are counted as called."""
+        """The reducer is C++: its buckets are read from its own log. Python hooks (compression) are counted as
+        called."""
         before = self._step
         with counting_torch() as exchange:
             yield exchange

@@ -31,7 +31,14 @@ import torch
 
 from backends.base import Availability, Backend, BackendError, Optimization, StepReport
 from backends.checkpoint import read_manifest, write_manifest
-from backends.deepspeed_config import DeepSpeedSettings, explain_dead_keys, from_job, merge, read_user_config
+from backends.deepspeed_config import (
+    CHANGE_ONE,
+    DeepSpeedSettings,
+    explain_dead_keys,
+    from_job,
+    merge,
+    read_user_config,
+)
 from backends.exchange import Exchange, counting_torch
 from backends.loss_scale import DynamicScale
 from backends.process import ProcessFacts
@@ -130,7 +137,8 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         if optimization.precision != "fp32" and optimization.precision_mode == "matched" and wire not in ("", "fp32"):
             if wire != optimization.precision:
                 raise BackendError(
-                    f"deepspeed under {optimization.precision} autocast exchanges fp32 or {optimization.precision}, not {wire}: "
+                    f"deepspeed under {optimization.precision} autocast exchanges fp32 or {optimization.precision}, "
+                    f"not {wire}: "
                     f"use communication_data_type={optimization.precision}"
                 )
             safe = _owners(self._module)
@@ -235,7 +243,7 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         for key, claimed in (self._batch_claims or {}).items():
             if claimed != real[key]:
                 raise BackendError(
-                    f"{self.settings.config}: '{key}' is {claimed} but the job says {real[key]}: change one of them, or write \"auto\""
+                    f"{self.settings.config}: '{key}' is {claimed} but the job says {real[key]}: {CHANGE_ONE}"
                 )
         self._batch_claims = None
 
@@ -346,7 +354,8 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         done = ["throughput timer off: it waits for the device every micro-step"]
         if self._scale is not None:
             done.append(
-                "fp16 scale from the shared rule: DeepSpeed's autocast GradScaler clips scaled gradients and never shrinks under ZeRO"
+                "fp16 scale from the shared rule: under ZeRO, DeepSpeed's autocast GradScaler clips scaled gradients and "
+                "never shrinks"
             )
         if self._native:
             done.append("forward inside autocast, so that fp32 batches meet half-precision weights")
@@ -406,7 +415,8 @@ def _import_deepspeed(rank: int) -> Any:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed calls collectives by names that torch 2.13 deprecates: one line a call and rank, nothing a user can mend.
+    # DeepSpeed calls collectives by names that torch 2.13 deprecates: one line a call and rank, nothing a user can
+    # mend.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     return deepspeed
 
@@ -426,7 +436,8 @@ def _forget_autocast() -> None:
 
 
 def _autocast_inside(model: torch.nn.Module, optimization: Optimization, device: torch.device) -> None:
-    """Native half precision: every forward of `model` runs under autocast, which casts what is still fp32 (the batch)."""
+    """Native half precision: every forward of `model` runs under autocast, which casts what is still fp32 (the
+    batch)."""
     contexts: list[Any] = []
 
     def enter(*_: Any) -> None:

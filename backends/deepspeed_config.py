@@ -1,8 +1,8 @@
 """DeepSpeed's configuration: made from the job, merged with a user's own json, with one source of truth.
 
-Keys that the job decides (batch split, accumulation, clipping, precision, optimizer, schedule, and every setting that was
-asked for) are owned by the job: a json may say "auto" there, or the same value, and is refused by name otherwise. All
-other keys pass through to DeepSpeed untouched. Keys that today's DeepSpeed no longer has are explained.
+Keys that the job decides (batch split, accumulation, clipping, precision, optimizer, schedule, and every setting that
+was asked for) are owned by the job: a json may say "auto" there, or the same value, and is refused by name otherwise.
+All other keys pass through to DeepSpeed untouched. Keys that today's DeepSpeed no longer has are explained.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from backends.base import BackendError, EngineSettings, Optimization
 
+CHANGE_ONE = 'change one of them, or write "auto"'
 OFFLOADS = ("none", "cpu", "nvme")
 WIRE_TYPES = ("", "fp32", "fp16", "bf16")
 IMPLEMENTATIONS = ("auto", "torch", "deepspeed")
@@ -26,12 +27,12 @@ class DeepSpeedSettings(EngineSettings):
     """None = DeepSpeed's own default (in brackets).
 
     zero_stage: 0 none, 1 optimizer states, 2 and gradients, 3 and parameters are sharded. offload_optimizer,
-    offload_param: none, cpu or nvme (param: stage 3 only). reduce_bucket_size, allgather_bucket_size: ELEMENTS exchanged at
-    a time [5e8]. overlap_comm: reduce while backward goes on [stage 3 only]. reduce_scatter, contiguous_gradients [true].
-    communication_data_type: type of gradients on the wire ("" = that of the gradients). optimizer_impl: ``torch`` = the
-    class that all engines use, ``deepspeed`` = FusedAdam or CPUAdam (compiled on first use), ``auto`` = torch in precision
-    mode matched and deepspeed in native. stage3_*: see DeepSpeed's page on ZeRO-3. config: a DeepSpeed json of the user's.
-    extra: further keys of that json, merged over it."""
+    offload_param: none, cpu or nvme (param: stage 3 only). reduce_bucket_size, allgather_bucket_size: ELEMENTS
+    exchanged at a time [5e8]. overlap_comm: reduce while backward goes on [stage 3 only]. reduce_scatter,
+    contiguous_gradients [true]. communication_data_type: type of gradients on the wire ("" = that of the gradients).
+    optimizer_impl: ``torch`` = the class that all engines use, ``deepspeed`` = FusedAdam or CPUAdam (compiled on first
+    use), ``auto`` = torch in precision mode matched and deepspeed in native. stage3_*: see DeepSpeed's page on ZeRO-3.
+    config: a DeepSpeed json of the user's. extra: further keys of that json, merged over it."""
 
     zero_stage: int = 2
     offload_optimizer: str = "none"
@@ -64,7 +65,8 @@ class DeepSpeedSettings(EngineSettings):
         ):
             if getattr(self, name) not in allowed:
                 raise BackendError(
-                    f"deepspeed: unknown {name} '{getattr(self, name)}': choose one of {', '.join(filter(None, allowed))}"
+                    f"deepspeed: unknown {name} '{getattr(self, name)}': choose one of "
+                    + ", ".join(filter(None, allowed))
                 )
         if self.offload_optimizer != "none" and self.zero_stage == 0:
             raise BackendError("deepspeed: offload_optimizer needs zero_stage 1, 2 or 3")
@@ -97,7 +99,7 @@ DEAD_KEYS = {
     "zero_optimization.cpu_offload_params": 'replaced by zero_optimization.offload_param: {"device": "cpu"}',
     "zero_optimization.cpu_offload_param": 'replaced by zero_optimization.offload_param: {"device": "cpu"}',
     "zero_optimization.cpu_offload_use_pin_memory": "replaced by pin_memory inside offload_optimizer and offload_param",
-    "zero_optimization.stage3_gather_fp16_weights_on_model_save": "renamed to stage3_gather_16bit_weights_on_model_save",
+    "zero_optimization.stage3_gather_fp16_weights_on_model_save": "now stage3_gather_16bit_weights_on_model_save",
     "nebula": "removed from DeepSpeed (issue 8489); checkpoints would silently be written without it",
     "compression_training": "removed from DeepSpeed (issue 8489)",
     "quantize_training": "removed from DeepSpeed (issue 8489)",
@@ -222,6 +224,7 @@ def read_user_config(path: str) -> dict[str, Any]:
 
 
 def explain_dead_keys(config: Mapping[str, Any], origin: str) -> None:
+    """Raises BackendError for the first key of `config` that is in DEAD_KEYS, with what to write instead."""
     for key, advice in DEAD_KEYS.items():
         node: Any = config
         for part in key.split("."):
@@ -264,9 +267,7 @@ def _fill(user: Mapping[str, Any], job: Mapping[str, Any], origin: str, prefix: 
         elif path in _FREE:
             merged[key] = given
         elif not _same(given, wanted):
-            raise BackendError(
-                f"{origin}: '{path}' is {given!r} but the job says {wanted!r}: change one of them, or write \"auto\""
-            )
+            raise BackendError(f"{origin}: '{path}' is {given!r} but the job says {wanted!r}: {CHANGE_ONE}")
     return merged
 
 
@@ -321,11 +322,13 @@ def _check_precision(user: dict[str, Any], optimization: Optimization, origin: s
                 ""
                 if not enabled
                 else (
-                    f': use --precision {precision or "bf16"} --precision-mode {"native" if precision else "matched"}, or write "auto"'
+                    f": use --precision {precision or 'bf16'} --precision-mode {'native' if precision else 'matched'}, "
+                    'or write "auto"'
                 )
             )
             raise BackendError(
-                f"{origin}: '{block}.enabled' is {enabled} but the job trains in {optimization.precision}, precision mode "
+                f"{origin}: '{block}.enabled' is {enabled} but the job trains in {optimization.precision}, "
+                f"precision mode "
                 f"{optimization.precision_mode}{remedy}"
             )
         if not wanted:
@@ -356,7 +359,7 @@ def _check_optimizer(user: dict[str, Any], optimization: Optimization, origin: s
         if key in params and params[key] != "auto" and not _same(params[key], value):
             shown = list(value) if isinstance(value, tuple) else value
             raise BackendError(
-                f"{origin}: 'optimizer.params.{key}' is {params[key]!r} but the job says {shown!r}: change one of them, or write \"auto\""
+                f"{origin}: 'optimizer.params.{key}' is {params[key]!r} but the job says {shown!r}: {CHANGE_ONE}"
             )
     unknown = set(params) - set(wanted) - {"adam_w_mode", "torch_adam", "bias_correction", "foreach"}
     if unknown:
@@ -379,7 +382,7 @@ def _check_scheduler(user: dict[str, Any], optimization: Optimization, origin: s
     kind, params = str(block.get("type", "auto")), dict(block.get("params") or {})
     if meaning.get(kind) != optimization.schedule:
         raise BackendError(
-            f"{origin}: 'scheduler.type' is {kind} but the job's schedule is {optimization.schedule}: change one of them, or write \"auto\""
+            f"{origin}: 'scheduler.type' is {kind} but the job's schedule is {optimization.schedule}: " + CHANGE_ONE
         )
     wanted = {
         "warmup_num_steps": optimization.warmup_steps,
@@ -390,5 +393,5 @@ def _check_scheduler(user: dict[str, Any], optimization: Optimization, origin: s
     for key, value in wanted.items():
         if key in params and params[key] != "auto" and not _same(params[key], value):
             raise BackendError(
-                f"{origin}: 'scheduler.params.{key}' is {params[key]!r} but the job says {value!r}: change one of them, or write \"auto\""
+                f"{origin}: 'scheduler.params.{key}' is {params[key]!r} but the job says {value!r}: {CHANGE_ONE}"
             )

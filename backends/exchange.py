@@ -139,10 +139,10 @@ def theory(
     """Bytes one rank must send in one step, from what `Backend.describe` says.
 
     gradient_bytes: the trainable gradients in their wire type. weight_bytes: the trainable weights in the type they are
-    gathered in (ZeRO-1/2). gathered_bytes: all weights that ZeRO-3 / FSDP2 gathers before use (frozen ones too where they
-    are sharded; default: weight_bytes). ZeRO-1, 2: reduce-scatter of gradients + all-gather of weights = an all-reduce;
-    ZeRO-2 repeats the reduce-scatter every micro-batch. ZeRO-3: gathers forward and backward every micro-batch, so 3x
-    (Rajbhandari et al., 2020, section 7).
+    gathered in (ZeRO-1/2). gathered_bytes: all weights that ZeRO-3 / FSDP2 gathers before use (frozen ones too where
+    they are sharded; default: weight_bytes). ZeRO-1, 2: reduce-scatter of gradients + all-gather of weights = an
+    all-reduce; ZeRO-2 repeats the reduce-scatter every micro-batch. ZeRO-3: gathers forward and backward every
+    micro-batch, so 3x (Rajbhandari et al., 2020, section 7).
     """
     if world_size == 1:
         return 0.0

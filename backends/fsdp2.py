@@ -28,10 +28,10 @@ from backends.torch_step import DTYPES
 
 @dataclass(frozen=True, kw_only=True)
 class Fsdp2Settings(EngineSettings):
-    """reshard_after_forward: free the whole parameters after forward and gather them again in backward (ZeRO-3), or keep
-    them (ZeRO-2's traffic). wrap_min_parameters: blocks of a ModuleList and single linear or convolution layers with at
-    least so many trainable parameters are gathered on their own; the rest with the root. cpu_offload: shards and
-    optimizer state live on the CPU. extra: passed to ``fully_shard`` as they are."""
+    """reshard_after_forward: free the whole parameters after forward and gather them again in backward (ZeRO-3), or
+    keep them (ZeRO-2's traffic). wrap_min_parameters: blocks of a ModuleList and single linear or convolution layers
+    with at least so many trainable parameters are gathered on their own; the rest with the root. cpu_offload: shards
+    and optimizer state live on the CPU. extra: passed to ``fully_shard`` as they are."""
 
     reshard_after_forward: bool = True
     wrap_min_parameters: int = 1_000_000
@@ -94,6 +94,9 @@ class Fsdp2Backend(TorchCollectives, StepBackend):
         self._model.set_is_last_backward(is_last)
         return contextlib.nullcontext()
 
+    def _gradients(self) -> list[torch.Tensor]:
+        return [_local(gradient) for gradient in super()._gradients()]
+
     def _overflow_anywhere(self, overflow: torch.Tensor) -> torch.Tensor:
         flag = overflow.float().to(self.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
@@ -101,16 +104,15 @@ class Fsdp2Backend(TorchCollectives, StepBackend):
 
     def _clip(self, grads: list[torch.Tensor]) -> torch.Tensor:
         """Each rank holds a part of every gradient: squares are summed over the ranks before the root is taken."""
-        local = [_local(gradient) for gradient in grads]
         squares = (
-            torch.stack([torch.linalg.vector_norm(g).float() ** 2 for g in local]).sum() if local else torch.zeros(())
+            torch.stack([torch.linalg.vector_norm(g).float() ** 2 for g in grads]).sum() if grads else torch.zeros(())
         )
         squares = squares.to(self.device)
         dist.all_reduce(squares)
         norm = squares.sqrt()
         if self.optimization.clip_norm is not None:
             factor = (self.optimization.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-            for gradient in local:
+            for gradient in grads:
                 gradient.mul_(factor.to(gradient.device))
         return norm
 

@@ -36,13 +36,13 @@ class HorovodSettings(EngineSettings):
     """None = Horovod's own default (named in brackets).
 
     fusion_threshold_mb: MiB of gradients exchanged as one message [128]. cycle_time_ms: how often the background thread
-    looks for ready gradients [1]. cache_capacity: negotiated responses kept [1024]. num_groups: gradients grouped into so
-    many all-reduces (0 = by readiness). compression: ``none`` or ``fp16``, the type on the wire. op: ``average``, or
-    ``adasum`` (arXiv:2006.02924; not the same training, so never comparable with the others). gradient_predivide_factor:
-    splits the averaging before and after the sum. hierarchical_allreduce: reduce inside a node first. controller:
-    who negotiates, ``gloo`` or ``mpi`` (auto = the launcher's). timeline: file for Horovod's trace; slows the run.
-    autotune: search for fusion and cycle while training; see backends.horovod_autotune for the separate phase.
-    extra: further environment variables (HOROVOD_...), set before hvd.init."""
+    looks for ready gradients [1]. cache_capacity: negotiated responses kept [1024]. num_groups: gradients grouped into
+    so many all-reduces (0 = by readiness). compression: ``none`` or ``fp16``, the type on the wire. op: ``average``, or
+    ``adasum`` (arXiv:2006.02924; not the same training, so never comparable with the others).
+    gradient_predivide_factor: splits the averaging before and after the sum. hierarchical_allreduce: reduce inside a
+    node first. controller: who negotiates, ``gloo`` or ``mpi`` (auto = the launcher's). timeline: file for Horovod's
+    trace; slows the run. autotune: search for fusion and cycle while training; see backends.horovod_autotune for the
+    separate phase. extra: further environment variables (HOROVOD_...), set before hvd.init."""
 
     fusion_threshold_mb: float | None = None
     cycle_time_ms: float | None = None
@@ -74,7 +74,8 @@ class HorovodSettings(EngineSettings):
         limit = str(max(1, int(timeout_s)))
         variables = {
             "HOROVOD_GLOO_TIMEOUT_SECONDS": limit,
-            # A rank that waits for a tensor which another never submits: warn after a quarter, end the job at the limit.
+            # A rank that waits for a tensor which another never submits: warn after a quarter, end the job at the
+            # limit.
             "HOROVOD_STALL_CHECK_TIME_SECONDS": str(max(1, int(timeout_s / 4))),
             "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": limit,
         }
@@ -127,7 +128,7 @@ class HorovodBackend(StepBackend):
             ) from None
         if hvd.size() != facts.world_size or hvd.rank() != facts.rank:
             raise BackendError(
-                f"Horovod sees rank {hvd.rank()} of {hvd.size()}, the launcher ({facts.launcher}) started rank {facts.rank} of "
+                f"Horovod sees rank {hvd.rank()} of {hvd.size()}, {facts.launcher} started rank {facts.rank} of "
                 f"{facts.world_size}: Horovod was built for another MPI, or the launcher is not its own; use horovodrun"
             )
         self._closed = False
@@ -150,9 +151,10 @@ class HorovodBackend(StepBackend):
     def prepare(self, model: torch.nn.Module, optimization: Optimization) -> None:
         if self._adasum:
             _check_adasum(self._hvd, self.world_size, optimization)
-        # hvd.broadcast_optimizer_state is NOT called on the fresh optimizer: to make state to broadcast, it takes a step with
-        # zero gradients (horovod/torch/functions.py), which decays the weights and puts Adam's step count at 1. A fresh
-        # optimizer is the same on every rank anyway; a restored one is read by every rank from the same file.
+        # hvd.broadcast_optimizer_state is NOT called on the fresh optimizer: to make state to broadcast, it takes a
+        # step with zero gradients (horovod/torch/functions.py), which decays the weights and puts Adam's step count at
+        # 1. A fresh optimizer is the same on every rank anyway; a restored one is read by every rank from the same
+        # file.
         super().prepare(model, optimization)
 
     @property
@@ -267,8 +269,8 @@ def check_launcher(facts: ProcessFacts) -> None:
     """Raises BackendError where ranks were started by a launcher that Horovod cannot find its peers under."""
     if facts.world_size > 1 and facts.launcher in _FOREIGN_LAUNCHERS:
         raise BackendError(
-            f"engine 'horovod' does not run under {facts.launcher}: start it with horovodrun -np {facts.world_size} ... "
-            "or mpirun (Open MPI)"
+            f"engine 'horovod' does not run under {facts.launcher}: "
+            f"start it with horovodrun -np {facts.world_size} ... or mpirun (Open MPI)"
         )
 
 

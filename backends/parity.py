@@ -24,7 +24,8 @@ Batches = Callable[[int, int, int, int], Sequence[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One training to compare. label: its name in tables. optimization: fields of `Optimization` (loss_scale: a dict)."""
+    """One training to compare. label: its name in tables. optimization: fields of `Optimization` (loss_scale: a
+    dict)."""
 
     label: str
     engine: str
@@ -70,7 +71,8 @@ def run_cells(
     before_step: Callable[[Backend, int], None] | None = None,
 ) -> list[Outcome]:
     """Trains every cell in turn in this process; all ranks call it with the same cells. A cell that an engine refuses
-    (BackendError) gets an Outcome with `error`; anything else ends the process. Leaves the process groups at the end."""
+    (BackendError) gets an Outcome with `error`; anything else ends the process. Leaves the process groups at the
+    end."""
     facts = facts or detect()
     outcomes, last = [], {}
     for cell in cells:
@@ -160,8 +162,8 @@ def _to(batch: Any, device: torch.device) -> Any:
 class Difference:
     """How far weights are from a reference. tensor: the name with the largest `relative`.
 
-    relative: max over tensors of ||w - r|| / ||r|| (L2). of_movement: the same with ||r - r0||, how far training moved the
-    tensor from its start, below: the harder measure, where a tensor that should not have moved counts in full.
+    relative: max over tensors of ||w - r|| / ||r|| (L2). of_movement: the same with ||r - r0||, how far training moved
+    the tensor from its start, below: the harder measure, where a tensor that should not have moved counts in full.
     """
 
     tensor: str

@@ -68,6 +68,8 @@ def join(facts: ProcessFacts, device: torch.device, timeout_s: float) -> str:
         # device_id binds the communicator to this GPU now, so that the first collective is not the one that sets it up.
         bound = {"device_id": device} if device.type == "cuda" else {}
         dist.init_process_group(kind, store=store, rank=facts.rank, world_size=facts.world_size, timeout=limit, **bound)
+    except BackendError:
+        raise
     except (RuntimeError, ValueError, OSError) as error:  # DistStoreError and friends are RuntimeErrors
         reason = str(error).splitlines()[0][:200]
         raise BackendError(
@@ -119,8 +121,8 @@ def _store_over_mpi(facts: ProcessFacts, limit: timedelta) -> dist.Store:
     world = MPI.COMM_WORLD
     if world.Get_size() != facts.world_size:
         raise BackendError(
-            f"mpi4py sees {world.Get_size()} ranks where mpirun started {facts.world_size}: it was built for another MPI; "
-            "reinstall it against this one (pip install --no-binary mpi4py mpi4py), or pass -x MASTER_ADDR and MASTER_PORT"
+            f"mpi4py sees {world.Get_size()} ranks where mpirun started {facts.world_size}: another MPI built it; "
+            "pip install --no-binary mpi4py mpi4py, or pass -x MASTER_ADDR and -x MASTER_PORT"
         )
     server = None
     offer: tuple[str, list[str], int] | None = None

@@ -36,7 +36,8 @@ TORCH_NATIVE_SCALE = LossScale(initial_power=16, window=2000, hysteresis=1, floo
 
 
 class StepBackend(Backend):
-    """Holds the model, its optimizer and the step counter. Subclasses override the hooks that start with an underscore."""
+    """Holds the model, its optimizer and the step counter. Subclasses override the hooks that start with an
+    underscore."""
 
     device: torch.device
 
@@ -76,6 +77,17 @@ class StepBackend(Backend):
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.optimization, self.device)
 
+    def _gradients(self) -> list[torch.Tensor]:
+        """What this rank holds of the exchanged gradients, as plain tensors.
+
+        A parameter that took no part in the step counts as having gradient zero (so it is decayed): Horovod and ZeRO
+        exchange zeros for it, and torch alone would leave it out.
+        """
+        for parameter in self._parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return gradients(self._parameters.values())
+
     def _exchange(self) -> None:
         """Waits for the exchange of this step's gradients."""
 
@@ -107,7 +119,7 @@ class StepBackend(Backend):
                 (loss * scale.scale if scale is not None else loss).backward()
             meter.add(parts, share)
         self._exchange()
-        grads = gradients(self._parameters.values())
+        grads = self._gradients()
         overflow: torch.Tensor | None = None
         used_scale: torch.Tensor | float = 1.0
         if scale is not None:
@@ -208,6 +220,7 @@ class StepBackend(Backend):
 
 
 def describe_scale(scale: DynamicScale | None) -> dict[str, Any] | None:
+    """The fp16 rule for a record; None where there is none."""
     if scale is None:
         return None
     rule = scale.rule

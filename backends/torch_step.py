@@ -25,6 +25,7 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def optimizer_class(optimization: Optimization) -> type[torch.optim.Optimizer]:
+    """torch's class for the job's optimizer."""
     return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimization.optimizer]
 
 
@@ -42,10 +43,12 @@ def optimizer_options(optimization: Optimization, device: torch.device) -> dict[
 def build_optimizer(
     parameters: Iterable[torch.nn.Parameter], optimization: Optimization, device: torch.device
 ) -> torch.optim.Optimizer:
+    """The job's optimizer over `parameters`, in one group."""
     return optimizer_class(optimization)(list(parameters), **optimizer_options(optimization, device))
 
 
 def set_lr(optimizer: Any, lr: float) -> None:
+    """The learning rate of the step to come; every engine gets it this way, so no engine has a scheduler of its own."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
@@ -58,6 +61,7 @@ def autocast(optimization: Optimization, device: torch.device) -> contextlib.Abs
 
 
 def gradients(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """The gradients that there are, in the order of `parameters`."""
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
@@ -100,6 +104,7 @@ class LossMeter:
 
 
 def check_micro_batches(micro_batches: Sequence[Any], optimization: Optimization) -> None:
+    """Raises BackendError where a step got another number of micro-batches than it accumulates over."""
     if len(micro_batches) != optimization.accumulation:
         raise BackendError(f"a step takes {optimization.accumulation} micro-batches, it got {len(micro_batches)}")
 

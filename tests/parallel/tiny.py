@@ -1,4 +1,5 @@
-"""A small model that obeys the contract of `backends.base`, and its deterministic batches: what parallel tests train."""
+"""A small model that obeys the contract of `backends.base`, and its deterministic batches: what parallel tests
+train."""
 
 from __future__ import annotations
 
