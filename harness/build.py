@@ -18,8 +18,8 @@ from harness.records import WEIGHTS
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def build_model(job: Job, *, frozen: bool = True) -> Any:
-    """The job's model on the CPU in fp32, its frozen parts in the job's precision (unless `frozen` is False), with the
+def build_model(job: Job, *, frozen: bool = True, device: torch.device | str = "cpu") -> Any:
+    """The job's model on `device`, its frozen parts stored in the job's precision (unless `frozen` is False), with the
     start weights loaded. The same on every rank: the seed decides."""
     model = presets.build(
         job.preset,
@@ -28,9 +28,9 @@ def build_model(job: Job, *, frozen: bool = True) -> Any:
         overrides=dict(job.model),
         version=job.version,
         seed=job.seed,
+        device=device,
+        frozen_dtype=DTYPES[job.precision] if frozen else torch.float32,
     )
-    if frozen and job.precision != "fp32":
-        model.set_frozen_dtype(DTYPES[job.precision])
     if job.init_weights:
         load_weights(model, Path(job.init_weights))
     return model

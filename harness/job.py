@@ -80,6 +80,7 @@ class Job:
     log_every: int = 10  # optimizer steps per flush of losses and times
     eval_samples: int = 0  # 0 = the whole test set, -1 = no evaluation
     shots: int = 0
+    keep_weights: bool = True  # write weights.safetensors (off for studies of speed alone)
     checkpoint_every: int = 0
     resume: bool = False
     profile: str = ""  # "", torch, engine

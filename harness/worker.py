@@ -159,7 +159,7 @@ class Run:
         self._open_folder()
         job = self.job
 
-        model = build_model(job)
+        model = build_model(job, device=backend.device)
         train_set = build_dataset(job, model, "train")
         batches, fingerprint = self._batches(model, train_set)
         hashes = {"data": _digest(train_set.describe()), "sample_order": fingerprint}
@@ -177,11 +177,12 @@ class Run:
             steps = self._train(batches, model, train_set, start_step)
         peaks = backend.gather(self._peaks() | {"sampler_cost": sampler.cost, **self._observed})
 
-        weights = backend.weights() | backend.broadcast(_statistics(model))
+        wanted = job.keep_weights or job.eval_samples >= 0
+        weights = backend.weights() | backend.broadcast(_statistics(model)) if wanted else {}
         evaluation = self._evaluate(model, weights)
         description = backend.describe()
         if backend.rank == 0:
-            hashes["weights"] = weights_digest(weights)
+            hashes["weights"] = weights_digest(weights) if weights else None
             self._finish(steps, peaks, evaluation, description, hashes, weights)
         backend.barrier()
         self._finished = True
@@ -362,10 +363,10 @@ class Run:
 
         job, backend = self.job, self.backend
         begin = time.perf_counter()
-        if job.eval_samples < 0 or not getattr(model, "evaluable", True):
+        if job.eval_samples < 0 or not getattr(model, "supports_maps", True):
             return None
         if not _plain(model):
-            model = build_model(job).to(backend.device)
+            model = build_model(job, device=backend.device)
         put_weights(model, weights, "the engine's weights")
         self.test_set = test_set = build_dataset(job, model, "test")
         memory = None
@@ -404,7 +405,8 @@ class Run:
             kept = [{key: value for key, value in entry.items() if key not in ("map", "mask")} for entry in entries]
             records.write_json(self.folder / records.EVALUATION, records.finite({**figures, "samples": kept}))
             save_examples(self.folder, entries, self.test_set)
-        save_weights(weights, self.folder / records.WEIGHTS, {"preset": self.job.preset, "run": self.job.run})
+        if self.job.keep_weights:
+            save_weights(weights, self.folder / records.WEIGHTS, {"preset": self.job.preset, "run": self.job.run})
         rows = list(records.read_jsonl(self.folder / records.STEPS))
         split = [{"step": row["step"], "rank": rank, **row} for rank, peak in enumerate(peaks) for row in peak["split"]]
         records.append_jsonl(self.folder / records.SPLIT, sorted(split, key=lambda row: (row["step"], row["rank"])))
