@@ -53,7 +53,7 @@ def score_samples(
     scores = model.scores(maps).float().cpu().tolist()
     questions = [sample.turns[0][0] for sample in samples]
     replies = (
-        model.answer(images, categories, questions, max_new_tokens=max_new_tokens) if answers else [""] * len(samples)
+        model.answer(images, categories, questions, max_new_tokens=max_new_tokens) if answers else [None] * len(samples)
     )
     grids = maps.float().cpu().numpy().astype(np.float16)
     return [

@@ -67,7 +67,7 @@ def train_cell(cell: Cell, base: Job, facts: ProcessFacts, out: Path) -> Any:
         world=facts.world_size,
         accumulation=job.accumulation,
         steps=job.steps,
-        collate=model.collate,
+        collate=model.collator,
     )
     rows: list[dict[str, Any]] = []
     Trainer(backend, loader, Plan(steps=job.steps, log_every=job.steps), on_rows=rows.extend).train()

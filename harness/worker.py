@@ -215,7 +215,7 @@ class Run:
         from core_model.data.batches import BatchLoader, GlobalBatches
 
         job = self.job
-        order = GlobalBatches(dataset.ids, global_batch=job.global_batch, seed=job.seed)
+        order = GlobalBatches(dataset.ids, global_batch=job.global_batch, seed=job.seed, groups=dataset.groups)
 
         def loader(start_step: int) -> Any:
             return BatchLoader(
@@ -226,7 +226,7 @@ class Run:
                 accumulation=job.accumulation,
                 start_step=start_step,
                 steps=job.steps,
-                collate=model.collate,
+                collate=model.collator,
                 workers=job.loader_workers,
                 pin_memory=self.backend.device.type == "cuda",
                 timeout_s=job.timeout_s,
