@@ -14,13 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness import measure, records, words
 from harness.compare import summarize_study
 from harness.recorded import RecordedRun, load_runs
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMAS = Path(__file__).with_name("schemas")
 _FILES = {
@@ -174,12 +177,27 @@ def _check_study(study: Path) -> list[Problem]:
         texts = schema_errors("study", records.read_json(study / "study.json"))
         problems += [Problem(where=f"{study.name}/study.json", text=text) for text in texts]
     if path.exists():
-        cells = summarize_study(study).cells
-        again = cells.to_csv(index=False, lineterminator="\n", float_format="%.10g")
-        if path.read_text() != again:
-            text = "is not what the records give: write it again with `harness report --format csv`"
+        differing = _csv_differences(path.read_text(), summarize_study(study).cells)
+        if differing:
+            text = f"{differing} not what the records give: write it again with `harness report --format csv`"
             problems.append(Problem(where=f"{study.name}/comparison.csv", text=text))
     return problems
+
+
+def _csv_differences(text: str, cells: pd.DataFrame) -> str:
+    """Which columns of a comparison.csv differ from the cells, in words; columns that only one of the two has (of an
+    older or newer program) are not compared. Empty where none differs."""
+    import io
+
+    import pandas as pd
+
+    written = pd.read_csv(io.StringIO(text))
+    again = pd.read_csv(io.StringIO(cells.to_csv(index=False, float_format="%.10g")))
+    if len(written) != len(again):
+        return f"{len(written)} rows where there are {len(again)} cells,"
+    shared = [name for name in written.columns if name in again.columns]
+    differing = [name for name in shared if not written[name].equals(again[name])]
+    return f"{words.joined(differing[:5])} {'are' if len(differing) > 1 else 'is'}" if differing else ""
 
 
 def _auroc(samples: Sequence[Mapping[str, Any]]) -> float | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from harness import contract, measure, paired, words
+from harness import contract, measure, paired, peak, words
 from harness.recorded import RecordedRun, load_runs
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Comparison:
         columns = {
             "engine": "engine", "workers": "N", "short_rate": "samples/s", "efficiency": "effi-\nciency",
             "peak memory": "peak\nmemory", "final loss": "final\nloss", "image AUROC": "image\nAUROC",
-            "pixel AUROC": "pixel\nAUROC", "answers right": "answers\nright",
+            "pixel AUROC": "pixel\nAUROC", "short_answers": "answers\nright",
         }  # fmt: skip
         for name, heading in columns.items():
             table.add_column(heading, justify="left" if name == "engine" else "right", no_wrap=name != "engine")
@@ -82,7 +82,7 @@ class Comparison:
             if group is not None and row["group"] != group:
                 table.add_section()
             group = row["group"]
-            texts = {**row["texts"], "short_rate": row["short_rate"]}
+            texts = {**row["texts"], "short_rate": row["short_rate"], "short_answers": row["short_answers"]}
             table.add_row(
                 *(escape(texts[name]) for name in columns), style="red" if row["failed"] and not row["ok"] else None
             )
@@ -111,15 +111,16 @@ TABLE_CAPTION = (
 
 def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """The comparison table as text, one dict per cell: ``texts`` by column name, ``short_rate`` (samples/s and half
-    the range) for narrow places, ``group``, and the numbers of ``ok`` and ``failed`` runs."""
+    the range) and ``short_answers`` for narrow places, ``group``, and the numbers of ``ok`` and ``failed`` runs."""
     rows = []
     for cell in comparison.cells.to_dict("records"):
         label = cell["label"] + (f" [group {int(cell['group']) + 1}]" if cell["group"] > 0 else "")
         failed = f"{cell['failed']} failed" if cell["failed"] else ""
         unusable = cell["unusable_answers"]
-        answers = words.percent(cell["answer_accuracy"], 1)
+        short_answers = answers = words.percent(cell["answer_accuracy"], 1)
         if words.is_number(unusable) and unusable > 0:
             answers += f" ({unusable:.0f} unusable)"
+            short_answers = "UNUSABLE" if cell["answer_accuracy"] == 0 else f"{short_answers} !"
         rate, low, high = (cell[f"samples_per_s{end}"] for end in ("", "_low", "_high"))
         short = f"{words.number(rate)} ±{words.number((high - low) / 2, 2)}" if words.is_number(rate) else ""
         rows.append(
@@ -128,12 +129,14 @@ def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 "ok": int(cell["ok"]),
                 "failed": int(cell["failed"]),
                 "short_rate": ", ".join(text for text in (short, failed) if text),
+                "short_answers": short_answers,
                 "texts": {
                     "engine": label,
                     "workers": str(int(cell["workers"])),
                     "samples/s": _with_range(rate, low, high),
                     "step ms (p99)": _step_text(cell["step_ms"], cell["step_ms_p99"]),
                     "efficiency": words.percent(cell["efficiency"]),
+                    "MFU": words.percent(cell["mfu"], 1),
                     "peak memory": words.mebibytes(cell["peak_memory_mib"]),
                     "final loss": words.number(cell["final_loss"]),
                     "image AUROC": words.fixed(cell["image_auroc"], 3),
@@ -180,6 +183,8 @@ def run_row(run: RecordedRun) -> dict[str, Any]:
     job, result = run.job, run.result
     throughput, memory = result.get("throughput") or {}, result.get("memory") or {}
     evaluation, phases = result.get("evaluation") or {}, result.get("phases") or {}
+    if job.get("profile"):
+        throughput = {}  # a profiler slows the steps it watches: such a run's times are never shown
     rate, step = throughput.get("samples_per_s") or {}, throughput.get("step_s") or {}
     device, rss = _numbers(memory.get("peak_device_mib")), _numbers(memory.get("peak_rss_mib"))
     return {
@@ -204,6 +209,7 @@ def run_row(run: RecordedRun) -> dict[str, Any]:
         "step_s_p90": step.get("p90"),
         "step_s_p99": step.get("p99"),
         "timed_steps": step.get("n"),
+        "mfu": peak.mfu(job, result, run.environment, rate.get("median")),
         "data_share": throughput.get("data_share"),
         "drift": throughput.get("drift"),
         "peak_rss_mib": max(rss, default=None),
@@ -273,6 +279,7 @@ def _cell(
         "step_ms": _times(_median(_column(good, "step_s")), 1000),
         "step_ms_p90": _times(_median(_column(good, "step_s_p90")), 1000),
         "step_ms_p99": _times(_median(_column(good, "step_s_p99")), 1000),
+        "mfu": _median(_column(good, "mfu")),
         "data_share": _median(_column(good, "data_share")),
         "efficiency": _median(efficiencies),
         "efficiency_low": min(efficiencies, default=None),

@@ -136,6 +136,13 @@ def _stragglers(run: RecordedRun) -> Iterator[Finding]:
 
 
 def _timing(run: RecordedRun) -> Iterator[Finding]:
+    if run.job.get("profile"):
+        yield Finding(
+            level="note",
+            code="profiled",
+            text=f"{run.name} ran with profile={run.job['profile']}: its times are left out everywhere.",
+        )
+        return
     throughput = run.result.get("throughput") or {}
     timed = (throughput.get("step_s") or {}).get("n")
     if timed is not None and timed < measure.MIN_STEPS:
@@ -243,20 +250,17 @@ def _software(runs: Sequence[RecordedRun]) -> Iterator[Finding]:
 
 
 def _merged(found: Sequence[Finding]) -> list[Finding]:
-    """Many runs with the same complaint become one line: a list of 200 hides the one that matters."""
+    """Many runs with the same complaint become the first two and a count: a list of 200 hides the one that matters."""
     by_code: dict[tuple[str, str], list[Finding]] = {}
     for finding in found:
         by_code.setdefault((finding.level, finding.code), []).append(finding)
     merged = []
-    for members in by_code.values():
-        merged += members[:3]
-        if len(members) > 3:
-            rest = len(members) - 3
-            merged.append(
-                Finding(
-                    level=members[0].level,
-                    code=members[0].code,
-                    text=f"… and {rest} more like this ({members[0].code}).",
-                )
-            )
+    for (level, code), members in by_code.items():
+        kept = members if len(members) <= 3 else members[:2]
+        merged += kept
+        if len(members) > len(kept):
+            names = [finding.text.split(":")[0].removesuffix(" failed") for finding in members[len(kept) :]]
+            more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+            text = f"The same ({code}) of {words.plural(len(names), 'other run')}: {', '.join(names[:12])}{more}."
+            merged.append(Finding(level=level, code=code, text=text))
     return merged

@@ -55,7 +55,7 @@ def _context(comparison: Comparison, prices: Prices) -> dict[str, Any]:
         "convergence": convergence_charts(comparison),
         "target": target_table(comparison),
         "split": split_chart(comparison),
-        "profile": None,
+        "profile": made.get("profile"),
         "samples": sample_views(comparison),
         "rule": _RULE,
         "reproduce": reproduce(comparison),

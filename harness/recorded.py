@@ -66,6 +66,11 @@ class RecordedRun:
         """Rows of split.jsonl, see `harness.split`."""
         return list(records.read_jsonl(self.folder / records.SPLIT))
 
+    @cached_property
+    def profile(self) -> dict[str, Any]:
+        """profile.json of a profiled run, see `harness.profiling`."""
+        return self._optional("profile.json")
+
     @property
     def ok(self) -> bool:
         return self.result.get("status") == "ok"
@@ -137,6 +142,8 @@ def label_of(job: Mapping[str, Any], *, zero_stage: int | None = None) -> str:
             words.append(f"{key.replace('_', ' ')} {value}")
     if job.get("precision", "fp32") != "fp32" and job.get("precision_mode") == "native":
         words.append("native precision")
+    if job.get("profile"):
+        words.append(f"profiled by {job['profile']}")
     return " ".join([name, *words[:1]]) + (f" ({', '.join(words[1:])})" if words[1:] else "")
 
 

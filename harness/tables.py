@@ -101,6 +101,7 @@ def all_tables(comparison: Comparison, prices: Prices) -> list[Table]:
         category_table(comparison),
         kind_table(comparison),
         split_table(comparison),
+        profile_table(comparison),
         memory_table(comparison),
         cost_table(comparison, prices),
     ]
@@ -265,6 +266,31 @@ def split_table(comparison: Comparison) -> Table | None:
         note="Medians over sampled steps of all ranks. Exchange: from the rank's last own gradient to the update, so "
         "waiting for slower ranks and gradient clipping are in it; what is hidden behind backward is not. After the "
         "update ZeRO 1 and 2 gather the new weights.",
+    )
+
+
+def profile_table(comparison: Comparison) -> Table | None:
+    """Where a step's own device time goes by kind of operation, from the profiled runs: mean over their ranks."""
+    columns: list[str] = []
+    figures: list[dict[str, float]] = []
+    for run in comparison.runs:
+        ranks = run.profile.get("ranks") or []
+        if ranks:
+            columns.append(f"{run.label}, {words.plural(run.workers, 'worker')}")
+            kinds = ranks[0]["kinds_ms"]
+            figures.append({kind: float(np.mean([rank["kinds_ms"][kind] for rank in ranks])) for kind in kinds})
+    if not columns:
+        return None
+    kinds = list(figures[0])
+    rows = [[kind, *(words.number(own.get(kind)) for own in figures)] for kind in kinds]
+    rows.append(["sum", *(words.number(sum(own.values())) for own in figures)])
+    return Table(
+        id="profile",
+        title="A profiled step by kind of operation, ms",
+        columns=["kind", *columns],
+        rows=rows,
+        note="Own time of the operations on the device that computes, per step and rank, from runs with a profiler; kinds "
+        "may overlap in time (exchange beside backward), and the profiler slows a step: compare shares, not steps.",
     )
 
 

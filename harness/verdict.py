@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from harness.compare import QUALITY_NAMES, Comparison, PairedFigure
 from harness.findings import Finding
 
 _SAME_MEMORY = 0.03
+_TOO_WIDE = 0.3  # width of an interval of a speed difference that says nothing
 
 
 def setting(comparison: Comparison) -> str:
@@ -63,6 +65,13 @@ def speed_sentence(pair: PairedFigure) -> str:
     """``Horovod is 4.0 % faster than DeepSpeed ZeRO-1 at 2 workers (95 % CI 2.0 to 6.1 %, 3 interleaved pairs).``"""
     difference, at = pair.difference, f"at {words.plural(pair.workers, 'worker')}"
     if not difference.real:
+        width = math.inf if difference.low is None or difference.high is None else difference.high - difference.low
+        if width > _TOO_WIDE:
+            return (
+                f"Which of {difference.a} and {difference.b} is faster {at} cannot be told: "
+                f"{_signed(difference.value)} ({difference.interval(0)}, {difference.basis()}); more --repeats on a "
+                "quiet machine."
+            )
         return (
             f"No real difference in speed {at}: {difference.b} against {difference.a} {_signed(difference.value)} "
             f"({difference.interval()}, {difference.basis()})."
@@ -140,9 +149,17 @@ def _quality(comparison: Comparison, found: Sequence[Finding]) -> list[str]:
     ]
     real = [pair for pair in here if pair.difference.real]
     sentences = [_quality_sentence(pair) for pair in real]
+    alarm = (
+        ["UNUSABLE ANSWERS: at least one run does not answer Yes or No; its answer accuracy means nothing."]
+        if any(finding.code == "unusable-answers" for finding in found)
+        else []
+    )
     if not real and here:
         single = all(pair.difference.pairs < 2 for pair in here)
         widest = max(here, key=lambda pair: abs(pair.difference.value))
+        if abs(widest.difference.value) < 5e-4:
+            figures = words.joined(list(dict.fromkeys(QUALITY_NAMES[pair.figure] for pair in here)))
+            return [f"Quality is the same at {words.plural(most, 'worker')}: {figures} agree to three digits.", *alarm]
         largest = (
             f"largest gap {abs(widest.difference.value):.3f} in {QUALITY_NAMES[widest.figure]}, {widest.difference.a} "
             f"against {widest.difference.b}"
@@ -153,11 +170,7 @@ def _quality(comparison: Comparison, found: Sequence[Finding]) -> list[str]:
             else f"No real difference in quality at {words.plural(most, 'worker')} ({largest}, "
             f"{widest.difference.interval(3)})."
         )
-    if any(finding.code == "unusable-answers" for finding in found):
-        sentences.append(
-            "UNUSABLE ANSWERS: at least one run does not answer Yes or No; its answer accuracy means nothing."
-        )
-    return sentences
+    return sentences + alarm
 
 
 def _quality_sentence(pair: PairedFigure) -> str:
