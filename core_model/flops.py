@@ -24,12 +24,12 @@ def vit_flops(config: ViTConfig, side: int) -> float:
     return config.layers * block + 2.0 * patches * config.width * 3 * config.patch**2
 
 
-def llama_flops(config: LlamaConfig, tokens: int, logits: int) -> float:
+def llama_flops(config: LlamaConfig, tokens: int, logits: int, known: int = 0) -> float:
     """`tokens` positions through a LLaMA forward, `logits` of them through the output layer. The causal half of the
-    attention matrix counts."""
+    attention matrix counts. known: positions before them whose keys and values are at hand."""
     kv_width = config.kv_heads * config.head_width
     weights = 2 * config.width**2 + 2 * config.width * kv_width + 3 * config.width * config.mlp
-    attention = 2.0 * tokens * (tokens + 1) * config.width
+    attention = 4.0 * (tokens * known + tokens * (tokens + 1) / 2) * config.width
     return config.layers * (2.0 * tokens * weights + attention) + 2.0 * logits * config.width * config.vocab
 
 
@@ -57,9 +57,10 @@ def anomalygpt_flops(model: AnomalyGPT, tokens: int) -> dict[str, float]:
     projection = sum(2.0 * p.numel() for p in model.projection.parameters() if p.dim() > 1)
     trained = any(p.requires_grad for p in model.projection.parameters())
     forward["projection"], backward["projection"] = projection, projection if trained else 0.0
-    frame = len(model.language.before_ids) + len(model.language.after_ids) + 1 + model.prompt_learner.prompts
+    known = len(model.language.before_ids)
+    frame = len(model.language.after_ids) + 1 + model.prompt_learner.prompts
     config = model.language.transformer.config
-    language = llama_flops(config, frame + tokens, max(1, tokens // 5))
+    language = llama_flops(config, frame + tokens, max(1, tokens // 5), known)
     forward["language"], backward["language"] = language, language  # the input's gradient, no weights' gradient
     result = {name: forward[name] + backward[name] for name in forward}
     result["forward"], result["backward"] = sum(forward.values()), sum(backward.values())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from core_model.batch import Batch
 from core_model.dialogue_format import IGNORED, Collator
 from core_model.frozen import own_precision
+from core_model.llama import Prefix
 from core_model.losses import LossWeights, token_cross_entropy
 from core_model.tokenizer import Tokenizer
 
@@ -27,30 +28,50 @@ class LanguageModel(nn.Module):
         self.register_buffer("before_ids", torch.tensor(before), persistent=False)
         self.register_buffer("after_ids", torch.tensor(tokenizer.encode(template.after_image)), persistent=False)
         self.stop_text = template.stop.strip()
+        self._prefix: tuple[object, Prefix] | None = None
 
     @property
     def width(self) -> int:
         return self.transformer.config.width
 
-    def assemble(self, picture: Tensor, prompts: Tensor, token_ids: Tensor) -> Tensor:
+    def assemble(self, picture: Tensor, prompts: Tensor, token_ids: Tensor, *, from_picture: bool = False) -> Tensor:
         """(B, L, width) input embeddings: BOS, the text before the picture, the picture, the text after it, the prompt
-        vectors, then token_ids (B, T). picture: (B, width). prompts: (B, P, width)."""
+        vectors, then token_ids (B, T). picture: (B, width). prompts: (B, P, width). from_picture: leave out what stands
+        before the picture, because its keys and values are known (`constant_prefix`)."""
         batch = len(picture)
-        before = self.transformer.embed(self.before_ids).expand(batch, -1, -1)
-        after = self.transformer.embed(self.after_ids).expand(batch, -1, -1)
         text = self.transformer.embed(token_ids)
-        parts = (before, picture[:, None], after, prompts, text)
+        after = self.transformer.embed(self.after_ids).expand(batch, -1, -1)
+        parts = [picture[:, None], after, prompts, text]
+        if not from_picture:
+            parts.insert(0, self.transformer.embed(self.before_ids).expand(batch, -1, -1))
         return torch.cat([part.to(text.dtype) for part in parts], dim=1)
+
+    def constant_prefix(self) -> Prefix | None:
+        """Keys and values of BOS and the text before the picture: the same for every sample and step as long as the
+        transformer is frozen. None where it is trained (LoRA) or cannot use them."""
+        if not hasattr(self.transformer, "prefix"):
+            return None
+        weights = tuple(self.transformer.parameters())
+        if any(weight.requires_grad for weight in weights):
+            return None
+        # a moved, recast or newly loaded transformer has other tensors, or the same with a higher version
+        state = (weights[0].device, weights[0].dtype, sum(weight._version for weight in weights))
+        if self._prefix is None or self._prefix[0] != state:
+            self._prefix = (state, self.transformer.prefix(self.before_ids))
+        return self._prefix[1]
 
     def answer_loss(self, picture: Tensor, prompts: Tensor, batch: Batch, weights: LossWeights) -> Tensor:
         """Cross-entropy (B,): the mean over each sample's answer tokens.
 
-        Padding is on the right and attention causal, so no mask is needed; logits are computed at answer places only.
+        Padding is on the right and attention causal, so padding needs no mask; logits are computed at answer places
+        only; what stands before the picture is computed once and for all.
         """
-        embeddings = self.assemble(picture, prompts, batch.token_ids)
         rows, columns = answer_places(batch)
         with own_precision(self.transformer):
-            hidden = self.transformer(embeddings)
+            prefix = self.constant_prefix()
+            embeddings = self.assemble(picture, prompts, batch.token_ids, from_picture=prefix is not None)
+            options = {} if prefix is None else {"prefix": prefix}
+            hidden = self.transformer(embeddings, **options)
             offset = embeddings.shape[1] - batch.token_ids.shape[1]
             logits = self.transformer.logits(hidden[rows, offset + columns - 1])
         labels = batch.labels[rows, columns]

@@ -79,6 +79,30 @@ class KeyValueCache:
         self.length += steps
 
 
+class Prefix:
+    """Rotated keys and values, a pair a layer, of tokens that stand before every sample: (1, kv_heads, P, head_width).
+
+    While the model is frozen they are the same in every step, and no gradient needs to flow through them.
+    """
+
+    def __init__(self, cache: KeyValueCache) -> None:
+        self.keys = [key.detach().clone() for key in cache.keys]
+        self.values = [value.detach().clone() for value in cache.values]
+        self.length = cache.length
+
+    def before(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's keys and values (B, kv_heads, T, D) with the prefix in front: (B, kv_heads, P + T, D)."""
+        batch = len(key)
+        return (
+            torch.cat((self.keys[layer].expand(batch, -1, -1, -1), key), dim=2),
+            torch.cat((self.values[layer].expand(batch, -1, -1, -1), value), dim=2),
+        )
+
+    def mask(self, length: int, device: torch.device) -> Tensor:
+        """(T, P + T) bool: every place sees the prefix, itself and what is between."""
+        return torch.ones(length, self.length + length, dtype=torch.bool, device=device).tril(self.length)
+
+
 class RMSNorm(nn.Module):
     """Root mean square normalization (Zhang & Sennrich 2019), statistics in fp32 whatever the input's type."""
 
@@ -118,7 +142,13 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.width, config.width, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValueCache | None, layer: int
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        past: KeyValueCache | Prefix | None,
+        layer: int,
     ) -> Tensor:
         batch, length, _ = x.shape
         config = self.config
@@ -126,15 +156,17 @@ class Attention(nn.Module):
         key = self.k_proj(x).view(batch, length, config.kv_heads, config.head_width).transpose(1, 2)
         value = self.v_proj(x).view(batch, length, config.kv_heads, config.head_width).transpose(1, 2)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        if cache is not None:
-            key, value = cache.update(layer, key, value)
+        if isinstance(past, KeyValueCache):
+            key, value = past.update(layer, key, value)
+        elif past is not None:
+            key, value = past.before(layer, key, value)
+        grouped = config.kv_heads != config.heads
+        if grouped and mask is not None:  # no fused GPU kernel takes both a mask and groups
+            repeats = config.heads // config.kv_heads
+            key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+            grouped = False
         out = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=mask is None and length > 1,
-            enable_gqa=config.kv_heads != config.heads,
+            query, key, value, attn_mask=mask, is_causal=mask is None and length > 1, enable_gqa=grouped
         )
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, config.width))
 
@@ -163,9 +195,15 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValueCache | None, layer: int
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        past: KeyValueCache | Prefix | None,
+        layer: int,
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, layer)
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, past, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -187,14 +225,19 @@ class LlamaModel(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        prefix: Prefix | None = None,
     ) -> Tensor:
         """Hidden states (B, T, width) after the last norm.
 
-        embeddings: (B, T, width). positions: (B, T) or (T,) integers, default: 0.. behind the cache. mask: bool,
+        embeddings: (B, T, width). positions: (B, T) or (T,) integers, default: 0.. behind cache or prefix. mask: bool,
         broadcastable to (B, heads, T, keys), True = may look; None = causal over this call's positions, which is right
-        for right-padded batches and, with a cache, for its first pass and for single-token passes.
+        for right-padded batches and, with a cache, for its first pass and for single-token passes. cache, prefix: what
+        went before, one of them; a cache grows, a prefix does not and is shared by all samples.
         """
-        start = cache.length if cache is not None else 0
+        past = cache if cache is not None else prefix
+        start = past.length if past is not None else 0
+        if prefix is not None:
+            mask = prefix.mask(embeddings.shape[1], embeddings.device)
         if positions is None:
             positions = torch.arange(start, start + embeddings.shape[1], device=embeddings.device)
         cos, sin = rotary_table(positions, self.config.head_width, self.config.rope_theta)
@@ -204,9 +247,9 @@ class LlamaModel(nn.Module):
         x = embeddings
         for index, layer in enumerate(self.layers):
             if self.activation_checkpointing and cache is None and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cos, sin, mask, None, index, use_reentrant=False)
+                x = checkpoint(layer, x, cos, sin, mask, past, index, use_reentrant=False)
             else:
-                x = layer(x, cos, sin, mask, cache, index)
+                x = layer(x, cos, sin, mask, past, index)
         if cache is not None:
             cache.advance(embeddings.shape[1])
         return self.norm(x)
@@ -239,6 +282,13 @@ class Llama(nn.Module):
     def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
         weight = self.model.embed_tokens.weight
         return KeyValueCache(self.config, batch, capacity, device=weight.device, dtype=weight.dtype)
+
+    @torch.no_grad()
+    def prefix(self, token_ids: Tensor) -> Prefix:
+        """Keys and values of constant tokens (P,), to be given to `forward` of every batch."""
+        cache = self.new_cache(1, len(token_ids))
+        self.model(self.embed(token_ids)[None], cache=cache)
+        return Prefix(cache)
 
     def embedding_table(self) -> Tensor:
         return self.model.embed_tokens.weight

@@ -35,19 +35,20 @@ def test_llama_without_the_masked_half() -> None:
     assert whole - masked_half == pytest.approx(llama_flops(config, 40, 5), rel=1e-6)
 
 
-def test_a_training_step_of_tiny(samples) -> None:
-    model = presets.build("tiny")
-    batch = model.collate(samples(1))
-    tokens = batch.token_ids.shape[1]
-    estimated = model.flops_per_sample(tokens)
+def test_a_training_step(samples) -> None:
+    """Wider than tiny, so that attention's masked half and the answers' share of the logits do not matter much."""
+    model = presets.build("small", random_weights=True, image_size=112)
+    batch = model.collate(samples(1, side=112))
+    model(batch)  # the text features and the constant prefix are computed once, not in every step
+    estimated = model.flops_per_sample(batch.token_ids.shape[1])
     total = counted(lambda: model(batch)["loss"].backward())
-    assert estimated["total"] == pytest.approx(total, rel=0.25)  # tiny: attention and small layers weigh much
+    assert estimated["total"] == pytest.approx(total, rel=0.06)
     assert estimated["total"] == pytest.approx(estimated["forward"] + estimated["backward"])
 
 
 def test_the_seven_billion_step_is_mostly_the_language_model() -> None:
     model = presets.build("anomalygpt-7b", random_weights=True, device="meta")
     flops = model.flops_per_sample(64)
-    places = 64 + 18 + 1 + len(model.language.before_ids) + len(model.language.after_ids)
+    places = 64 + 18 + 1 + len(model.language.after_ids)
     assert flops["language"] == pytest.approx(4 * 6.6e9 * places, rel=0.05)  # 2 x forward: no weights' gradient
     assert flops["encoder"] == pytest.approx(2 * 630e6 * 257, rel=0.1)

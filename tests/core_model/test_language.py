@@ -47,6 +47,39 @@ def test_answer_loss_equals_full_logits_sample_by_sample(tiny, samples) -> None:
         assert losses[row].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_constant_prefix_follows_the_weights(tiny, samples) -> None:
+    batch = tiny.collate(samples(2))
+    picture, prompts = inputs(tiny, 2)
+
+    def loss() -> torch.Tensor:
+        return tiny.language.answer_loss(picture, prompts, batch, LossWeights()).detach()
+
+    first, prefix = loss(), tiny.language.constant_prefix()
+    assert tiny.language.constant_prefix() is prefix
+    sharpen(tiny)
+    assert tiny.language.constant_prefix() is not prefix
+    assert not torch.allclose(first, loss())
+    tiny.language.transformer.to(torch.bfloat16)
+    assert tiny.language.constant_prefix().keys[0].dtype == torch.bfloat16
+    next(tiny.language.transformer.parameters()).requires_grad_(True)
+    assert tiny.language.constant_prefix() is None
+
+
+def test_gradient_behind_the_constant_prefix_is_that_of_the_whole_input(tiny, samples, monkeypatch) -> None:
+    batch = tiny.collate(samples(3))
+    sharpen(tiny)
+    results = []
+    for known in (True, False):
+        if not known:
+            monkeypatch.setattr(type(tiny.language), "constant_prefix", lambda self: None)
+        picture, prompts = (t.requires_grad_() for t in inputs(tiny, 3))
+        losses = tiny.language.answer_loss(picture, prompts, batch, LossWeights())
+        losses.sum().backward()
+        results.append((losses.detach(), picture.grad, prompts.grad))
+    for with_prefix, whole in zip(*results, strict=True):
+        torch.testing.assert_close(with_prefix, whole, rtol=1e-4, atol=1e-6)
+
+
 def test_found_places_and_searched_places_agree(tiny, samples) -> None:
     from dataclasses import replace
 
