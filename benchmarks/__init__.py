@@ -1,0 +1,1 @@
+"""Measurements that a person runs by hand; each prints what it measured and on what."""
