@@ -119,7 +119,7 @@ def _same_figures(a: RecordedRun, b: RecordedRun) -> bool:
 def _stragglers(run: RecordedRun) -> Iterator[Finding]:
     """From the sampled steps' own work by rank (`harness.split`)."""
     own: dict[int, list[float]] = {}
-    for row in run.split:
+    for row in run.split if not run.job.get("profile") else ():
         parts = (row.get(f"{name}_s") or 0.0 for name in ("data", "forward", "backward", "optimizer"))
         own.setdefault(int(row["rank"]), []).append(sum(parts))
     hosts = {item.get("rank"): item.get("hostname") for item in run.environment.get("ranks") or ()}

@@ -69,8 +69,9 @@ class Cost:
 
 def cost_of(run: RecordedRun, prices: Prices) -> Cost:
     """Time, energy and money of `run`."""
-    train_s = (run.result.get("phases") or {}).get("train_s")
-    energy = energy_kwh(run.resources)
+    profiled = bool(run.job.get("profile"))  # its times and energy are the profiler's too
+    train_s = None if profiled else (run.result.get("phases") or {}).get("train_s")
+    energy = None if profiled else energy_kwh(run.resources)
     money = _machine_money(run, prices, train_s)
     if energy is not None and prices.per_kwh is not None:
         money = (money or 0.0) + energy * prices.per_kwh

@@ -243,7 +243,7 @@ SPLIT_PARTS = ("data", "forward", "backward", "exchange", "optimizer", "other")
 
 def split_means(runs: Sequence[RecordedRun]) -> dict[str, float] | None:
     """Median milliseconds of each part of a step, over the sampled steps of rank 0..N of `runs`."""
-    rows = [row for run in runs for row in run.split]
+    rows = [row for run in runs for row in run.split if not run.job.get("profile")]
     if not rows:
         return None
     return {part: 1000 * float(np.median([row.get(f"{part}_s") or 0.0 for row in rows])) for part in SPLIT_PARTS}
@@ -289,8 +289,9 @@ def profile_table(comparison: Comparison) -> Table | None:
         title="A profiled step by kind of operation, ms",
         columns=["kind", *columns],
         rows=rows,
-        note="Own time of the operations on the device that computes, per step and rank, from runs with a profiler; kinds "
-        "may overlap in time (exchange beside backward), and the profiler slows a step: compare shares, not steps.",
+        note="Own time of the operations on the device that computes, per step and rank, from runs with a profiler. "
+        "Kinds may overlap in time (exchange beside backward), and the profiler slows a step: compare shares. "
+        "Horovod exchanges on a CPU in a thread of its own, which the profiler does not see.",
     )
 
 

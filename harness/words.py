@@ -43,7 +43,9 @@ def mebibytes(value: float | None) -> str:
     """MiB up to 9999, GiB beyond."""
     if not is_number(value) or value is None:
         return DASH
-    return f"{value:.0f} MiB" if value < 10000 else f"{value / 1024:.1f} GiB"
+    if value >= 10000:
+        return f"{value / 1024:.1f} GiB"
+    return f"{value:.0f} MiB" if value >= 100 else f"{number(value, 2)} MiB"
 
 
 def duration(seconds: float | None) -> str:
