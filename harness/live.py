@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,8 @@ def watch(
     follower = Follower(folder)
     view = LiveView(follower.job, folder.name)
     began, spoken = time.monotonic(), float("-inf")
-    with Live(view.render(), console=console, auto_refresh=False, transient=False) as live:
+    shown = Live(view.render(), console=console, auto_refresh=False) if console.is_terminal else nullcontext()
+    with shown as live:
         while True:
             result = follower.result()
             rows = follower.rows()
@@ -146,7 +148,7 @@ def watch(
             view.status, view.reason = result.get("status", "running"), result.get("reason", "")
             if rows and on_rows is not None:
                 on_rows(rows)
-            if console.is_terminal:
+            if live is not None:
                 live.update(view.render(), refresh=True)
             elif time.monotonic() - spoken > 10 or view.status != "running":
                 spoken = time.monotonic()
