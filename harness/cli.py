@@ -18,6 +18,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("harness.check:check", "Re-check a study's records, rules and figures."),
     "diff": ("harness.diff:diff", "Say in words what differs between two runs."),
     "index": ("harness.index:index", "Write results/README.md from the studies that are there."),
+    "watch": ("harness.live:watch_command", "Follow a running job in the terminal."),
+    "export": ("harness.sinks:export", "Send finished runs to TensorBoard, MLflow or Weights & Biases."),
     "eval": ("harness.commands.eval:evaluate", "Evaluate weights on a data set, with or without shots."),
     "detect": ("harness.commands.detect:detect", "Score, localize and judge pictures with trained weights."),
     "chat": ("harness.commands.chat:chat", "Talk about a picture with trained weights, in the terminal."),

@@ -147,9 +147,9 @@ class SinkGroup:
 
 
 def row_values(row: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a row of steps.jsonl, flat: loss, loss/ce, grad_norm, lr, step_s, samples_per_s, ..."""
+    """The figures of a row of steps.jsonl, flat: loss, losses/ce, grad_norm, lr, step_s, samples_per_s, ..."""
     values = {key: row.get(key) for key in ("loss", "grad_norm", "loss_scale", "lr", "step_s", "data_s", "epoch")}
-    values |= {f"loss/{name}": value for name, value in (row.get("losses") or {}).items()}
+    values |= {f"losses/{name}": value for name, value in (row.get("losses") or {}).items()}
     if row.get("step_s"):
         values["samples_per_s"] = row["samples"] / row["step_s"]
     return {key: float(value) for key, value in values.items() if value is not None and words.is_number(value)}
