@@ -54,7 +54,9 @@ def verdict(comparison: Comparison, found: Sequence[Finding] = ()) -> list[str]:
     sentences = _speed(comparison)
     sentences += _scaling(comparison)
     sentences += _memory(comparison)
-    sentences += _quality(comparison, found)
+    sentences += _quality(comparison)
+    if any(finding.code == "unusable-answers" for finding in found):
+        sentences.append("UNUSABLE ANSWERS: a run does not answer Yes or No; its answer accuracy means nothing.")
     wrong = [finding for finding in found if finding.level == "wrong"]
     if wrong:
         sentences.append(f"{words.plural(len(wrong), 'grave objection')} below: read before using these figures.")
@@ -136,7 +138,7 @@ def _memory(comparison: Comparison) -> list[str]:
     return [f"{low['label']} needs {words.percent(saved)} {more} at {at} ({amounts})."]
 
 
-def _quality(comparison: Comparison, found: Sequence[Finding]) -> list[str]:
+def _quality(comparison: Comparison) -> list[str]:
     """Whether the engines train equally well: they should, since they do the same arithmetic."""
     pairs = [pair for pair in comparison.quality if pair.group == 0 and pair.figure in QUALITY_NAMES]
     if not pairs:
@@ -149,17 +151,12 @@ def _quality(comparison: Comparison, found: Sequence[Finding]) -> list[str]:
     ]
     real = [pair for pair in here if pair.difference.real]
     sentences = [_quality_sentence(pair) for pair in real]
-    alarm = (
-        ["UNUSABLE ANSWERS: at least one run does not answer Yes or No; its answer accuracy means nothing."]
-        if any(finding.code == "unusable-answers" for finding in found)
-        else []
-    )
     if not real and here:
         single = all(pair.difference.pairs < 2 for pair in here)
         widest = max(here, key=lambda pair: abs(pair.difference.value))
         if abs(widest.difference.value) < 5e-4:
             figures = words.joined(list(dict.fromkeys(QUALITY_NAMES[pair.figure] for pair in here)))
-            return [f"Quality is the same at {words.plural(most, 'worker')}: {figures} agree to three digits.", *alarm]
+            return [f"Quality is the same at {words.plural(most, 'worker')}: {figures} agree to three digits."]
         largest = (
             f"largest gap {abs(widest.difference.value):.3f} in {QUALITY_NAMES[widest.figure]}, {widest.difference.a} "
             f"against {widest.difference.b}"
@@ -170,7 +167,7 @@ def _quality(comparison: Comparison, found: Sequence[Finding]) -> list[str]:
             else f"No real difference in quality at {words.plural(most, 'worker')} ({largest}, "
             f"{widest.difference.interval(3)})."
         )
-    return sentences + alarm
+    return sentences
 
 
 def _quality_sentence(pair: PairedFigure) -> str:

@@ -55,6 +55,8 @@ def test_clip_norm_zero_is_no_clipping() -> None:
     assert job_values({"clip_norm": 0.0})["clip_norm"] is None
 
 
-@pytest.mark.parametrize(("text", "value"), [("3", 3), ("1e-4", 1e-4), ("true", True), ("null", None), ("cutpaste", "cutpaste")])
+@pytest.mark.parametrize(
+    ("text", "value"), [("3", 3), ("1e-4", 1e-4), ("true", True), ("null", None), ("cutpaste", "cutpaste")]
+)
 def test_values_are_json_or_text(text: str, value: object) -> None:
     assert parse_value(text) == value

@@ -1,0 +1,165 @@
+"""A study summarized: cells, efficiencies, pairs, and what must never be mixed."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import harness
+from harness.compare import summarize_runs, summarize_study
+from harness.frames import KINDS
+from harness.job import Job
+from harness.recorded import RecordedRun, label_of, load_runs
+from harness.records import RecordError
+from harness.verdict import verdict
+from tests.harness.made_runs import write_run, write_study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2 engines x 1, 2 workers x 3 repeats, Horovod 4 % faster; one failed and one unlike run beside them."""
+    folder = write_study(tmp_path_factory.mktemp("results") / "two", steps=60)
+    write_run(folder, Job(backend="ddp", slots=2, preset="tiny"), fail="rank 1: RuntimeError: connection reset")
+    write_run(folder, Job(backend="ddp", slots=2, preset="tiny", lr=5e-3, repeat=1))
+    return folder
+
+
+def test_one_cell_per_engine_and_workers(study: Path) -> None:
+    main = summarize_study(study).main
+    good = main[main["ok"] > 0]
+    assert sorted(zip(good["label"], good["workers"], good["ok"], strict=True)) == [
+        ("DeepSpeed ZeRO-1", 1, 3),
+        ("DeepSpeed ZeRO-1", 2, 3),
+        ("Horovod", 1, 3),
+        ("Horovod", 2, 3),
+    ]
+
+
+def test_efficiency_is_against_the_same_repeat(study: Path) -> None:
+    cells = summarize_study(study).main.set_index(["label", "workers"])
+    assert cells.loc[("Horovod", 1), "efficiency"] == 1.0
+    # 1 worker: s; 2 workers: 1.12 s / 2, the same samples: efficiency 1 / 1.12. The 2 % drift between repeats cancels.
+    for end in ("efficiency_low", "efficiency", "efficiency_high"):
+        assert cells.loc[("Horovod", 2), end] == pytest.approx(1 / 1.12, rel=0.02)
+
+
+def test_failed_runs_are_counted_in_their_cell_and_never_averaged(study: Path) -> None:
+    comparison = summarize_study(study)
+    cell = comparison.main.set_index("label").loc["PyTorch DDP"]
+    assert (cell["ok"], cell["failed"]) == (0, 1)
+    assert pd.isna(cell["samples_per_s"])
+
+
+def test_unlike_run_is_in_a_group_of_its_own_with_the_reason(study: Path) -> None:
+    comparison = summarize_study(study)
+    assert comparison.comparability.reasons[1] == ("learning rate is 0.001 in one and 0.005 in the other",)
+    assert [run.job["lr"] for run in comparison.members(1)] == [5e-3]
+    assert "PyTorch DDP" not in set(comparison.main[comparison.main["ok"] > 0]["label"])
+
+
+def test_speed_difference_is_paired_and_the_verdict_says_it_first(study: Path) -> None:
+    comparison = summarize_study(study)
+    pair = next(pair for pair in comparison.speed if pair.workers == 2 and pair.group == 0)
+    assert pair.difference.pairs == 3
+    assert pair.difference.value == pytest.approx(0.04, abs=0.01)
+    first = verdict(comparison)[0]
+    assert first.startswith("Horovod is ")
+    assert "faster than DeepSpeed ZeRO-1 at 2 workers (95 % CI " in first
+    assert first.endswith("3 interleaved pairs).")
+
+
+def test_equal_engines_are_not_told_apart(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "same", speeds={"ddp": 0.5, "horovod": 0.5}, repeats=4, steps=60)
+    comparison = summarize_study(folder)
+    assert not any(pair.difference.real and abs(pair.difference.value) > 0.01 for pair in comparison.speed)
+    assert any("No real difference in speed" in sentence for sentence in verdict(comparison))
+
+
+def test_single_run_each_is_compared_by_steps_and_says_so(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "once", repeats=1, workers=(2,), steps=80)
+    sentences = verdict(summarize_study(folder))
+    assert "steps of one run each: repeat it to be sure" in sentences[0]
+
+
+def test_profiled_run_has_no_times(tmp_path: Path) -> None:
+    write_run(tmp_path / "s", Job(backend="ddp", slots=2, preset="tiny"))
+    write_run(tmp_path / "s", Job(backend="ddp", slots=2, preset="tiny", profile="torch", run="profiled"))
+    frame = summarize_study(tmp_path / "s").frame.set_index("run")
+    assert pd.isna(frame.loc["profiled", "samples_per_s"])
+    assert frame.loc["ddp-w2-fp32-s0-r0", "samples_per_s"] > 0
+    assert frame.loc["profiled", "group"] != frame.loc["ddp-w2-fp32-s0-r0", "group"]
+
+
+def test_table_fits_eighty_columns_and_marks_failure(study: Path) -> None:
+    from rich.console import Console
+
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(summarize_study(study).table())
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "1 failed" in text
+    assert "…" not in text
+    assert "[group 2]" in text
+
+
+def test_csv_has_the_cells(study: Path, tmp_path: Path) -> None:
+    comparison = summarize_study(study)
+    comparison.write_csv(tmp_path / "c.csv")
+    again = pd.read_csv(tmp_path / "c.csv")
+    assert list(again.columns) == list(comparison.cells.columns)
+    assert again["samples_per_s"].sum() == pytest.approx(comparison.cells["samples_per_s"].sum())
+
+
+def test_only_failed_runs_have_a_verdict_too(tmp_path: Path) -> None:
+    write_run(tmp_path / "s", Job(backend="ddp", preset="tiny"), fail="rank 0: killed")
+    comparison = summarize_study(tmp_path / "s")
+    assert verdict(comparison) == [
+        "No run ended well (1 failed): there is nothing to compare. The reasons are listed below."
+    ]
+
+
+def test_killed_run_without_a_result_counts_as_failed(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "s", Job(backend="ddp", preset="tiny"))
+    (folder / "result.json").unlink()
+    run = RecordedRun(folder)
+    assert not run.ok
+    assert "killed" in run.reason
+
+
+@pytest.mark.parametrize("what", KINDS)
+def test_load_gives_frames(study: Path, what: str) -> None:
+    frame = harness.load(study, what)
+    assert len(frame) > 0
+    if what != "cells":
+        assert {"run", "label", "workers", "seed"} <= set(frame.columns)
+
+
+def test_load_takes_runs_and_lists_and_refuses_other_folders(study: Path, tmp_path: Path) -> None:
+    run = next(study.glob("horovod-*"))
+    assert len(harness.load(run)) == 1
+    assert len(harness.load([run, study])) == 14  # a run named twice is there once
+    with pytest.raises(RecordError, match="neither a run nor a study"):
+        harness.load(tmp_path)
+    with pytest.raises(ValueError, match="choose one of"):
+        harness.load(study, "nothing")
+
+
+def test_labels_tell_settings_apart() -> None:
+    jobs = [
+        {"backend": "deepspeed", "engine": {"zero_stage": 1}},
+        {"backend": "deepspeed", "engine": {"zero_stage": 2}},
+        {"backend": "deepspeed", "engine": {"zero_stage": 2, "overlap_comm": True}},
+        {"backend": "horovod", "engine": {}},
+        {"backend": "horovod", "engine": {"compression": "fp16"}},
+        {"backend": "horovod", "engine": {}, "precision": "bf16", "precision_mode": "native"},
+    ]
+    labels = [label_of(job) for job in jobs]
+    assert len(set(labels)) == len(labels)
+    assert labels[0] == "DeepSpeed ZeRO-1"
+    assert label_of({"backend": "deepspeed", "engine": {}}, zero_stage=2) == labels[1]
+
+
+def test_runs_of_two_studies_stand_together(study: Path, tmp_path: Path) -> None:
+    other = write_study(tmp_path / "other", speeds={"ddp": 0.5}, workers=(2,), repeats=1, steps=60)
+    comparison = summarize_runs(load_runs([study, other]), title="both")
+    assert len(comparison.frame) == 15

@@ -1,0 +1,66 @@
+"""Is a difference real? The intervals must cover the truth as often as they claim."""
+
+import numpy as np
+import pytest
+
+from harness import paired
+
+
+def test_three_per_cent_is_found_although_the_machine_drifts_by_twenty() -> None:
+    rng = np.random.default_rng(1)
+    rates = []
+    for repeat in range(5):
+        machine = 1 - 0.05 * repeat  # hits both engines of a repeat alike
+        rates.append((100 * machine * (1 + rng.normal(0, 0.003)), 103 * machine * (1 + rng.normal(0, 0.003))))
+    difference = paired.relative_difference("a", "b", rates)
+    assert difference.real
+    assert difference.value == pytest.approx(0.03, abs=0.01)
+    assert difference.low < 0.03 < difference.high
+
+
+def test_no_difference_is_not_called_real_more_often_than_it_should_be() -> None:
+    rng = np.random.default_rng(2)
+    called = 0
+    for _ in range(400):
+        called += paired.relative_difference("a", "b", list(rng.normal(100, 1, (3, 2)))).real
+    assert called / 400 < 0.09  # 5 % by construction
+
+
+def test_step_bootstrap_covers_a_real_slowdown_and_no_slowdown() -> None:
+    rng = np.random.default_rng(3)
+    base = rng.lognormal(0, 0.02, 200)
+    slowed = paired.step_difference("a", "b", base, 1.03 * rng.lognormal(0, 0.02, 200))
+    assert slowed.real
+    assert slowed.value == pytest.approx(-0.03, abs=0.01)
+    assert not paired.step_difference("a", "b", base, rng.lognormal(0, 0.02, 200)).real
+
+
+def test_two_pairs_are_wide_and_one_pair_has_no_interval() -> None:
+    two = paired.relative_difference("a", "b", [(100, 104), (100, 106)])
+    assert two.low < 0 < two.high  # Student's t with one degree of freedom
+    one = paired.plain_difference("a", "b", [(0.5, 0.6)])
+    assert one.low is None
+    assert not one.real
+    assert one.interval() == "no interval"
+
+
+def test_relative_difference_is_symmetric() -> None:
+    rates = [(10, 11), (10, 11.2), (9, 9.8)]
+    there = paired.relative_difference("a", "b", rates)
+    back = paired.relative_difference("b", "a", [(b, a) for a, b in rates])
+    assert (1 + there.value) * (1 + back.value) == pytest.approx(1)
+    assert (1 + there.low) * (1 + back.high) == pytest.approx(1)
+
+
+def test_mean_interval_is_students() -> None:
+    from scipy import stats
+
+    values = [0.81, 0.84, 0.86, 0.80]
+    mean, half = paired.mean_interval(values)
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    assert mean - half == pytest.approx(low)
+    assert mean + half == pytest.approx(high)
+
+
+def test_few_steps_give_no_interval() -> None:
+    assert paired.step_difference("a", "b", [1.0] * 5, [1.1] * 5).low is None
