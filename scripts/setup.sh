@@ -53,7 +53,7 @@ if [ "$gpu" != none ] && torch=$(gpu_torch "$python"); then
 fi
 # An environment that is broken, was moved, or belongs to another Python is made anew.
 wanted="$("$python" -c 'import sys; print(*sys.version_info[:2])') ${site[*]:-}"
-if ! "$venv/bin/python" -c '' 2>/dev/null || { [ -f "$venv/.made-for" ] && [ "$(cat "$venv/.made-for")" != "$wanted" ]; }; then
+if ! "$venv/bin/python" -c 'import pip' 2>/dev/null || { [ -f "$venv/.made-for" ] && [ "$(cat "$venv/.made-for")" != "$wanted" ]; }; then
     rm -rf "$venv"
     step "making .venv with $("$python" -V)" "$python" -m venv "${site[@]}" "$venv"
 fi
