@@ -21,18 +21,19 @@ mine() {
         --upgrade --target "$GPU_SITE" "$@"
 }
 if [ ! -e "$GPU_SITE/.wheels-done" ]; then
-    mapfile -t wheels < <(find "$base" -name '*.whl' ! -name 'horovod-*')
-    step "installing ${#wheels[@]} carried wheels" mine "${wheels[@]}"
-    touch "$GPU_SITE/.wheels-done"
-fi
-if [ ! -d "$GPU_SITE/horovod" ]; then
-    wheel=$(find "$base" -name 'horovod-*.whl' | head -n 1)
-    if [ -z "$wheel" ]; then
+    horovod=$(find "$base" -name 'horovod-*.whl' | head -n 1)
+    if [ -z "$horovod" ]; then
         sdist=$(find "$base" -name 'horovod-*.tar.gz' | head -n 1)
-        wheel=$(bash scripts/horovod_wheel.sh "$python" --sdist "${sdist:?neither a wheel nor the source of Horovod in $base}" | tail -n 1)
-        if [ -n "${OUT:-}" ]; then cp "$wheel" "$OUT/"; fi
+        # The build needs the small wheels (cffi), so these are installed first, and once more below.
+        mapfile -t wheels < <(find "$base" -name '*.whl')
+        step "installing what the build needs" mine "${wheels[@]}"
+        horovod=$(bash scripts/horovod_wheel.sh "$python" --sdist "${sdist:?neither a wheel nor the source of Horovod in $base}" | tail -n 1)
+        if [ -n "${OUT:-}" ]; then cp "$horovod" "$OUT/"; fi
     fi
-    step "installing $(basename "$wheel") ($(($(stat -c %s "$wheel") / 1024)) KiB)" mine "$wheel"
+    # In one call: with --target, pip replaces the whole bin folder of an earlier call.
+    mapfile -t wheels < <(find "$base" -name '*.whl' ! -name 'horovod-*')
+    step "installing $((${#wheels[@]} + 1)) wheels" mine "${wheels[@]}" "$horovod"
+    touch "$GPU_SITE/.wheels-done"
 fi
 
 # The command line, without an editable install.
