@@ -63,16 +63,19 @@ _SECONDARY = re.compile(
 
 def explain(lines: Sequence[str], returncode: int) -> str:
     """One line: the cause if a line tells it, else the first failing rank's error, else the exit status in words."""
-    texts = [_strip(part) for line in lines for part in _TAG.split(line) if part]
-    for _, text in texts:
+    parts = [part for line in lines for part in _TAG.split(line) if part]
+    texts = [_strip(part) for part in parts]
+    for text in parts:
         for pattern, sentence in _CAUSES:
             if match := pattern.search(text):
                 return sentence.format(*match.groups())
-    rank, code = _first_failure(texts)
+    rank, code, node = _first_failure(texts)
     errors = [(who, match) for who, text in texts if (match := _ERROR.match(text))]
     primary = [item for item in errors if not _SECONDARY.search(item[1].group(0))]
     own = [item for item in primary if rank is not None and item[0] == str(rank)]
-    who = f"rank {rank}" if rank is not None else "a worker"
+    who = f"rank {rank}" if rank is not None else f"a worker on node {node}" if node else "a worker"
+    if code == 255:
+        return f"{who} was killed, or the connection to its node was lost (ssh exit code 255)"
     if code is not None and (code < 0 or code >= 128):
         return f"{who} was ended by {_signal_name(code)}"
     if own or primary:
@@ -93,10 +96,12 @@ def _strip(line: str) -> tuple[str, str]:
     return next(filter(None, match.groups()), ""), line[match.end() :].rstrip()
 
 
-def _first_failure(texts: Sequence[tuple[str, str]]) -> tuple[int | None, int | None]:
+def _first_failure(texts: Sequence[tuple[str, str]]) -> tuple[int | None, int | None, str]:
+    """(rank, exit code, node) of who failed first, as far as the launcher says it."""
     rank: int | None = None
     code: int | None = None
-    for _, text in texts:
+    node = ""
+    for prefix, text in texts:
         if text.startswith("Root Cause"):  # torchrun lists every failure first, in the order of ranks
             rank = code = None
         for pattern, rank_group, code_group in _RANKS:
@@ -105,9 +110,10 @@ def _first_failure(texts: Sequence[tuple[str, str]]) -> tuple[int | None, int | 
                     rank = int(match.group(rank_group))
                 if code is None and code_group is not None:
                     code = int(match.group(code_group))
+                    node = "" if prefix.isdigit() else prefix
                     if "exited on signal" in text:
                         code = -code
-    return rank, code
+    return rank, code, node
 
 
 def _signal_name(code: int) -> str:

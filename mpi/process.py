@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,8 @@ from mpi.launchers.base import Launch
 
 _TAIL_LINES = 400
 _POLL_S = 0.1
+# After a launcher has said that a node failed: time for the others to end by themselves and say why.
+_FAILURE_GRACE_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,8 @@ def supervise(
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     readers: list[threading.Thread] = []
     code, reason = 0, ""
+    failure = re.compile(launch.failure_line) if launch.failure_line else None
+    failed_at: list[float] = []
     with log_path.open("ab") as log, _signals_as_exceptions():
 
         def drain() -> None:
@@ -91,9 +96,16 @@ def supervise(
                 log.write(line)
                 text = line.decode(errors="replace").rstrip("\r\n")
                 tail.append(text)
+                if failure is not None and failure.search(text) and not failed_at:
+                    failed_at.append(time.monotonic())
                 if on_line is not None:
                     on_line(text)
             log.flush()
+
+        def poll() -> str | None:
+            if failed_at and time.monotonic() > failed_at[0] + _FAILURE_GRACE_S:
+                return explain(tail, 1)
+            return on_poll() if on_poll is not None else None
 
         try:
             _write_files(launch)
@@ -106,7 +118,7 @@ def supervise(
                     process, reader = _start(launch, argv, lines)
                     running.append(process)
                     readers.append(reader)
-                code, reason = _watch(running, guards, started + timeout, timeout, drain, on_poll)
+                code, reason = _watch(running, guards, started + timeout, timeout, drain, poll)
         except _InterruptedError as interrupt:
             code = 128 + interrupt.number
             reason = (
@@ -138,7 +150,7 @@ def _watch(
     deadline: float,
     timeout: float,
     drain: Callable[[], None],
-    on_poll: Callable[[], str | None] | None,
+    on_poll: Callable[[], str | None],
 ) -> tuple[int, str]:
     """(exit code, reason) as soon as one command fails or all have ended; no reason where the output tells it."""
     beat = 0.0
@@ -150,7 +162,7 @@ def _watch(
             return failed, ""
         if reason := next(filter(None, (guard.problem() for guard in guards)), ""):
             return 255, reason
-        if on_poll is not None and (asked := on_poll()):
+        if asked := on_poll():
             return 1, asked
         now = time.monotonic()
         if now >= deadline:

@@ -80,7 +80,8 @@ class Launch:
     """What to run on the launching node: `argv`, and `others` beside it where one command a node is needed.
 
     env: additions to the launching process's environment. files: path -> text, to be written before the start.
-    hosts: where workers will run. remote: names among them that are other machines.
+    hosts: where workers will run. remote: names among them that are other machines. failure_line: pattern of a line
+    that means that the job has failed, from a launcher that then would wait for the other workers for ever.
     """
 
     launcher: str
@@ -92,6 +93,7 @@ class Launch:
     hosts: tuple[Host, ...] = ()
     remote: tuple[str, ...] = ()
     tag: str = ""
+    failure_line: str = ""
 
     @property
     def commands(self) -> tuple[tuple[str, ...], ...]:

@@ -46,6 +46,8 @@ def pdsh(plan: Plan) -> Launch:
             plan.scratch / "hostfile": hostfile.as_deepspeed(plan.hosts),
             plan.scratch / "deepspeed_env": _env_file(plan),
         },
+        # pdsh only notes that a node has failed, and waits for the others.
+        failure_line=r"^pdsh@\S+: \S+: ssh exited with exit code [1-9]",
     )
 
 

@@ -123,7 +123,7 @@ from pathlib import Path
 from mpi import hostfile
 from mpi.launch import command
 from mpi.process import supervise
-code = "import subprocess as s, time; s.Popen(['sleep', '99'], start_new_session=True); print('up', flush=True); time.sleep(9)"
+code = "import subprocess as s, time; s.Popen(['sleep', '99'], start_new_session=True); print('up'); time.sleep(9)"
 worker = [sys.executable, "-c", code]
 launch = command("local", worker, hostfile.local(1), scratch=Path(sys.argv[1]) / "job", tag=sys.argv[2])
 log = Path(sys.argv[1]) / "log.txt"
