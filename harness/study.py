@@ -110,7 +110,7 @@ class Study:
         declared.setdefault("name", path.stem)
         given = {name: value for name, value in overrides.items() if value is not None}
         job = {**declared.pop("job", {}), **given.pop("job", {})}
-        values = {"workers": [1], **declared, **given}
+        values = {"backends": [], "workers": [1], **declared, **given}
         try:
             return cls.from_matrix(job=job, **values)
         except TypeError as error:
@@ -249,9 +249,12 @@ def estimate(jobs: Sequence[Job], results: Path) -> tuple[float | None, str]:
     return total, f"from {words.plural(len(past), 'earlier run')}"
 
 
-def run_study(study: Study, results: Path, *, retry_failed: bool = False, show: bool = True) -> Path:
+def run_study(
+    study: Study, results: Path, *, retry_failed: bool = False, share: bool = False, show: bool = True
+) -> Path:
     """Runs what is not done yet and returns the study's folder. A failing job is recorded and the next one starts; an
-    interrupt ends the study at once (click.exceptions.Exit with 130): the same command goes on from there."""
+    interrupt ends the study at once (click.exceptions.Exit with 130): the same command goes on from there.
+    share: the runs of a repeat that want the same engine and workers use the same processes, one after another."""
     from harness import launch
 
     folder = results / study.name
@@ -263,20 +266,37 @@ def run_study(study: Study, results: Path, *, retry_failed: bool = False, show: 
     seconds, source = estimate(todo, results)
     _say(show, plan_text(study, len(todo), seconds, source))
     began = time.monotonic()
-    for finished, job in enumerate(todo):
-        old = done.get(job.run)
-        if old is not None:  # interrupted, or failed and asked for again: this run takes its place
-            shutil.rmtree(old.folder)
+    finished = 0
+    for group in _groups(todo) if share else [[job] for job in todo]:
+        for job in group:
+            if (old := done.get(job.run)) is not None:  # interrupted, or failed and asked for again: replaced
+                shutil.rmtree(old.folder)
         passed = time.monotonic() - began
         left = passed / finished * (len(todo) - finished) if finished else seconds
-        _say(show, f"[{len(study.jobs) - len(todo) + finished + 1}/{len(study.jobs)}] {job.run}{_left(left)}")
-        run = RecordedRun(launch.run_job(job, results, show=show))
-        if run.result.get("exit_code") in (INTERRUPTED, 143):
-            _say(True, "interrupted: the same command goes on where it stopped")
-            raise click.exceptions.Exit(INTERRUPTED)
-        if not run.ok:
-            _say(show, f"failed: {run.reason} (see {run.folder / records.LOG})")
+        first = len(study.jobs) - len(todo) + finished + 1
+        _say(show, f"[{first}/{len(study.jobs)}] {', '.join(job.run for job in group)}{_left(left)}")
+        if len(group) == 1:
+            folders = [launch.run_job(group[0], results, show=show)]
+        else:
+            folders = launch.run_jobs(group, results, show=show)
+        finished += len(group)
+        for run in map(RecordedRun, folders):
+            if run.result.get("exit_code") in (INTERRUPTED, 143):
+                _say(True, "interrupted: the same command goes on where it stopped")
+                raise click.exceptions.Exit(INTERRUPTED)
+            if not run.ok:
+                _say(show, f"failed: {run.reason} (see {run.folder / records.LOG})")
     return folder
+
+
+def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The jobs that can use the same processes, repeat by repeat, in the order of their first. Horovod reads its settings
+    once a process, so only jobs with the same ones go together."""
+    groups: dict[tuple[Any, ...], list[Job]] = {}
+    for job in jobs:
+        settings = str(sorted(job.engine.items())) if job.backend == "horovod" else ""
+        groups.setdefault((job.repeat, job.world_size, job.nodes, job.backend, settings), []).append(job)
+    return list(groups.values())
 
 
 def plan_text(study: Study, todo: int, seconds: float | None, source: str) -> str:
@@ -372,8 +392,9 @@ def study_from_options(options: Mapping[str, Any]) -> Study:
 @job_options
 @click.option("--results", type=click.Path(), help="Results folder (default: the repository's results/).")
 @click.option("--retry-failed", is_flag=True, help="Run failed cells again; their records are replaced.")
+@click.option("--share-processes", is_flag=True, help="Runs of the same engine and workers start once per repeat.")
 @click.option("--dry-run", is_flag=True, help="Say what would be run and how long it takes; start nothing.")
-def compare(results: str | None, retry_failed: bool, dry_run: bool, **options: Any) -> None:
+def compare(results: str | None, retry_failed: bool, share_processes: bool, dry_run: bool, **options: Any) -> None:
     """Run engines x workers x repeats, interleaved, and report them side by side.
 
     --study takes a name, a TOML file that declares the whole matrix, or the study.json of a study that is to be done
@@ -389,7 +410,7 @@ def compare(results: str | None, retry_failed: bool, dry_run: bool, **options: A
         for job in study.jobs:
             click.echo(f"  {'todo' if job in todo else 'done'}  {job.run}")
         return
-    folder = run_study(study, root, retry_failed=retry_failed)
+    folder = run_study(study, root, retry_failed=retry_failed, share=share_processes)
     sys.exit(finish(folder, root))
 
 

@@ -1,0 +1,80 @@
+"""`harness compare` with real workers: a study from nothing to its report, once more for nothing, and a slowed rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.check import check_runs
+from harness.compare import summarize_study
+from harness.findings import findings
+
+TINY = ["--preset", "tiny", "--steps", "14", "--timing-warmup", "2", "--eval-samples", "6", "--global-batch", "4"]
+
+
+def harness(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The command as a user calls it."""
+    return subprocess.run(
+        [sys.executable, "-m", "harness", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+    )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("results")
+    engines = "deepspeed:zero_stage=1,horovod"
+    done = harness(
+        "compare", "--backends", engines, "--workers", "2", "--repeats", "1", "--study", "real", *TINY,
+        "--results", str(results),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "DeepSpeed ZeRO-1" in done.stdout
+    return results / "real"
+
+
+def test_study_has_everything_and_its_records_hold(study: Path) -> None:
+    for name in ("comparison.csv", "report.html", "study.json", "convergence.svg"):
+        assert (study / name).stat().st_size > 0, name
+    assert check_runs([study]) == []
+    runs = summarize_study(study)
+    assert runs.comparability.alike, runs.comparability.reasons
+    assert set(runs.frame["status"]) == {"ok"}
+    for run in runs.runs:
+        assert {row["rank"] for row in run.split} == {0, 1}
+        measured = run.result["memory"]
+        assert measured["kinds"]["weights"] == pytest.approx(measured["theory"]["weights"], rel=0.02)
+        assert measured["kinds"]["optimizer"] == pytest.approx(measured["theory"]["optimizer"], rel=0.02)
+
+
+def test_finished_study_takes_seconds(study: Path) -> None:
+    began = time.monotonic()
+    done = harness("compare", "--study", str(study / "study.json"), "--results", str(study.parent))
+    assert done.returncode == 0, done.stderr
+    assert "2 done" in done.stderr
+    assert time.monotonic() - began < 60
+    assert len(summarize_study(study).runs) == 2
+
+
+def test_slowed_rank_is_found_and_named(tmp_path: Path) -> None:
+    done = harness(
+        "run", "--backend", "ddp", "--slots", "2", "--study", "slow", *TINY, "--results", str(tmp_path),
+        HARNESS_FAULT="slow:rank=1,step=0,ms=400",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [finding.text for finding in findings(summarize_study(tmp_path / "slow")) if finding.code == "straggler"]
+    assert len(found) == 1
+    assert "rank 1" in found[0]
+    # Whole step times do not show it: everybody waits.
+    rows = [json.loads(line) for line in next(tmp_path.glob("slow/*/steps.jsonl")).read_text().splitlines()]
+    assert rows[-1]["step_s"] > 0.35
