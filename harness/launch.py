@@ -85,17 +85,21 @@ def slots_from_hostfile(nodes: int, given: str) -> int:
 
 def launch_of(job: Job, folder: Path, scratch: Path, launcher_args: Sequence[str] = ()) -> Launch:
     """The launch command of a job whose run folder is `folder`. Pure but for looking up the network."""
+    packed = base64.urlsafe_b64encode(json.dumps(job.to_dict()).encode()).decode()
+    return _launch(job, ["--job-b64", packed, "--run-dir", str(folder)], scratch, launcher_args)
+
+
+def _launch(job: Job, arguments: Sequence[str], scratch: Path, launcher_args: Sequence[str] = ()) -> Launch:
+    """The command that starts workers with `arguments` as `job` wants them started."""
     hosts = hosts_of(job)
     launcher = mpi.launch.default_launcher(job.backend) if job.launcher == "auto" else job.launcher
     if launcher == "auto" or (job.backend == "single" and launcher != "local"):
         launcher = "local"
     network = mpi.network.find([host.name for host in hosts])
     tag = mpi.launch.new_tag()
-    packed = base64.urlsafe_b64encode(json.dumps(job.to_dict()).encode()).decode()
-    argv = [sys.executable, str(WORKER), "--job-b64", packed, "--run-dir", str(folder), "--tag", tag]
     return mpi.launch.command(
         launcher,
-        argv,
+        [sys.executable, str(WORKER), *arguments, "--tag", tag],
         hosts,
         scratch=scratch,
         network=network,
@@ -149,6 +153,35 @@ def run_job(
     return folder
 
 
+def run_jobs(jobs: Sequence[Job], results: Path, *, show: bool = False, limit_s: float = DAY_S) -> list[Path]:
+    """Runs `jobs`, which want the same engine, workers and launcher here, one by one in ONE launch; returns their folders.
+
+    Saves the start of the processes for each but the first. A job that fails ends the processes; those after it are
+    recorded as failed and not started. Raises only for what is wrong before the start.
+    """
+    jobs = [preflight(job) for job in jobs]
+    first = jobs[0]
+    if any((job.backend, job.nodes, job.slots) != (first.backend, 1, first.slots) for job in jobs):
+        raise JobError("jobs that share processes need the same engine and workers on this machine: run them apart")
+    with tempfile.TemporaryDirectory(prefix="harness-launch-") as scratch:
+        file = Path(scratch) / "jobs.json"
+        launch = _launch(first, ["--jobs-file", str(file)], Path(scratch))
+        if missing := mpi.launch.missing_program(launch):
+            raise JobError(missing)
+        claimed = [claim_run_folder(job, results) for job in jobs]
+        file.write_text(json.dumps([{"job": job.to_dict(), "run_dir": str(folder)} for job, folder in claimed]))
+        started = time.time()
+        log = claimed[0][1] / records.LOG
+        outcome = mpi.process.supervise(launch, log_path=log, timeout=limit_s)
+    for job, folder in claimed:
+        if folder != log.parent:
+            (folder / records.LOG).write_text(f"the processes' output is in ../{log.parent.name}/{records.LOG}\n")
+        _seal(job, folder, launch, outcome, started, log)
+        if show:
+            click.echo("\n".join(end_lines(folder)), err=True)
+    return [folder for _, folder in claimed]
+
+
 def report_end(folder: Path) -> int:
     """Says how the run ended and returns the exit code: 0 ok, 1 failed, 2 the user's mistake, 130 interrupted."""
     result = records.read_json(folder / records.RESULT)
@@ -193,7 +226,9 @@ class _Watcher:
             self._progress.close()
 
 
-def _seal(job: Job, folder: Path, launch: Launch, outcome: mpi.process.Outcome, started: float) -> None:
+def _seal(
+    job: Job, folder: Path, launch: Launch, outcome: mpi.process.Outcome, started: float, log: Path | None = None
+) -> None:
     """Makes sure that result.json tells the truth about a job that did not end by itself and well."""
     try:
         result = records.read_json(folder / records.RESULT)
@@ -202,7 +237,7 @@ def _seal(job: Job, folder: Path, launch: Launch, outcome: mpi.process.Outcome, 
     result.pop("schema", None)
     if result["status"] == "ok" and outcome.ok:
         return
-    mark = first_mark(folder / records.LOG)
+    mark = first_mark(log or folder / records.LOG)
     if result["status"] == "ok":  # every rank had finished; only the launcher's end went wrong
         result.setdefault("warnings", []).append(f"the launcher ended with {outcome.returncode}: {outcome.reason}")
         records.write_json(folder / records.RESULT, result)

@@ -43,10 +43,20 @@ class TerminatedError(RuntimeError):
 @click.option("--results", type=click.Path(), help="Results folder (default: the repository's results/).")
 @click.option("--job-b64", hidden=True, help="The whole job, from `harness run`.")
 @click.option("--run-dir", hidden=True, type=click.Path(), help="Claimed run folder, from `harness run`.")
+@click.option("--jobs-file", hidden=True, type=click.Path(), help="Several jobs for the same processes, one by one.")
 @click.option("--tag", hidden=True, help="Unique text by which a supervisor finds this job's processes.")
-def worker(results: str | None, job_b64: str | None, run_dir: str | None, tag: str | None, **options: Any) -> None:
+def worker(
+    results: str | None,
+    job_b64: str | None,
+    run_dir: str | None,
+    jobs_file: str | None,
+    tag: str | None,
+    **options: Any,
+) -> None:
     """Train one job as a worker of horovodrun, mpirun, deepspeed, torchrun or srun (alone: one worker)."""
     facts = detect()
+    if jobs_file:
+        os._exit(_one_by_one(json.loads(Path(jobs_file).read_text()), facts, results_root(results)))
     if job_b64:
         job = Job.from_dict(json.loads(base64.urlsafe_b64decode(job_b64)))
         output = Output(rank=facts.rank, redirect=False)
@@ -83,12 +93,38 @@ def _job_under_launcher(options: dict[str, Any], facts: ProcessFacts) -> Job:
     return Job.from_dict(values).validate()
 
 
-def _guarded(job: Job, facts: ProcessFacts, output: Output, results: Path, run_dir: Path | None) -> int:
+def _one_by_one(listed: list[dict[str, Any]], facts: ProcessFacts, results: Path) -> int:
+    """Runs several jobs in this process group; the engine joins it once. The first failure ends the process: what comes
+    after it could not be trusted to start from a clean state."""
+    output = Output(rank=facts.rank, redirect=False)
+    for number, item in enumerate(listed):
+        last = number + 1 == len(listed)
+        code = _guarded(Job.from_dict(item["job"]), facts, output, results, Path(item["run_dir"]), leave=last)
+        if code:
+            return code
+        _release_memory()
+    return 0
+
+
+def _release_memory() -> None:
+    """Before the next job of this process: its peaks must be its own."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _guarded(
+    job: Job, facts: ProcessFacts, output: Output, results: Path, run_dir: Path | None, *, leave: bool = True
+) -> int:
     """Runs the job; turns whatever goes wrong into a marker line, a failed result and an exit code."""
     signal.signal(signal.SIGTERM, _on_signal)
     run = Run(job, facts, output, results, run_dir)
     try:
-        run.work()
+        run.work(leave=leave)
         code = 0
     except BaseException as error:
         user = is_user_error(error)
@@ -130,8 +166,8 @@ class Run:
         self.phases: dict[str, float] = {}
         self.warnings: list[str] = []
 
-    def work(self) -> None:
-        """Builds, trains, evaluates, records."""
+    def work(self, *, leave: bool = True) -> None:
+        """Builds, trains, evaluates, records. leave: the process group is not needed any more."""
         begin = time.perf_counter()
         os.environ.setdefault("OMP_NUM_THREADS", str(self.job.threads))
         import torch
@@ -188,7 +224,8 @@ class Run:
         self._finished = True
         if self.output.screen is not None and self.folder is not None:
             self.output.say("\n".join(end_lines(self.folder)))
-        backend.close()
+        if leave:
+            backend.close()
 
     # -- parts of the story -----------------------------------------------------------------------------------------
     def _open_folder(self) -> None:
