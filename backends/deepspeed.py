@@ -53,6 +53,7 @@ from backends.torch_step import (
     clip,
     gradients,
     optimizer_facts,
+    set_activation_checkpointing,
     set_lr,
     trainable,
 )
@@ -99,6 +100,7 @@ class DeepSpeedBackend(TorchCollectives, Backend):
     def prepare(self, model: torch.nn.Module, optimization: Optimization) -> None:
         self.optimization = optimization
         self._step = 0
+        set_activation_checkpointing(model, optimization)
         self._module = model.to(self.device)
         self._native = optimization.precision != "fp32" and optimization.precision_mode == "native"
         named = trainable(model)
@@ -328,6 +330,7 @@ class DeepSpeedBackend(TorchCollectives, Backend):
             "optimizer": optimizer_facts(inner),
             "clipping": "deepspeed" if optimization.clip_norm is not None else None,
             "accumulation": optimization.accumulation,
+            "activation_checkpointing": optimization.activation_checkpointing,
             "reduce_bucket_elements": int(zero.reduce_bucket_size),
             "allgather_bucket_elements": int(zero.allgather_bucket_size),
             "overlap_comm": bool(zero.overlap_comm),
@@ -354,8 +357,8 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         done = ["throughput timer off: it waits for the device every micro-step"]
         if self._scale is not None:
             done.append(
-                "fp16 scale from the shared rule: under ZeRO, DeepSpeed's autocast GradScaler clips scaled gradients and "
-                "never shrinks"
+                "fp16 scale from the shared rule: under ZeRO, DeepSpeed's autocast GradScaler clips scaled gradients "
+                "and never shrinks"
             )
         if self._native:
             done.append("forward inside autocast, so that fp32 batches meet half-precision weights")

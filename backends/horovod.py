@@ -12,18 +12,20 @@ import importlib.metadata
 import importlib.util
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from backends.base import Availability, BackendError, EngineSettings, Optimization
+from backends.base import Availability, BackendError, EngineSettings, Optimization, StepReport
 from backends.exchange import Exchange, counting_horovod
 from backends.process import ProcessFacts
 from backends.process_group import choose_device
 from backends.step_backend import StepBackend
+from backends.torch_step import check_micro_batches
 
 COMPRESSIONS = ("none", "fp16")
 OPERATIONS = ("average", "adasum")
@@ -136,11 +138,16 @@ class HorovodBackend(StepBackend):
 
     @classmethod
     def availability(cls) -> Availability:
-        if importlib.util.find_spec("horovod") is None:
+        found = importlib.util.find_spec("horovod")
+        if found is None or not found.submodule_search_locations:
             return Availability(
                 usable=False, reason="Horovod is not installed: run make setup, which builds it from its source"
             )
-        if importlib.util.find_spec("horovod.torch.mpi_lib_v2") is None:
+        # The library is looked for as a file: find_spec of a submodule would import horovod.torch, and its core reads
+        # part of its environment (the autotuner's) when it is loaded, before the settings are in it.
+        if not any(
+            list((Path(folder) / "torch").glob("mpi_lib_v2*.so")) for folder in found.submodule_search_locations
+        ):
             return Availability(
                 usable=False,
                 reason="Horovod was built without its PyTorch part: build it with HOROVOD_WITH_PYTORCH=1 (make setup)",
@@ -162,7 +169,18 @@ class HorovodBackend(StepBackend):
         return self.settings.op == "adasum" and self.world_size > 1
 
     def _equalize(self, model: torch.nn.Module) -> None:
-        """Rank 0's parameters (frozen ones too) and buffers, and its generator for what torch draws in training."""
+        """Rank 0's parameters (frozen ones too) and buffers. In an elastic job ranks prepare at different times, so
+        there backends.horovod_elastic does it, whenever the world changes."""
+        if not self.elastic:
+            self.broadcast_model(model)
+
+    @property
+    def elastic(self) -> bool:
+        """Whether horovodrun started an elastic job."""
+        return os.environ.get("HOROVOD_ELASTIC") == "1"
+
+    def broadcast_model(self, model: torch.nn.Module) -> None:
+        """Rank 0's parameters and buffers on every rank."""
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         self._hvd.broadcast_parameters({name: t.data for name, t in tensors.items() if t.numel()}, root_rank=0)
 
@@ -189,6 +207,39 @@ class HorovodBackend(StepBackend):
     def _apply(self, overflow: torch.Tensor | None) -> None:
         with nullcontext() if self._adasum else self._optimizer.skip_synchronize():
             super()._apply(overflow)
+
+    # -- elastic: see backends.horovod_elastic -----------------------------------------------------------------------
+    @property
+    def step(self) -> int:
+        """The optimizer step to come."""
+        return self._step
+
+    def weighted_step(self, micro_batches: Sequence[Any], counts: Sequence[int]) -> StepReport:
+        """A step in which every SAMPLE of the global batch weighs the same although ranks and micro-batches hold
+        unequal numbers of them (`counts`). Loss parts in the report average to the global mean over the ranks."""
+        check_micro_batches(micro_batches, self.optimization)
+        everywhere = int(self.sum(torch.tensor(sum(counts), dtype=torch.int64)))
+        return self._train(micro_batches, [count * self.world_size / everywhere for count in counts])
+
+    def join_world(self) -> None:
+        """Takes over rank and size from Horovod, which changed them; calls are counted anew on every rank."""
+        hvd = self._hvd
+        self.facts = replace(
+            self.facts,
+            rank=hvd.rank(),
+            world_size=hvd.size(),
+            local_rank=hvd.local_rank(),
+            local_size=hvd.local_size(),
+        )
+        self._calls = 0
+
+    def state(self) -> dict[str, Any]:
+        """Everything that training changes: weights, buffers, optimizer, scale, step."""
+        return self._state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The reverse of `state`, at any world size."""
+        self._load_state(state)
 
     # -- collectives outside the step --------------------------------------------------------------------------------
     def _tag(self, verb: str) -> str:

@@ -27,6 +27,7 @@ from backends.torch_step import (
     conditional_step,
     gradients,
     optimizer_facts,
+    set_activation_checkpointing,
     set_lr,
     trainable,
 )
@@ -44,6 +45,7 @@ class StepBackend(Backend):
     def prepare(self, model: torch.nn.Module, optimization: Optimization) -> None:
         self.optimization = optimization
         self._step = 0
+        set_activation_checkpointing(model, optimization)
         self._model = model.to(self.device)
         self._callable: Any = self._model
         self._equalize(self._model)
@@ -106,12 +108,17 @@ class StepBackend(Backend):
 
     # -- the step ------------------------------------------------------------------------------------------------
     def train_step(self, micro_batches: Sequence[Any]) -> StepReport:
+        check_micro_batches(micro_batches, self.optimization)
+        return self._train(micro_batches, [1.0 / len(micro_batches)] * len(micro_batches))
+
+    def _train(self, micro_batches: Sequence[Any], shares: Sequence[float]) -> StepReport:
+        """One step in which micro-batch i counts `shares[i]` (they sum to 1, unless ranks hold unequal parts of the
+        global batch: then the mean of their sums over the ranks is 1)."""
         optimization, scale = self.optimization, self._scale
-        check_micro_batches(micro_batches, optimization)
         lr = optimization.lr_at(self._step)
         set_lr(self._optimizer, lr)
-        meter, share = LossMeter(), 1.0 / len(micro_batches)
-        for index, batch in enumerate(micro_batches):
+        meter = LossMeter()
+        for index, (batch, share) in enumerate(zip(micro_batches, shares, strict=True)):
             with self._pass(is_last=index + 1 == len(micro_batches)):
                 with self._autocast():
                     parts = self._callable(batch)
@@ -208,6 +215,7 @@ class StepBackend(Backend):
             "optimizer": optimizer_facts(self._optimizer),
             "clipping": "torch" if optimization.clip_norm is not None else None,
             "accumulation": optimization.accumulation,
+            "activation_checkpointing": optimization.activation_checkpointing,
             "zero_stage": None,
             "trainable_parameters": sum(p.numel() for p in self._parameters.values()),
             "loss_scale_rule": describe_scale(self._scale),

@@ -24,6 +24,16 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return found
 
 
+def set_activation_checkpointing(model: torch.nn.Module, optimization: Optimization) -> None:
+    """Asks the model to recompute its activations in backward, where the job says so. Raises BackendError."""
+    if not optimization.activation_checkpointing:
+        return
+    switch = getattr(model, "set_activation_checkpointing", None)
+    if switch is None:
+        raise BackendError(f"{type(model).__name__} cannot recompute activations: leave activation checkpointing off")
+    switch(True)
+
+
 def optimizer_class(optimization: Optimization) -> type[torch.optim.Optimizer]:
     """torch's class for the job's optimizer."""
     return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimization.optimizer]

@@ -1,6 +1,7 @@
 """Worker of the parallel tests: trains the cells of a JSON file and writes what came out. Run under a real launcher.
 
-``... cells.py SPEC.json``: SPEC = {"cells": [fields of Cell], "output": folder, "overflow_step": int or null}.
+``... cells.py SPEC.json``: SPEC = {"cells": [fields of Cell], "output": folder, "overflow_step": int or null, "spare":
+bool, "device": "cpu" unless given, "register": {engine: ["module:Class", folder]}}.
 Rank 0 writes ``<output>/<index>.pt`` (weights, initial) and ``<output>/outcomes.json``.
 """
 
@@ -16,6 +17,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 import torch  # noqa: E402
 from tiny import Tiny, batches  # noqa: E402
 
+import backends  # noqa: E402
 from backends.parity import Cell, run_cells  # noqa: E402
 from backends.process import detect  # noqa: E402
 
@@ -26,6 +28,9 @@ def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
     facts = detect()
     overflow = spec.get("overflow_step")
+    for name, (place, folder) in spec.get("register", {}).items():
+        sys.path.insert(0, folder)
+        backends.REGISTRY[name] = place
 
     def planted(step: int, rank: int, world_size: int, accumulation: int) -> list:
         micro = batches(step, rank, world_size, accumulation)
@@ -36,7 +41,12 @@ def main() -> None:
 
     cells = [Cell(**cell) for cell in spec["cells"]]
     outcomes = run_cells(
-        cells, lambda: Tiny(spare=bool(spec.get("spare"))), planted, facts=facts, device="cpu", timeout_s=60
+        cells,
+        lambda: Tiny(spare=bool(spec.get("spare"))),
+        planted,
+        facts=facts,
+        device=spec.get("device", "cpu"),
+        timeout_s=60,
     )
     if facts.rank == 0:
         output = Path(spec["output"])

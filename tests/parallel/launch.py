@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,9 +62,16 @@ def command(launcher: str, world: int, script: Path, arguments: Sequence[str]) -
     raise ValueError(launcher)
 
 
+def started(
+    launcher: str, world: int, script: Path, arguments: Sequence[str], log: Path
+) -> AbstractContextManager[subprocess.Popen]:
+    """`script` running under `launcher`; see `started_command`."""
+    return started_command(command(launcher, world, script, arguments), log)
+
+
 @contextmanager
-def started(launcher: str, world: int, script: Path, arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen]:
-    """The running launcher, its output going to `log`. At the end every process that it started is gone."""
+def started_command(argv: Sequence[str], log: Path) -> Iterator[subprocess.Popen]:
+    """The running command, its output going to `log`. At the end every process that it started is gone."""
     tag = uuid.uuid4().hex
     environment = {
         **os.environ,
@@ -78,7 +85,7 @@ def started(launcher: str, world: int, script: Path, arguments: Sequence[str], l
             del environment[name]
     with log.open("w") as file:
         process = subprocess.Popen(
-            command(launcher, world, script, arguments),
+            argv,
             stdout=file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

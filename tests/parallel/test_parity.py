@@ -66,6 +66,7 @@ AT_TWO = (
     [cell(name, **o) for name in PLAIN for o in FULL]
     + [cell(name, **o) for name in VARIANTS for o in SHORT]
     + [cell(name, **o) for name in PLAIN for o in HALF]
+    + [cell(name, accumulation=2, clip_norm=1.0, activation_checkpointing=True) for name in PLAIN]
 )
 LAUNCHES = {
     "mpirun-2": ("mpirun", 2, AT_TWO),

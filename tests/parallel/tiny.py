@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 GLOBAL_BATCH, WIDTH, CLASSES = 16, 16, 4
 
@@ -27,12 +28,21 @@ class Tiny(torch.nn.Module):
             self.head = torch.nn.Linear(64, CLASSES)
             self.gain = torch.nn.Parameter(torch.ones(CLASSES))
             self.spare = torch.nn.Parameter(torch.ones(3)) if spare else None
+        self.recompute = False
         self.register_buffer("offset", torch.full((WIDTH,), 0.1))
+
+    def set_activation_checkpointing(self, on: bool) -> None:
+        """Recompute the hidden layer in backward."""
+        self.recompute = on
 
     def forward(self, batch: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         """batch: (x (B, WIDTH) float32, y (B,) int64)."""
         x, y = batch
-        hidden = torch.tanh(self.inner(torch.tanh(self.frozen(x + self.offset))))
+        features = torch.tanh(self.frozen(x + self.offset))
+        if self.recompute:
+            hidden = checkpoint(lambda f: torch.tanh(self.inner(f)), features, use_reentrant=False)
+        else:
+            hidden = torch.tanh(self.inner(features))
         logits = self.head(self.norm(hidden)) * self.gain
         loss = functional.cross_entropy(logits.float(), y, reduction="none").mean()
         return {"loss": loss, "ce": loss.detach()}

@@ -1,0 +1,52 @@
+"""Worker of the elastic test: ``elastic.py FOLDER STEPS``. Each rank leaves ``FOLDER/HOST.pid``; rank 0 writes the
+end."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
+
+import torch  # noqa: E402
+from tiny import GLOBAL_BATCH, Tiny, batches  # noqa: E402
+
+import backends  # noqa: E402
+from backends.base import Optimization  # noqa: E402
+from backends.horovod_elastic import micro_parts, train  # noqa: E402
+from backends.process import detect  # noqa: E402
+
+
+def main() -> None:
+    """Trains elastically, slowly enough for the test to interfere."""
+    torch.set_num_threads(1)
+    folder, steps = Path(sys.argv[1]), int(sys.argv[2])
+    host = os.environ["HOROVOD_HOSTNAME"]
+    backend = backends.load("horovod")(backends.settings_from("horovod", {}), detect(), device="cpu", timeout_s=20)
+    backend.prepare(Tiny(), Optimization(total_steps=steps))
+    pace = float(os.environ.get("ELASTIC_PACE_S", "0.05"))
+
+    def share(step: int, rank: int, world_size: int) -> tuple[list[Any], list[int]]:
+        (x, y), *_ = batches(step, 0, 1, 1)
+        parts = micro_parts(GLOBAL_BATCH, rank=rank, world_size=world_size, accumulation=1)
+        return [(x[p.start : p.stop], y[p.start : p.stop]) for p in parts], [len(p) for p in parts]
+
+    def on_step(step: int, report: Any) -> None:
+        (folder / f"{host}.pid").write_text(str(os.getpid()))
+        (folder / "step").write_text(f"{step} {backend.world_size}")
+        time.sleep(pace)
+
+    summary = train(backend, share, steps=steps, commit_every=4, on_step=on_step)
+    weights = backend.weights()
+    if backend.rank == 0:
+        torch.save(weights, folder / "weights.pt")
+        (folder / "summary.json").write_text(json.dumps(asdict(summary)))
+
+
+if __name__ == "__main__":
+    main()
