@@ -316,7 +316,7 @@ def engine_table(comparison: Comparison) -> tables.Table | None:
     keys = list(dict.fromkeys(key for value in described.values() for key in value))
     rows = [[key, *(_plain(value.get(key)) for value in described.values())] for key in keys]
     return tables.Table(
-        id="engine", title="What each engine really used", columns=["", *described], rows=rows, numeric=False
+        id="engine", title="What each engine really used", columns=["what", *described], rows=rows, numeric=False
     )
 
 

@@ -1,0 +1,136 @@
+"""Words, charts, prices and MFU: the small parts that every figure passes through."""
+
+import itertools
+import math
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from harness import charts, palette, words
+from harness.job import Job
+from harness.peak import mfu, peak_flops
+from harness.price import Prices, cost_of, energy_kwh
+from harness.recorded import RecordedRun
+from tests.harness.made_runs import write_run
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (1234.5, "1234"), (12.345, "12.3"), (0.012345, "0.0123"), (None, words.DASH), (math.nan, words.DASH)],
+)
+def test_numbers_have_three_digits(value: float | None, text: str) -> None:
+    assert words.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.2, "4.2 s"), (42, "42 s"), (210, "3.5 min"), (20520, "5.7 h"), (181440, "2.1 d")]
+)
+def test_durations_are_in_deepspeed_chats_form(seconds: float, text: str) -> None:
+    assert words.duration(seconds) == text
+
+
+def test_memory_and_lists() -> None:
+    assert [words.mebibytes(v) for v in (0.5, 14.2, 800, 20480)] == ["0.50 MiB", "14 MiB", "800 MiB", "20.0 GiB"]
+    assert words.joined(["a", "b", "c"]) == "a, b and c"
+    assert words.plural(1, "run") == "1 run"
+
+
+def test_chart_is_valid_svg_with_words() -> None:
+    series = [
+        charts.Series(label="<A & B>", points=[(1, 10.0, 9.0, 11.0), (2, 18.0, 17.0, 19.0)]),
+        charts.Series(label="<A & B>", points=[(1, 10.0), (2, 20.0)], ideal=True),
+    ]
+    x = charts.Axis(label="workers", scale="log2", ticks=[1, 2], form=lambda value: f"{value:.0f}")
+    chart = charts.line_chart("c", "T < U", series, x, charts.Axis(label="samples/s", scale="log2"))
+    root = ElementTree.fromstring(chart.svg)
+    assert root.find("title").text == "T < U"
+    assert "<A & B>: 10.0 at 1, 18.0 at 2" in chart.description
+    assert "</script" not in chart.data
+    assert "<" not in chart.data
+    assert len(chart.legend) == 1
+
+
+def test_log2_axis_is_linear_in_the_exponent() -> None:
+    to_x, _ = charts._scale([1, 16], charts.Axis(label="", scale="log2"), 0, 100)
+    steps = [to_x(2**power) for power in range(5)]
+    assert all(math.isclose(b - a, steps[1] - steps[0]) for a, b in itertools.pairwise(steps))
+
+
+def test_ticks_are_round_and_written_alike() -> None:
+    axis = charts.Axis(label="")
+    _, ticks = charts._scale([0.613, 3.02], axis, 0, 100)
+    assert ticks == [1.0, 1.5, 2.0, 2.5, 3.0]
+    assert [axis.tick_form(ticks)(tick) for tick in ticks] == ["1.0", "1.5", "2.0", "2.5", "3.0"]
+
+
+def test_empty_and_constant_charts() -> None:
+    x, y = charts.Axis(label="x"), charts.Axis(label="y")
+    assert charts.line_chart("c", "t", [charts.Series(label="a", points=[])], x, y) is None
+    flat = charts.line_chart("c", "t", [charts.Series(label="a", points=[(1, 0.0), (2, 0.0)])], x, y)
+    assert "nan" not in flat.svg
+
+
+def test_thinning_keeps_the_ends() -> None:
+    points = [(float(i), float(i)) for i in range(1000)]
+    kept = charts.thin(points, 100)
+    assert len(kept) == 100
+    assert (kept[0], kept[-1]) == (points[0], points[-1])
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+@pytest.mark.parametrize(("theme", "paper"), [("light", "#FFFFFF"), ("dark", "#14171A")])
+def test_lines_stand_out_from_the_paper(theme: str, paper: str) -> None:
+    """WCAG 2.1, 1.4.11: graphics need a contrast of at least 3:1."""
+    for style in palette.styles([str(i) for i in range(8)]).values():
+        light, dark = sorted((luminance(getattr(style, theme)), luminance(paper)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 3.0, style
+
+
+def test_styles_differ_without_colour() -> None:
+    styles = list(palette.styles([str(i) for i in range(8)]).values())
+    assert len({style.marker for style in styles}) == 8
+    assert len({style.dash for style in styles}) == 8
+
+
+def test_energy_is_the_difference_of_the_counters() -> None:
+    def row(first: float, second: float) -> dict:
+        gpus = [{"index": 0, "energy_j": first}, {"index": 1, "energy_j": second}]
+        return {"host": "a", "gpus": gpus, "cpu_energy_j": 5.0}
+
+    rows = [row(1000.0, 0.0), row(3.6e6 + 1000.0, 7.2e6)]
+    assert energy_kwh(rows) == pytest.approx(3.0)
+    assert energy_kwh([{"host": "a", "gpus": []}]) is None
+
+
+def test_cost_follows_the_price_of_the_machine(tmp_path: Path) -> None:
+    place = {"gpus": {"devices": [{"index": 0, "name": "NVIDIA A100-SXM4-80GB"}], "driver": "1"}}
+    run = RecordedRun(write_run(tmp_path / "s", Job(backend="ddp", slots=2, preset="tiny"), environment_changes=place))
+    cost = cost_of(run, Prices.load())
+    assert cost.money == pytest.approx(4.0 * 2 * cost.train_s / 3600)
+    assert cost.epochs == pytest.approx(60 * 8 / 240)
+    assert cost.money_per_epoch == pytest.approx(cost.money / 2)
+    assert cost_of(run, Prices()).money is None
+
+
+def test_deepspeed_chats_own_figures_come_out() -> None:
+    """8x A100-80GB for 4.1 h cost 132 $ in its table; the price file is made from it."""
+    machine = next(m for m in Prices.load().machines if "A100" in m["name"])
+    assert machine["per_device_hour"] * 8 * 4.1 == pytest.approx(132, rel=0.01)
+    assert machine["per_device_hour"] * 64 * 7.5 == pytest.approx(1920, rel=0.01)
+
+
+def test_mfu_needs_a_known_peak() -> None:
+    place = {"gpus": {"devices": [{"name": "NVIDIA H100 80GB HBM3"}]}}
+    result = {"world_size": 2, "model": {"flops_per_sample": {"total": 1e12}}}
+    assert mfu({"precision": "bf16"}, result, place, 800.0) == pytest.approx(800e12 / (2 * 989.4e12))
+    assert mfu({"precision": "bf16"}, result, {"gpus": {"devices": [{"name": "Unknown"}]}}, 800.0) is None
+    assert mfu({"precision": "bf16"}, result, {"gpus": None}, 800.0) is None
+    assert mfu({"precision": "bf16", "device": "cpu"}, result, place, 800.0) is None
+    assert peak_flops("Tesla V100-SXM2-32GB", "bf16") is None
+    assert peak_flops("NVIDIA H100 80GB HBM3", "fp32") == 66.9e12
