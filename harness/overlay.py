@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 SMALLEST, LARGEST = 320, 768  # pixels of the longer side of each panel
+NARROWEST = 260  # pixels kept for each panel, so that the legend of a tall picture can be read
 MARGIN = 12
 OPACITY = 0.7  # of the map over the grey picture
 _INK, _PAPER, _EDGE = (20, 20, 20), (255, 255, 255), (0, 0, 0)
@@ -57,13 +58,14 @@ def overlay(picture: np.ndarray, grid: np.ndarray, scale: Scale, *, caption: str
     font = ImageFont.load_default(size=15)
     line = 22
     top = MARGIN + (line if caption else 0)
-    sheet = Image.new("RGB", (2 * width + 3 * MARGIN, top + height + 2 * MARGIN + 3 * line), _PAPER)
+    slot = max(width, NARROWEST)
+    sheet = Image.new("RGB", (2 * slot + 3 * MARGIN, top + height + 2 * MARGIN + 3 * line), _PAPER)
     draw = ImageDraw.Draw(sheet)
     if caption:
-        draw.text((MARGIN, MARGIN - 4), _cut(draw, caption, font, 2 * width + MARGIN), fill=_INK, font=font)
+        draw.text((MARGIN, MARGIN - 4), _cut(draw, caption, font, 2 * slot + MARGIN), fill=_INK, font=font)
     for index, panel in enumerate(panels):
-        sheet.paste(Image.fromarray(panel), (MARGIN + index * (width + MARGIN), top))
-    _legend(sheet, draw, font, scale, x=2 * MARGIN + width, y=top + height + MARGIN // 2, width=width, line=line)
+        sheet.paste(Image.fromarray(panel), (MARGIN + index * (slot + MARGIN), top))
+    _legend(sheet, draw, font, scale, x=2 * MARGIN + slot, y=top + height + MARGIN // 2, width=slot, line=line)
     return sheet
 
 
