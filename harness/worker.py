@@ -300,7 +300,7 @@ class Run:
         self.environment["ranks"] = facts
         records.write_json(self.folder / records.ENVIRONMENT, self.environment)
         self.data_facts, self.model_facts = dataset.describe(), model.describe()
-        self.model_facts["flops_per_sample"] = model.flops_per_sample() if hasattr(model, "flops_per_sample") else None
+        self.model_facts["flops_per_sample"] = _flops(model, dataset)
         self.job = self.job.with_(image_size=model.image_size)
         records.write_json(self.folder / records.JOB, self.job.to_dict())
 
@@ -500,6 +500,14 @@ class Run:
             )
         except OSError as error:
             print(f"could not record the failure: {error}", file=sys.stderr)
+
+
+def _flops(model: Any, dataset: Any, samples: int = 8) -> dict[str, float] | None:
+    """FLOPs of one sample by `core_model.flops`, for texts as long as those of the first `samples` samples, padded."""
+    if not hasattr(model, "flops_per_sample"):
+        return None
+    batch = model.collate([dataset.get(index, 0) for index in range(min(samples, len(dataset)))])
+    return model.flops_per_sample(int(batch.token_ids.shape[1]))
 
 
 def _digest(facts: Any) -> str:
