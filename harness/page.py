@@ -72,7 +72,9 @@ def _context(comparison: Comparison, prices: Prices) -> dict[str, Any]:
     return context
 
 
-_TABLES = ("comparison", "differences", "quality", "categories", "kinds", "split", "memory", "cost")
+_TABLES = (
+    "comparison", "differences", "quality", "categories", "kinds", "split", "ranks", "memory", "resources", "cost",
+)  # fmt: skip
 
 
 def _contents(context: dict[str, Any]) -> list[tuple[str, str]]:

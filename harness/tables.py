@@ -101,8 +101,10 @@ def all_tables(comparison: Comparison, prices: Prices) -> list[Table]:
         category_table(comparison),
         kind_table(comparison),
         split_table(comparison),
+        rank_table(comparison),
         profile_table(comparison),
         memory_table(comparison),
+        resource_table(comparison),
         cost_table(comparison, prices),
     ]
     return [without_empty_columns(table) for table in made if table is not None]
@@ -269,6 +271,74 @@ def split_table(comparison: Comparison) -> Table | None:
     )
 
 
+def rank_table(comparison: Comparison, most: int = 32) -> Table | None:
+    """Each rank's own work and waiting, of the first run of each cell with several workers."""
+    rows = []
+    for label, workers, runs in cell_runs(comparison):
+        if workers < 2 or not runs[0].split or runs[0].job.get("profile"):
+            continue
+        hosts = {rank.get("rank"): rank.get("hostname") for rank in runs[0].environment.get("ranks") or ()}
+        for rank in range(workers):
+            own = [row for row in runs[0].split if row["rank"] == rank]
+            if not own:
+                continue
+            work = np.array([sum(row[f"{part}_s"] for part in SPLIT_PARTS[:3]) + row["optimizer_s"] for row in own])
+            wait = np.array([row["exchange_s"] + row["other_s"] for row in own])
+            rows.append(
+                [
+                    f"{label}, rank {rank}",
+                    hosts.get(rank) or words.DASH,
+                    words.milliseconds(float(np.median(work))),
+                    words.milliseconds(float(np.percentile(work, 90))),
+                    words.milliseconds(float(np.median(wait))),
+                ]
+            )
+    if not rows:
+        return None
+    return Table(
+        id="ranks",
+        title="Own work and waiting by rank, ms a step",
+        columns=["rank", "host", "own work (median)", "own work (p90)", "exchange and waiting (median)"],
+        rows=rows[:most],
+        note="First run of each cell. A rank whose own work is longer than the others' makes them all wait.",
+    )
+
+
+def resource_table(comparison: Comparison) -> Table | None:
+    """Load of rank 0's host while training: processor, network, GPUs."""
+    rows = []
+    for label, workers, runs in cell_runs(comparison):
+        seen = [row for run in runs for row in run.resources]
+        if not seen:
+            continue
+        gpus = [gpu for row in seen for gpu in row.get("gpus") or ()]
+        rates = [_rate(run.resources, "net_sent_bytes") for run in runs]
+        sent = [rate for rate in rates if rate is not None]
+        rows.append(
+            [
+                label,
+                str(workers),
+                f"{np.mean([row['cpu_percent'] for row in seen]):.0f} %",
+words.number(float(np.median(sent))) if sent else words.DASH,
+                if any(sent)
+                else words.DASH,
+                _gpu_mean(gpus, "util_percent", "{:.0f} %"),
+                _gpu_mean(gpus, "power_w", "{:.0f} W"),
+                _gpu_mean(gpus, "temperature_c", "{:.0f} °C", highest=True),
+            ]
+        )
+    if not rows:
+        return None
+    return Table(
+        id="resources",
+        title="Load while training",
+        columns=["engine", "workers", "processor (rank 0)", "sent, MB/s", "GPU use", "GPU power", "GPU temperature"],
+        rows=rows,
+        note="Means over the sampler's rows; temperature: highest. Processor: of rank 0's process, 100 % = one core. Sent: "
+        "all interfaces of rank 0's host, also within it.",
+    )
+
+
 def profile_table(comparison: Comparison) -> Table | None:
     """Where a step's own device time goes by kind of operation, from the profiled runs: mean over their ranks."""
     columns: list[str] = []
@@ -426,6 +496,21 @@ def _middle(costs: Sequence[Cost], name: str) -> float | None:
     values: list[Any] = [getattr(cost, name) for cost in costs]
     values = [value for value in values if words.is_number(value)]
     return float(np.median(values)) if values else None
+
+
+def _rate(rows: Sequence[dict[str, Any]], counter: str) -> float | None:
+    """MB/s between the first and the last row, None where the counter or the time stands still."""
+    known = [row for row in rows if words.is_number(row.get(counter))]
+    if len(known) < 2 or known[-1]["t"] <= known[0]["t"]:
+        return None
+    return (known[-1][counter] - known[0][counter]) / (known[-1]["t"] - known[0]["t"]) / 1e6
+
+
+def _gpu_mean(gpus: Sequence[dict[str, Any]], name: str, form: str, *, highest: bool = False) -> str:
+    values = [gpu[name] for gpu in gpus if words.is_number(gpu.get(name))]
+    if not values:
+        return words.DASH
+    return form.format(max(values) if highest else float(np.mean(values)))
 
 
 def _time_and_money(seconds: float | None, money: float | None, currency: str) -> str:

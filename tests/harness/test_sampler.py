@@ -1,7 +1,9 @@
 """The resource sampler: its rows, its end, its cost."""
 
+import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -58,3 +60,95 @@ def test_failing_callback_never_ends_the_run() -> None:
 def test_rate_is_limited() -> None:
     with pytest.raises(ValueError, match="at most 10"):
         ResourceSampler(lambda row: None, hz=100)
+
+
+class FakeNvml:
+    """Two devices as NVML shows them; the second one has no energy counter. (No GPU here; the real one is used where
+    there is.)"""
+
+    NVML_TEMPERATURE_GPU = 0
+    NVML_CLOCK_SM = 1
+    NVML_NVLINK_MAX_LINKS = 2
+
+    def __init__(self) -> None:
+        self.energy_mj = 1_000_000
+
+    def nvmlInit(self) -> None: ...  # noqa: N802
+
+    def nvmlShutdown(self) -> None: ...  # noqa: N802
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
+
+    def nvmlDeviceGetName(self, handle: int) -> bytes:  # noqa: N802
+        return b"NVIDIA H100 80GB HBM3"
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:  # noqa: N802
+        return 500_000
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> object:  # noqa: N802
+        return types.SimpleNamespace(used=(3 + handle) * 2**30, total=80 * 2**30)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> object:  # noqa: N802
+        return types.SimpleNamespace(gpu=90)
+
+    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:  # noqa: N802
+        return 55
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:  # noqa: N802
+        if handle == 1:
+            raise RuntimeError("Not Supported")
+        self.energy_mj += 50_000
+        return self.energy_mj
+
+    def nvmlDeviceGetNvLinkState(self, handle: int, link: int) -> int:  # noqa: N802
+        return 1
+
+    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
+        return "580.1"
+
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:  # noqa: N802
+        return 13000
+
+
+def test_gpus_are_watched_with_energy_by_counter_or_by_power(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    rows: list[dict] = []
+    with ResourceSampler(rows.append, hz=10) as sampler:
+        time.sleep(0.35)
+    assert all(schema_errors("resources", row) == [] for row in rows)
+    first, second = rows[-1]["gpus"]
+    assert (first["util_percent"], first["power_w"], first["temperature_c"]) == (90, 500.0, 55)
+    assert first["energy_j"] - rows[0]["gpus"][0]["energy_j"] == pytest.approx(50.0 * (len(rows) - 1))
+    passed = rows[-1]["t"] - rows[0]["t"]
+    assert second["energy_j"] == pytest.approx(500.0 * passed, rel=0.2)
+    assert sampler.peaks()["gpu_mem_mib"] == {0: 3072.0, 1: 4096.0}
+
+
+def test_only_visible_gpus_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    rows: list[dict] = []
+    with ResourceSampler(rows.append, hz=10):
+        time.sleep(0.05)
+    assert [gpu["index"] for gpu in rows[0]["gpus"]] == [1]
+    with ResourceSampler(rows.append, hz=10, devices=()):
+        time.sleep(0.05)
+    assert rows[-1]["gpus"] == []
+
+
+def test_environment_names_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness import environment
+
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
+    found = environment.gpus()
+    assert found["driver"] == "580.1"
+    assert found["cuda_driver"] == "13.0"
+    assert [device["name"] for device in found["devices"]] == ["NVIDIA H100 80GB HBM3"] * 2
+    assert found["devices"][0]["nvlinks"] == 2
+    record = {"schema": 1, **environment.environment()}
+    assert schema_errors("environment", record) == []

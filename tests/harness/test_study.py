@@ -261,3 +261,10 @@ def test_recorded_study_can_be_done_again_elsewhere(tmp_path: Path, runner: list
 def test_plan_names_what_is_left() -> None:
     text = study.plan_text(matrix(), 5, 125.0, "from 3 earlier runs")
     assert "12 runs (deepspeed-z1 and horovod x 1 and 2 workers x 3 repeats), 7 done; about 2.1 min to go" in text
+
+
+@pytest.mark.parametrize("path", sorted(Path(study.__file__).with_name("studies").glob("*.toml")), ids=lambda p: p.stem)
+def test_studies_of_the_project_are_valid(path: Path) -> None:
+    made = Study.from_toml(path)
+    assert made.name == path.stem
+    assert len(made.jobs) >= 12
