@@ -319,9 +319,7 @@ def resource_table(comparison: Comparison) -> Table | None:
                 label,
                 str(workers),
                 f"{np.mean([row['cpu_percent'] for row in seen]):.0f} %",
-words.number(float(np.median(sent))) if sent else words.DASH,
-                if any(sent)
-                else words.DASH,
+                words.number(float(np.median(sent))) if sent else words.DASH,
                 _gpu_mean(gpus, "util_percent", "{:.0f} %"),
                 _gpu_mean(gpus, "power_w", "{:.0f} W"),
                 _gpu_mean(gpus, "temperature_c", "{:.0f} °C", highest=True),
@@ -334,8 +332,8 @@ words.number(float(np.median(sent))) if sent else words.DASH,
         title="Load while training",
         columns=["engine", "workers", "processor (rank 0)", "sent, MB/s", "GPU use", "GPU power", "GPU temperature"],
         rows=rows,
-        note="Means over the sampler's rows; temperature: highest. Processor: of rank 0's process, 100 % = one core. Sent: "
-        "all interfaces of rank 0's host, also within it.",
+        note="Means over the sampler's rows; temperature: highest. Processor: of rank 0's process, 100 % = one core. "
+        "Sent: all interfaces of rank 0's host, also within it.",
     )
 
 
