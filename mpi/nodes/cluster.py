@@ -158,6 +158,15 @@ class Cluster:
         _save(changed)
         return changed
 
+    def limit(self, name: str, rate: str) -> None:
+        """One slow cable: this node's, each way."""
+        link.limit(self.node(name).pid, INTERFACE, rate)
+        link.limit(self.hub.pid, self._port(name), rate)
+
+    def close_ports(self, name: str) -> None:
+        """A firewall in front of the node: TCP ports 16384 to 32767 are silently closed, ssh still works."""
+        link.close_ports(self.node(name).pid)
+
     def mount(self, name: str, source: str | Path, target: str | Path) -> None:
         """`source` is seen at `target` in this node only, over what was there."""
         self._inside(name, ["mount", "--bind", str(source), str(target)])
@@ -334,8 +343,10 @@ def _write_shared(folder: Path, names: Sequence[str], addresses: Sequence[str]) 
     (folder / "known_hosts").write_text("".join(known))
     (folder / "ssh_config").write_text(
         f"Host *\n  IdentityFile {folder}/id\n  UserKnownHostsFile {folder}/known_hosts\n"
-        f"  StrictHostKeyChecking yes\n  LogLevel ERROR\n"
+        "  StrictHostKeyChecking yes\n  LogLevel ERROR\n"
+        "  KexAlgorithms curve25519-sha256\n"  # the cheapest: 64 logins at once share this machine's cores
     )
+    (folder / "empty").touch()
     for name in names:
         (folder / f"{name}.hostname").write_text(f"{name}\n")
         (folder / f"{name}.sshd_config").write_text(
@@ -350,12 +361,17 @@ def _write_shared(folder: Path, names: Sequence[str], addresses: Sequence[str]) 
         (folder / "shadow").write_text(shadow)
 
 
+_LOGIN_SCRIPTS = (".bashrc", ".bash_profile", ".bash_login", ".profile", ".zshenv", ".zshrc")
+
+
 def _mounts(folder: Path, name: str) -> list[tuple[str, str]]:
     pairs = [
         (f"{folder}/hosts", "/etc/hosts"),
         (f"{folder}/{name}.hostname", "/etc/hostname"),
         (f"{folder}/ssh_config", "/etc/ssh/ssh_config"),
         (f"{folder}/shadow", "/etc/shadow"),
+        # The account's login scripts are not run: they may be slow, and write into the home that all nodes share.
+        *((f"{folder}/empty", f"{pwd.getpwuid(0).pw_dir}/{script}") for script in _LOGIN_SCRIPTS),
     ]
     return [pair for pair in pairs if Path(pair[0]).exists()]
 

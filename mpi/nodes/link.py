@@ -60,6 +60,11 @@ def limit(pid: int, interface: str, rate: str) -> None:
     _run([*enter, "tc", "qdisc", "replace", "dev", interface, *words])
 
 
+def close_ports(pid: int) -> None:
+    """A firewall: TCP ports 16384 to 32767 of process `pid`'s namespace answer nobody, without a word."""
+    _ip(pid, "rule add ipproto tcp sport 16384-32767 blackhole\n")
+
+
 def counters(pid: int, interface: str) -> tuple[int, int]:
     """(received, sent) bytes of `interface` in the network namespace of process `pid`."""
     for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines():
