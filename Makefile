@@ -3,9 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-STUDY ?= compare
-ENGINES ?= deepspeed,horovod
-WORKERS ?= 1,2
+STUDY ?= harness/studies/compare.toml
 
 .PHONY: help setup compare test test-fast test-parallel quality format clean
 
@@ -15,8 +13,8 @@ help:           ## show this list
 setup:          ## everything this machine needs: system packages, .venv, both engines, weights
 	@bash scripts/setup.sh
 
-compare: setup  ## DeepSpeed beside Horovod on real data: results/$(STUDY)/report.html
-	$(BIN)/harness compare --backends $(ENGINES) --workers $(WORKERS) --study $(STUDY)
+compare: setup  ## DeepSpeed beside Horovod on real data: results/compare/report.html
+	$(BIN)/harness compare --study $(STUDY)
 
 test: setup     ## all tests, also the ones with real launchers, virtual nodes and a browser
 	$(BIN)/python -m pytest $(ARGS)

@@ -29,7 +29,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "comm": ("harness.comm:comm", "Measure collectives through MPI, gloo, NCCL and both engines."),
     "template": ("harness.templates_cluster:template", "Write a Slurm script or a Kubernetes MPIJob for a job."),
     "predict": ("harness.predict:predict", "Fit a model of the step and draw it to more workers."),
-    "fit": ("harness.fit:fit", "Find the largest trainable model per engine and ZeRO stage."),
 }
 
 

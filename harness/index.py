@@ -11,6 +11,7 @@ from harness import records, words
 from harness.compare import Comparison, summarize_study
 from harness.findings import findings
 from harness.options import results_root
+from harness.readme import fill
 from harness.verdict import setting, verdict
 
 _HEAD = """# Studies
@@ -54,5 +55,9 @@ def _entry(study: Path, comparison: Comparison) -> str:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--results", type=click.Path(), help="Results folder (default: the repository's results/).")
 def index(results: str | None, **_: Any) -> None:
-    """Write results/README.md from the studies that are there."""
-    click.echo(str(write_index(results_root(results))))
+    """Write results/README.md, and the measured part of the README beside results/, from the studies that are there."""
+    root = results_root(results)
+    click.echo(str(write_index(root)))
+    readme = root.parent / "README.md"
+    if readme.is_file() and fill(readme, root):
+        click.echo(str(readme))

@@ -420,6 +420,7 @@ class Run:
             gather=backend.gather,
             indices=subset(test_set, job.eval_samples, job.seed),
             memory=memory,
+            batch_size=32 if backend.device.type == "cuda" else 8,
         )
         self.phases["eval_s"] = time.perf_counter() - begin
         return outcome
