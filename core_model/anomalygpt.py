@@ -142,15 +142,24 @@ class AnomalyGPT(nn.Module):
     ) -> Tensor:
         """(B, S, S) fp32, larger = more anomalous. Without memory: the decoder's, in [0, 1]. memory: good pictures;
         its own options say whether its map stands alone or is added to the decoder's."""
-        self.eval()
         side = images.shape[-1]
         features = features if features is not None else self.features(images)
         if memory is not None and not memory.uses_decoder:
             return memory.maps(features, categories, side)
-        maps = mean_map(to_image(self._odds(features, categories), side))
+        maps = self._decoder_maps(features, categories, side)
         if memory is None:
             return maps
         return memory.combine(memory.maps(features, categories, side), maps, categories)
+
+    def _decoder_maps(self, features: Features, categories: Sequence[str], side: int) -> Tensor:
+        """The decoder's maps (B, side, side) in [0, 1], in evaluation mode (dropout off, batch statistics not used). The
+        mode is left as it was found."""
+        was_training = self.decoder.training
+        self.decoder.eval()
+        try:
+            return mean_map(to_image(self._odds(features, categories), side))
+        finally:
+            self.decoder.train(was_training)
 
     def scores(self, maps: Tensor, rule: str = "") -> Tensor:
         """(B,) one score a picture from (B, S, S) maps; rules in `core_model.scoring`."""
@@ -181,10 +190,9 @@ class AnomalyGPT(nn.Module):
         if not len(images) == len(categories) == len(questions):
             counts = f"{len(images)} pictures, {len(categories)} categories, {len(questions)} questions"
             raise ModelError(f"{counts}: give one of each")
-        self.eval()
         features = features if features is not None else self.features(images)
         if maps is None:
-            maps = mean_map(to_image(self._odds(features, categories), images.shape[-1]))
+            maps = self._decoder_maps(features, categories, images.shape[-1])
         picture, prompts = self._prompts(features, maps)
         histories = histories or [()] * len(questions)
         asked = [self.collator.encode_question(q, h) for q, h in zip(questions, histories, strict=True)]

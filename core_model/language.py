@@ -55,7 +55,8 @@ class LanguageModel(nn.Module):
         if any(weight.requires_grad for weight in weights):
             return None
         # a moved, recast or newly loaded transformer has other tensors, or the same with a higher version
-        state = (weights[0].device, weights[0].dtype, sum(weight._version for weight in weights))
+        first = weights[0]
+        state = (id(first), first.device, first.dtype, sum(weight._version for weight in weights))
         if self._prefix is None or self._prefix[0] != state:
             self._prefix = (state, self.transformer.prefix(self.before_ids))
         return self._prefix[1]

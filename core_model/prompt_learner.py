@@ -59,7 +59,8 @@ class PromptLearner(nn.Module):
         """(B, 9 + 9, width): base prompts first. maps: (B, S, S) probabilities of "defect"."""
         x = maps[:, None]
         if x.shape[-1] != self.input_side:
-            x = F.interpolate(x, size=(self.input_side, self.input_side), mode="bilinear", antialias=True)
+            size = (self.input_side, self.input_side)
+            x = F.interpolate(x.float(), size=size, mode="bilinear", antialias=True).to(x.dtype)
         for stage in self.stages:
             x = F.max_pool2d(F.relu(stage(x)), 2)
         from_map = self.to_prompts(x).flatten(2).transpose(1, 2)

@@ -210,6 +210,16 @@ def test_conversation_remembers_its_turns(tiny, samples) -> None:
     assert again == [second]
 
 
+def test_looking_leaves_the_mode_and_the_statistics_alone(samples) -> None:
+    model = presets.build("tiny", version="v3").train()
+    batch = model.collate(samples(4))
+    before = model.decoder.adapters[0].steps[0].running_mean.clone()
+    maps = [model.anomaly_maps(batch.images, batch.categories) for _ in range(2)]
+    assert torch.equal(*maps)  # dropout is off
+    assert torch.equal(model.decoder.adapters[0].steps[0].running_mean, before)
+    assert model.decoder.training
+
+
 def test_unequal_numbers_are_refused(tiny, samples) -> None:
     (picture,) = samples(1)
     with pytest.raises(ModelError, match="1 pictures, 1 categories, 2 questions"):
@@ -239,6 +249,11 @@ def test_lora_trains_with_the_rest(samples) -> None:
     assert model.describe()["trainable_parameters"] - plain.describe()["trainable_parameters"] == sum(
         p.numel() for p in lora.values()
     )
+    model.set_frozen_dtype(torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model(batch)["loss"]
+    half.backward()
+    assert half.item() == pytest.approx(plain(batch)["loss"].item(), rel=0.03)
     again = presets.build("tiny", overrides={"lora": 2}, seed=1)
     for name, tensor in model.trainable_state().items():
         assert torch.equal(tensor, again.trainable_state()[name]), name
