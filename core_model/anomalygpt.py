@@ -152,8 +152,8 @@ class AnomalyGPT(nn.Module):
         return memory.combine(memory.maps(features, categories, side), maps, categories)
 
     def _decoder_maps(self, features: Features, categories: Sequence[str], side: int) -> Tensor:
-        """The decoder's maps (B, side, side) in [0, 1], in evaluation mode (dropout off, batch statistics not used). The
-        mode is left as it was found."""
+        """The decoder's maps (B, side, side) in [0, 1], in evaluation mode (dropout off, batch statistics not used).
+        The mode is left as it was found."""
         was_training = self.decoder.training
         self.decoder.eval()
         try:
