@@ -1,4 +1,4 @@
-"""`harness eval` on a really trained tiny run: it reproduces the record, shows controls, shouts, refuses in one line."""
+"""`harness eval` on a really trained tiny run: it reproduces the record, shows controls, shouts, refuses."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def test_scoring_by_the_median_is_the_control(capsys: pytest.CaptureFixture[str]
     (own,) = evaluated(capsys, trained(), "--shots", 0, "--scoring", "median", "--no-answers")["evaluations"]
     assert own["scoring"] == "median"
     # the control is computed from float16 maps: a tie may fall either way on 16 pairs of pictures
-    assert own["figures"]["mean"]["image_auroc"] == pytest.approx(own["figures"]["mean"]["image_auroc_median"], abs=0.07)
+    assert own["figures"]["mean"]["image_auroc"] == pytest.approx(
+        own["figures"]["mean"]["image_auroc_median"], abs=0.07
+    )
     assert own["figures"]["mean"]["answer_accuracy"] is None
     assert own["alarms"] == []
 
@@ -120,7 +122,7 @@ def test_few_shot_without_training(
     assert evaluated(capsys, *options) == first, "deterministic"
     assert list(tmp_path.iterdir()) == []
     (more,) = evaluated(capsys, *options[:-1], 50)["evaluations"]
-    assert any("6 good pictures only" in warning for warning in more["warnings"])
+    assert any("has only 6 good pictures" in warning for warning in more["warnings"])
 
 
 def test_memory_is_the_seeded_good_pictures_in_four_rotations() -> None:
@@ -170,6 +172,7 @@ def run_without_weights() -> Path:
 
 
 FEW = ("--preset", "tiny", "--data", "textures")
+NARROW = [part for field in ("width=24", "layers=1", "mlp=8", "vocab=300") for part in ("--set", f"model.{field}")]
 MISTAKES: dict[str, tuple[Any, str]] = {
     "nothing named": (lambda: ("--data", "textures"), "--preset NAME"),
     "no data": (lambda: ("--preset", "tiny"), "give --data"),
@@ -189,8 +192,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "unknown rule": (lambda: (*FEW, "--shots", 1, "--scoring", "best"), "unknown scoring rule 'best'"),
     "unknown data": (lambda: (*FEW[:2], "--data", "mnist", "--shots", 1), "unknown data set 'mnist'"),
     "no map": (
-        lambda: ("--preset", "llama-600m", "--data", "textures", "--set", "model.width=24", "--set", "model.layers=1")
-        + ("--set", "model.mlp=8", "--set", "model.vocab=300"),
+        lambda: ("--preset", "llama-600m", "--data", "textures", *NARROW),
         "looks at no pictures",
     ),
 }

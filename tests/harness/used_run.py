@@ -1,4 +1,4 @@
-"""A really trained tiny run on a tiny data set, made once a test process, and the command line called in this process."""
+"""A really trained tiny run on a tiny data set, made once a test process, and the command line in this process."""
 
 from __future__ import annotations
 
