@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("harness.commands.eval:evaluate", "Evaluate weights on a data set, with or without shots."),
     "detect": ("harness.commands.detect:detect", "Score, localize and judge pictures with trained weights."),
     "chat": ("harness.commands.chat:chat", "Talk about a picture with trained weights, in the terminal."),
-    "page": ("harness.commands.page:page", "Serve the detect-and-chat page (needs the extra 'page')."),
+    "page": ("harness.commands.page:page", "Serve the detect-and-chat page (needs the extra 'gradio')."),
     "nodes": ("harness.nodes:nodes", "Virtual nodes: several hosts with limited links on one machine."),
     "doctor": ("harness.doctor:doctor", "Find what is wrong with a cluster before a job starts."),
     "comm": ("harness.comm:comm", "Measure collectives through MPI, gloo, NCCL and both engines."),
