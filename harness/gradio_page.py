@@ -46,6 +46,8 @@ def build(trained: Trained, category: str) -> Any:
                     type="filepath",
                     image_mode=None,  # the file as it is: re-encoding would change the score
                     sources=["upload", "clipboard"],
+                    buttons=["fullscreen"],
+                    alt_text="The picture that is looked at",
                     elem_id="picture",
                 )
                 normal = gr.File(
@@ -63,10 +65,19 @@ def build(trained: Trained, category: str) -> Any:
                 look = gr.Button("Look", variant="primary", elem_id="look")
             with gr.Column():
                 result = gr.Textbox(label="Result", interactive=False, lines=3, elem_id="result")
+                # "share", among gradio's own buttons, would send the picture to a public site
                 shown = gr.Image(
-                    label="Map over the picture", type="pil", format="png", interactive=False, elem_id="map"
+                    label="Map over the picture",
+                    type="pil",
+                    format="png",
+                    interactive=False,
+                    buttons=["download", "fullscreen"],
+                    alt_text="Picture with the suspicious region outlined, beside it the anomaly map with its legend",
+                    elem_id="map",
                 )
-                talk = gr.Chatbot(label="Conversation", render_markdown=False, height=300, elem_id="talk")
+                talk = gr.Chatbot(
+                    label="Conversation", render_markdown=False, height=300, buttons=["copy"], elem_id="talk"
+                )
                 question = gr.Textbox(label="Question", placeholder="Is there any defect?", elem_id="question")
                 with gr.Row():
                     send = gr.Button("Ask", elem_id="ask")
@@ -94,7 +105,8 @@ def build(trained: Trained, category: str) -> Any:
         look.click(on_look, [picture, normal, what], [visit, result, shown, talk], **ONE)
         for trigger in (send.click, question.submit):
             trigger(on_ask, [question, visit, talk], [question, talk, visit], **ONE)
-        clear.click(on_clear, [visit], [talk, visit], **ONE)
+        for trigger in (clear.click, talk.clear):
+            trigger(on_clear, [visit], [talk, visit], **ONE)
     return blocks
 
 

@@ -125,6 +125,13 @@ def test_picture_good_pictures_map_and_conversation(browser: Any, server: str) -
     until(lambda: "(memory map)" in result(browser), "the few-shot result")
     assert float(result(browser).split()[1]) > 1.0
 
+    labels = {button.get_attribute("aria-label") or "" for button in browser.find_elements("css selector", "button")}
+    assert not any("share" in label.lower() for label in labels), "nothing offers to publish the picture"
+    from axe_core_python.selenium import Axe
+
+    grave = [each for each in Axe().run(browser)["violations"] if each["impact"] == "critical"]
+    assert grave == []
+
     hosts = {
         address.split("/")[2]
         for entry in browser.get_log("performance")
