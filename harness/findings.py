@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from harness import measure, words
 from harness.compare import Comparison
@@ -16,6 +17,7 @@ from harness.recorded import RecordedRun
 
 LEVELS = ("wrong", "warning", "note")
 UNUSABLE_LIMIT = 0.05  # share of answers without Yes or No that makes an accuracy meaningless
+_PAUSE_S = 900.0  # between paired runs, beyond what they took themselves
 DATA_LIMIT = 0.10  # share of a step spent waiting for data above which the loader, not the engine, is compared
 
 
@@ -41,6 +43,7 @@ def findings(comparison: Comparison) -> list[Finding]:
     found += _unlike(comparison)
     found += _efficiencies(comparison)
     found += _repeats(comparison)
+    found += _apart(comparison)
     found += _software(runs)
     return sorted(_merged(found), key=lambda finding: LEVELS.index(finding.level))
 
@@ -230,8 +233,37 @@ def _repeats(comparison: Comparison) -> Iterator[Finding]:
         )
 
 
+def _apart(comparison: Comparison) -> Iterator[Finding]:
+    """Paired runs that did not run right after one another: the pairing then cancels no drift of the machine."""
+    cells: dict[tuple[int, int, int], list[RecordedRun]] = {}
+    for run in comparison.members(0):
+        cells.setdefault((run.workers, run.repeat, run.seed), []).append(run)
+    for (workers, repeat, _), members in sorted(cells.items()):
+        starts = sorted(filter(None, (_started(run) for run in members)))
+        if len({run.label for run in members}) < 2 or len(starts) < 2:
+            continue
+        busy = sum(run.result.get("wall_s") or 0.0 for run in members)
+        gap = starts[-1] - starts[0]
+        if gap > 2 * busy + _PAUSE_S:
+            names = words.joined([run.name for run in members][:4])
+            yield Finding(
+                level="warning",
+                code="apart",
+                text=f"{names}: repeat {repeat} at {words.plural(workers, 'worker')} is compared as a pair, but its "
+                f"runs started {words.duration(gap)} apart: a drift of the machine is not cancelled.",
+            )
+
+
+def _started(run: RecordedRun) -> float | None:
+    """When the run began, seconds since 1970."""
+    try:
+        return datetime.fromisoformat(str(run.result.get("started"))).timestamp()
+    except ValueError:
+        return None
+
+
 def _software(runs: Sequence[RecordedRun]) -> Iterator[Finding]:
-    commits = {(run.environment.get("git") or {}).get("commit") for run in runs} - {None}
+    commits = {str(commit) for run in runs if (commit := (run.environment.get("git") or {}).get("commit"))}
     if len(commits) > 1:
         yield Finding(
             level="note",
@@ -250,13 +282,14 @@ def _software(runs: Sequence[RecordedRun]) -> Iterator[Finding]:
 
 
 def _merged(found: Sequence[Finding]) -> list[Finding]:
-    """Many runs with the same complaint become the first two and a count: a list of 200 hides the one that matters."""
+    """Many runs with the same complaint become the first one and the others' names: a list of 200 would hide the one
+    that matters."""
     by_code: dict[tuple[str, str], list[Finding]] = {}
     for finding in found:
         by_code.setdefault((finding.level, finding.code), []).append(finding)
     merged = []
     for (level, code), members in by_code.items():
-        kept = members if len(members) <= 3 else members[:2]
+        kept = members if len(members) <= 3 else members[:1]
         merged += kept
         if len(members) > len(kept):
             names = [finding.text.split(":")[0].removesuffix(" failed") for finding in members[len(kept) :]]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURES = ("scaling", "efficiency", "convergence", "accuracy")
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "svg.hashsalt": "harness",
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
@@ -45,7 +45,7 @@ def write_plots(comparison: Comparison, folder: Path) -> list[Path]:
 
     draws = {"scaling": _scaling, "efficiency": _efficiency, "convergence": _convergence, "accuracy": _accuracy}
     written: list[Path] = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
         for name in FIGURES:
             figure = Figure(figsize=(7.2, 4.4), layout="constrained")
             FigureCanvasAgg(figure)

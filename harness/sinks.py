@@ -7,7 +7,7 @@ run (`harness watch --sink`, `harness export`), never by the worker, so that a s
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -105,7 +105,7 @@ class WandbSink:
         self._run.finish(exit_code=0 if status == "ok" else 1)
 
 
-_KINDS = {"tensorboard": TensorBoardSink, "mlflow": MlflowSink, "wandb": WandbSink}
+_KINDS: dict[str, Callable[[str], Sink]] = {"tensorboard": TensorBoardSink, "mlflow": MlflowSink, "wandb": WandbSink}
 
 
 def open_sink(text: str) -> Sink:

@@ -225,12 +225,12 @@ def estimate(jobs: Sequence[Job], results: Path) -> tuple[float | None, str]:
             try:
                 run = RecordedRun(folder)
                 wall, train = run.result.get("wall_s"), (run.result.get("phases") or {}).get("train_s")
-                job = run.job
+                recorded = run.job
             except records.RecordError:
                 continue
             if run.ok and words.is_number(wall) and words.is_number(train):
-                samples = max(1, int(job.get("steps", 1)) * int(job.get("global_batch", 1)))
-                key = (job.get("preset"), job.get("data"), run.workers, run.backend)
+                samples = max(1, int(recorded.get("steps", 1)) * int(recorded.get("global_batch", 1)))
+                key = (recorded.get("preset"), recorded.get("data"), run.workers, run.backend)
                 past.append((key, wall - train, train / samples))
     if not past:
         return None, "no earlier run of this kind"
@@ -290,8 +290,8 @@ def run_study(
 
 
 def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
-    """The jobs that can use the same processes, repeat by repeat, in the order of their first. Horovod reads its settings
-    once a process, so only jobs with the same ones go together."""
+    """The jobs that can use the same processes, repeat by repeat, in the order of their first. Horovod reads its
+    settings once a process, so only jobs with the same ones go together."""
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs:
         settings = str(sorted(job.engine.items())) if job.backend == "horovod" else ""

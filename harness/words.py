@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 DASH = "–"  # noqa: RUF001 - the typographic dash of tables
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether `value` is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -17,7 +18,6 @@ def number(value: float | None, digits: int = 3) -> str:
     """`value` with `digits` significant digits, without exponent up to a million."""
     if not is_number(value):
         return DASH
-    assert value is not None
     if value == 0:
         return "0"
     places = digits - 1 - math.floor(math.log10(abs(value)))
@@ -31,7 +31,7 @@ def fixed(value: float | None, places: int) -> str:
 
 def percent(value: float | None, places: int = 0) -> str:
     """A share as per cent: ``0.853`` is ``85 %``."""
-    return f"{value * 100:.{places}f} %" if is_number(value) and value is not None else DASH
+    return f"{value * 100:.{places}f} %" if is_number(value) else DASH
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -41,7 +41,7 @@ def milliseconds(seconds: float | None) -> str:
 
 def mebibytes(value: float | None) -> str:
     """MiB up to 9999, GiB beyond."""
-    if not is_number(value) or value is None:
+    if not is_number(value):
         return DASH
     if value >= 10000:
         return f"{value / 1024:.1f} GiB"
@@ -50,7 +50,7 @@ def mebibytes(value: float | None) -> str:
 
 def duration(seconds: float | None) -> str:
     """``42 s``, ``3.5 min``, ``5.7 h``, ``1.9 d``: the form of DeepSpeed-Chat's tables."""
-    if not is_number(seconds) or seconds is None:
+    if not is_number(seconds):
         return DASH
     for limit, unit, size in ((90, "s", 1), (5400, "min", 60), (172800, "h", 3600)):
         if seconds < limit:

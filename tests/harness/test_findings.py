@@ -154,5 +154,17 @@ def test_thin_evidence_is_said(tmp_path: Path, code: str, changes: dict, keyword
 def test_many_equal_complaints_become_one_line_with_the_names(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "s", repeats=3, steps=25)
     _, found = found_in(folder, "few-steps")
-    assert len(found) == 3
-    assert found[-1].text.startswith("The same (few-steps) of 10 other runs: ")
+    assert len(found) == 2
+    assert found[-1].text.startswith("The same (few-steps) of 11 other runs: ")
+
+
+def test_pairs_that_ran_hours_apart_are_said(tmp_path: Path) -> None:
+    import json
+
+    folder = write_study(tmp_path / "s", repeats=1, workers=(2,), steps=60)
+    assert found_in(folder, "apart")[1] == []
+    path = next(folder.glob("horovod-*")) / "result.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "started": "2026-11-24T15:00:00+00:00"}))
+    _, (finding,) = found_in(folder, "apart")
+    assert "started 5.0 h apart" in finding.text
