@@ -48,14 +48,14 @@ def set_port(hub: int, port: str, *, up: bool) -> None:
 def limit(pid: int, interface: str, rate: str) -> None:
     """Limits what `interface` sends to `rate` (empty = no limit), by a token bucket.
 
-    The bucket holds 2 ms of the rate, at least 64 KiB (one segment as the kernel hands it over): small enough that a
+    The bucket holds 0.5 ms of the rate, at least 64 KiB (one segment as the kernel hands it over): small enough that a
     message of some hundred KiB already runs at the rate. The queue holds 50 ms.
     """
     enter = ["nsenter", "-t", str(pid), "--net", "--"]
     if not rate:
         subprocess.run([*enter, "tc", "qdisc", "del", "dev", interface, "root"], capture_output=True, timeout=10)
         return
-    burst = max(65536, int(bytes_per_second(rate) * 0.002))
+    burst = max(65536, int(bytes_per_second(rate) * 0.0005))
     words = ["root", "tbf", "rate", rate, "burst", str(burst), "latency", f"{_QUEUE_MS}ms"]
     _run([*enter, "tc", "qdisc", "replace", "dev", interface, *words])
 

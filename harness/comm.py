@@ -1,0 +1,194 @@
+"""`harness comm`: what the network and each communication library can do, apart from any training.
+
+The same collectives over the same sizes through MPI, gloo, NCCL and each engine; algbw and busbw by nccl-tests'
+definition (`mpi.collectives`), every result checked, a table, comm.json and a plot against the link's rate.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness import records
+from harness.job import JobError
+from harness.launch import find_hostfile
+from mpi import hostfile
+from mpi.launch import command, missing_program, render
+from mpi.network import find, free_port
+from mpi.nodes.link import bytes_per_second
+from mpi.process import supervise
+from mpi.transports import TRANSPORTS
+
+ROOT = Path(__file__).resolve().parent.parent
+OPERATIONS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
+_ROW = re.compile(r"COMM (\{.*\})")
+_SIZE = re.compile(r"(\d+)\s*([kKmMgG]?)i?[bB]?")
+
+
+@click.command()
+@click.option("--via", default="mpi4py,gloo,horovod,deepspeed", show_default=True, help=f"Of {', '.join(TRANSPORTS)}.")
+@click.option("--ops", default=",".join(OPERATIONS), show_default=True, help="Operations.")
+@click.option("--min", "smallest", default="1k", show_default=True, help="Smallest size (of the larger buffer).")
+@click.option("--max", "largest", default="4M", show_default=True, help="Largest size.")
+@click.option("--step", default=4, show_default=True, help="Each size is so many times the one before.")
+@click.option("--budget", default=0.2, show_default=True, help="Seconds of repetitions for each operation and size.")
+@click.option("--nodes", type=int, default=1, show_default=True, help="Hosts, from the hostfile in its order.")
+@click.option("--slots", type=int, default=0, help="Workers a host (default: 2 here, the hostfile's slots for more).")
+@click.option("--hostfile", "hosts_path", default="", help="Hosts as 'name slots=N' lines.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--rate", default="", help="The link's rate for the plot: 1gbit, 25gbit.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results/comm"), show_default=True)
+@click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds for each library.")
+@click.option("--dry-run", is_flag=True, help="Print the commands only.")
+def comm(
+    via: str,
+    ops: str,
+    smallest: str,
+    largest: str,
+    step: int,
+    budget: float,
+    nodes: int,
+    slots: int,
+    hosts_path: str,
+    device: str,
+    rate: str,
+    out: Path,
+    timeout: float,
+    dry_run: bool,
+) -> None:
+    """Measure collectives through MPI, gloo, NCCL and both engines."""
+    names = _checked(via, TRANSPORTS, "library")
+    operations = _checked(ops, OPERATIONS, "operation")
+    line_rate = bytes_per_second(rate) if rate else 0.0
+    if step < 2:
+        raise JobError(f"step is {step}: each size must be at least 2 times the one before")
+    hosts = _hosts(nodes, slots, hosts_path)
+    worker = ["--operations", ",".join(operations), "--smallest", str(size(smallest)), "--largest", str(size(largest))]
+    worker += ["--step", str(step), "--budget", str(budget), "--device", device]
+    measured = []
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="harness-comm-") as scratch:
+            result = _run(name, hosts, worker, Path(scratch), timeout, dry_run)
+        if result is not None:
+            measured.append(result)
+            _print(result, line_rate)
+    if dry_run:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    record = {
+        "hosts": [{"name": host.name, "slots": host.slots} for host in hosts],
+        "link_bytes_per_s": line_rate or None,
+        "definition": "S = bytes of the larger buffer, algbw = S / t, busbw = algbw x factor (nccl-tests)",
+        "libraries": measured,
+    }
+    records.write_json(out / "comm.json", record)
+    if any(result["rows"] for result in measured):
+        from harness.comm_plot import plot
+
+        plot(record, out / "comm")
+        click.echo(f"{out}/comm.json, comm.png, comm.svg")
+    failed = [result["via"] for result in measured if result["reason"]]
+    if failed:
+        click.echo(f"error: failed: {', '.join(failed)}", err=True)
+        sys.exit(1)
+
+
+def size(text: str) -> int:
+    """``4M`` -> 4194304. Raises JobError."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match or int(match.group(1)) < 1:
+        raise JobError(f"'{text}' is not a size: write it like 1k, 64k or 16M")
+    return int(match.group(1)) << {"": 0, "k": 10, "m": 20, "g": 30}[match.group(2).lower()]
+
+
+def _checked(text: str, allowed: Any, what: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in allowed:
+            raise JobError(f"unknown {what} '{name}': choose of {', '.join(allowed)}")
+    return names
+
+
+def _hosts(nodes: int, slots: int, path: str) -> tuple[hostfile.Host, ...]:
+    if nodes == 1 and not path:
+        return hostfile.local(slots or 2)
+    listed = hostfile.parse_file(find_hostfile(path))
+    return hostfile.take(listed, nodes, slots or min(host.slots for host in listed[:nodes]))
+
+
+def _run(
+    name: str, hosts: Sequence[hostfile.Host], worker: Sequence[str], scratch: Path, timeout: float, dry_run: bool
+) -> dict[str, Any] | None:
+    """One library's rows; ``reason`` says in one line why there are none, or fewer."""
+    network = find([host.name for host in hosts])
+    argv = [sys.executable, "-m", "mpi.collectives", "--via", name, *worker]
+    launch = command(
+        TRANSPORTS[name][1],
+        argv,
+        hosts,
+        scratch=scratch / "job",
+        network=network,
+        master_port=free_port(network.address),
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
+        operation_timeout=60,
+    )
+    if dry_run:
+        click.echo(render(launch))
+        return None
+    if missing := missing_program(launch):
+        return {"via": name, "reason": missing, "rows": [], "transport": {}}
+    rows: list[dict[str, Any]] = []
+    about: dict[str, Any] = {}
+
+    def take(line: str) -> None:
+        if match := _ROW.search(line):
+            row = json.loads(match.group(1))
+            (about.update(row["transport"]) if "transport" in row else rows.append(row))
+
+    outcome = supervise(launch, log_path=scratch / "log.txt", timeout=timeout, on_line=take)
+    reason = outcome.reason
+    wrong = [row["operation"] for row in rows if row.get("correct") is False]
+    if wrong:
+        reason = f"wrong results: {', '.join(sorted(set(wrong)))}"
+    return {"via": name, "reason": reason, "rows": rows, "transport": about, "launcher": launch.launcher}
+
+
+def _print(result: dict[str, Any], line_rate: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    about = ", ".join(str(value) for value in result["transport"].values())
+    if result["reason"]:
+        click.echo(f"{result['via']}: {result['reason']}", err=True)
+    if not result["rows"]:
+        return
+    table = Table(title=f"{result['via']} ({about}; {result['launcher']})", title_justify="left")
+    for heading in ("operation", "bytes", "us", "IQR, us", "algbw", "busbw", "of link", "right"):
+        left = heading in ("operation", "right")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True, min_width=len(heading))
+    table.caption = "algbw and busbw in Gbit/s, by nccl-tests' definition; mean of the repetitions, slowest rank"
+    for row in result["rows"]:
+        if "unsupported" in row:
+            table.add_row(row["operation"], "", "", "", "", "", "", row["unsupported"])
+            continue
+        share = f"{row['busbw'] / line_rate:.0%}" if line_rate else ""
+        table.add_row(
+            row["operation"],
+            f"{row['bytes']:,}",
+            f"{row['seconds'] * 1e6:,.0f}",
+            f"{(row['seconds_q3'] - row['seconds_q1']) * 1e6:,.0f}",
+            f"{row['algbw'] * 8e-9:.3f}",
+            f"{row['busbw'] * 8e-9:.3f}",
+            share,
+            "yes" if row["correct"] else "WRONG",
+        )
+    console.print(table)

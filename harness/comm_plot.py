@@ -1,0 +1,80 @@
+"""The plot of `harness comm`: busbw over size, one panel an operation, one line a library, the link's rate across."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.palette import dashes, styles
+
+
+def plot(record: Mapping[str, Any], stem: Path) -> None:
+    """Writes STEM.png and STEM.svg."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter
+
+    libraries = [library for library in record["libraries"] if any("busbw" in row for row in library["rows"])]
+    looks = styles([library["via"] for library in record["libraries"]])
+    operations = list(dict.fromkeys(row["operation"] for library in libraries for row in library["rows"]))
+    columns = min(2, len(operations))
+    lines = -(-len(operations) // columns)
+    figure, axes = plt.subplots(
+        lines,
+        columns,
+        figsize=(4.8 * columns, 3.4 * lines),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, operation in zip(axes.flat, operations, strict=False):
+        for library in libraries:
+            rows = [row for row in library["rows"] if row["operation"] == operation and "busbw" in row]
+            if not rows:
+                continue
+            look = looks[library["via"]]
+            (line,) = axis.plot(
+                [row["bytes"] for row in rows],
+                [row["busbw"] * 8 / 1e9 for row in rows],
+                color=look.light,
+                marker=look.marker,
+                markersize=5,
+                label=library["via"],
+            )
+            if pattern := dashes(look):
+                line.set_dashes(pattern)
+        if record["link_bytes_per_s"]:
+            rate = record["link_bytes_per_s"] * 8 / 1e9
+            axis.axhline(rate, color="0.45", linewidth=1)
+            axis.annotate(
+                f"link {rate:g} Gbit/s", (0.01, rate), xycoords=("axes fraction", "data"), fontsize=8, color="0.3",
+                xytext=(0, 2), textcoords="offset points",
+            )  # fmt: skip
+        axis.set(xscale="log", yscale="log", title=operation.replace("_", "-"))
+        axis.xaxis.set_major_formatter(FuncFormatter(_bytes))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.grid(True, alpha=0.3)
+    for axis in list(axes.flat)[len(operations) :]:
+        axis.set_visible(False)
+    for axis in axes[-1]:
+        axis.set_xlabel("size of the larger buffer")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("bus bandwidth, Gbit/s")
+    axes.flat[0].legend(fontsize=8, frameon=False)
+    ranks = next((row["ranks"] for library in libraries for row in library["rows"] if "ranks" in row), 0)
+    nodes = len(record["hosts"])
+    figure.suptitle(f"Collectives, {ranks} workers on {nodes} node{'s' if nodes > 1 else ''}", fontsize=11)
+    for suffix in ("png", "svg"):
+        figure.savefig(stem.with_suffix(f".{suffix}"), dpi=144)
+    plt.close(figure)
+
+
+def _bytes(value: float, _: object) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value:g} B"
