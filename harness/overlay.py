@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -80,7 +81,7 @@ def outlined(picture: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 
 def _legend(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, font: object, scale: Scale, *, x: int, y: int, width: int, line: int
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, font: Any, scale: Scale, *, x: int, y: int, width: int, line: int
 ) -> None:
     """The colour bar under the map with its numbers and what they are, and what the outline means."""
     bar = heat(np.tile(np.linspace(0, 1, width, dtype=np.float32), (line // 2, 1)))
@@ -104,7 +105,7 @@ def _fitted(picture: np.ndarray) -> np.ndarray:
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
 
 
-def _cut(draw: ImageDraw.ImageDraw, text: str, font: object, width: int) -> str:
+def _cut(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
     """`text`, shortened until it is at most `width` pixels wide."""
     if draw.textlength(text, font=font) <= width:
         return text
