@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from core_model.anomalygpt import AnomalyGPT
 from core_model.decoder import ImageDecoder
@@ -36,8 +35,7 @@ def assemble(
     place = Place(device=device, dtype=frozen_dtype, random=random_weights)
     encoder = make_encoder(spec, place)
     if spec.image_size % encoder.multiple:
-        text = f"image size {spec.image_size}: preset {spec.preset} needs a multiple of {encoder.multiple}"
-        raise ModelError(text)
+        raise ModelError(f"image size {spec.image_size}: preset {spec.preset} needs a multiple of {encoder.multiple}")
     transformer, tokenizer = make_language(spec, place)
     language = LanguageModel(transformer, tokenizer, Collator(tokenizer=tokenizer, max_tokens=spec.max_tokens))
     text = _text_features(spec, encoder, language)
@@ -98,7 +96,7 @@ def _seeded(part: str, seed: int, make: Callable[[], Any]) -> Any:
         return make()
 
 
-def embedding_std(transformer: nn.Module) -> float:
+def embedding_std(transformer: Any) -> float:
     """Standard deviation of the language model's input embeddings: the range in which prompt vectors start."""
     table = transformer.embedding_table()
     return 0.02 if table.is_meta else float(table[:4096].float().std())

@@ -62,5 +62,6 @@ class Batch:
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         """The same batch with `change` done to every tensor, those in `extras` too."""
         names = ("images", "masks", "is_defective", "token_ids", "labels", "lengths")
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
         extras = {k: change(v) if isinstance(v, torch.Tensor) else v for k, v in self.extras.items()}
-        return replace(self, extras=extras, **{name: change(getattr(self, name)) for name in names})
+        return replace(self, extras=extras, **changed)

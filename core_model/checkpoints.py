@@ -10,6 +10,7 @@ import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from core_model.errors import ModelError
 from core_model.frozen import build_empty
 from core_model.llama import Llama, LlamaConfig
 from core_model.weights import assign, read
+
+if TYPE_CHECKING:
+    from core_model.anomalygpt import AnomalyGPT
 
 LORA_KEY = re.compile(r"layers\.(\d+)\.self_attn\.([qkvo]_proj)\.lora_([AB])(?:\.default)?\.weight$")
 PROMPT_CONV_KEY = re.compile(r"prompt_learner\.meta_net\.(\d+)\.(weight|bias)$")
@@ -108,7 +112,7 @@ def load_llama_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Llama
     return assign(model, tensors, str(folder))
 
 
-def apply_deltas(model: nn.Module, paths: Iterable[Path], *, alpha: float = 32.0) -> list[str]:
+def apply_deltas(model: AnomalyGPT, paths: Iterable[Path], *, alpha: float = 32.0) -> list[str]:
     """Loads PandaGPT's and AnomalyGPT's ``pytorch_model.pt`` into an `AnomalyGPT`, later files over earlier ones.
 
     ``llama_proj.*`` becomes the projection, ``image_decoder.fc.K.*`` the decoder, ``prompt_learner.*`` the prompt
@@ -147,7 +151,7 @@ def apply_deltas(model: nn.Module, paths: Iterable[Path], *, alpha: float = 32.0
 
 
 def delta_targets(
-    model: nn.Module, state: Mapping[str, Tensor]
+    model: AnomalyGPT, state: Mapping[str, Tensor]
 ) -> tuple[dict[str, tuple[nn.Parameter, Tensor]], dict[tuple[int, str], dict[str, Tensor]]]:
     """Which parameter each tensor of delta weights is meant for, and the LoRA pairs by (layer, projection)."""
     own = dict(model.named_parameters())

@@ -17,6 +17,8 @@ either, a run's gradient depends on how the batch was split, and engines or worl
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,7 @@ DROPOUT = 0.1
 class LinearHead(nn.Linear):
     """One linear layer a patch, the paper's."""
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:  # type: ignore[override]
         return super().forward(tokens)
 
 
@@ -80,8 +82,8 @@ class Residual(nn.Module):
         return y + self.branch(F.gelu(y))
 
 
-HEADS = {"linear": LinearHead, "mlp": MLPHead, "conv3x3": Conv3x3Head}
-STEPS = {
+HEADS: dict[str, Callable[[int, int], Any]] = {"linear": LinearHead, "mlp": MLPHead, "conv3x3": Conv3x3Head}
+STEPS: dict[str, Callable[[int], nn.Module]] = {
     "norm": nn.LayerNorm,
     "batchnorm": TokenBatchNorm,
     "dropout": lambda _width: nn.Dropout(DROPOUT),
@@ -132,11 +134,12 @@ class ImageDecoder(nn.Module):
         for step in steps:
             if step not in STEPS:
                 raise ModelError(f"unknown decoder layer '{step}': after the head, choose from {', '.join(STEPS)}")
-        self.adapters = nn.ModuleList(Adapter(HEADS[head](c, width)) for c in channels)
+        adapters = [Adapter(HEADS[head](c, width)) for c in channels]
+        self.adapters = nn.ModuleList(adapters)
         self.scale = scale
         self.log_scale = nn.Parameter(torch.full((len(channels),), math.log(scale))) if learned_scale else None
         self.text = nn.Parameter(torch.randn(len(channels), 2, width)) if learned_text else None
-        for adapter in self.adapters:  # drawn last: variants of one seed start from the same head
+        for adapter in adapters:  # drawn last: variants of one seed start from the same head
             adapter.steps.extend(STEPS[step](width) for step in steps)
 
     def forward(
@@ -150,12 +153,18 @@ class ImageDecoder(nn.Module):
         results = []
         for index, (adapter, block, grid) in enumerate(zip(self.adapters, tokens, grids, strict=True)):
             y = F.normalize(adapter(block, grid).float(), dim=-1)
-            pair = F.normalize(self.text[index].float(), dim=-1)[None] if self.text is not None else text.float()
+            pair = self._learned_pair(index) if text is None else text.float()
             scale = self.scale if self.log_scale is None else self.log_scale[index].float().exp()
             with torch.autocast(y.device.type, enabled=False):  # cosines x 100: bf16 would leave 0.4 of log odds
                 odds = scale * (y @ (pair[:, 1] - pair[:, 0])[..., None])
             results.append(odds.view(-1, *grid))
         return results
+
+    def _learned_pair(self, index: int) -> Tensor:
+        """(1, 2, width) unit vectors [normal, abnormal] of a block."""
+        if self.text is None:
+            raise ModelError("the decoder has no text features of its own: give it those of the category")
+        return F.normalize(self.text[index].float(), dim=-1)[None]
 
 
 def to_image(odds: list[Tensor], side: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,15 +40,18 @@ class Encoder(nn.Module):
     differences of exposure that are no defects.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
-        trunk: nn.Module,
+        trunk: Any,
         *,
         normalization: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET,
         per_image: bool = False,
     ) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.trunk: Any = trunk
         self.channels: tuple[int, ...] = trunk.channels
         self.embedding: int = trunk.embedding
         self.multiple: int = trunk.multiple

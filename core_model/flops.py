@@ -49,8 +49,8 @@ def anomalygpt_flops(model: AnomalyGPT, tokens: int) -> dict[str, float]:
                 decoder += 2.0 * patches * parameter.numel()
     forward["decoder"], backward["decoder"] = decoder, decoder  # weights' gradient; the tokens are frozen
     side, learner = model.prompt_learner.input_side, 0.0
-    for stage in model.prompt_learner.stages:
-        learner += 2.0 * side**2 * stage.weight.numel()
+    for weight in (p for p in model.prompt_learner.stages.parameters() if p.dim() > 1):
+        learner += 2.0 * side**2 * weight.numel()
         side //= 2
     learner += 2.0 * 9 * model.prompt_learner.to_prompts.weight.numel()
     forward["prompt_learner"], backward["prompt_learner"] = learner, 2 * learner

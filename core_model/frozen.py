@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+M = TypeVar("M", bound=nn.Module)
 
-def freeze(module: nn.Module) -> nn.Module:
+
+def freeze(module: M) -> M:
     """No gradient and evaluation mode for good (dropout off, batch statistics fixed). Returns the module."""
     module.requires_grad_(False)
     return module.eval()
@@ -30,13 +33,13 @@ def own_precision(module: nn.Module) -> Iterator[None]:
         yield
 
 
-def build_empty(make: Callable[[], nn.Module]) -> nn.Module:
+def build_empty(make: Callable[[], M]) -> M:
     """The module without storage (meta device): costs no time or memory until weights are assigned or drawn."""
     with torch.device("meta"):
         return freeze(make())
 
 
-def materialize(module: nn.Module, *, device: torch.device | str, dtype: torch.dtype, seed: int) -> nn.Module:
+def materialize(module: M, *, device: torch.device | str, dtype: torch.dtype, seed: int) -> M:
     """Random weights drawn where they will live, in the type they will have: 7e9 parameters in seconds on a GPU.
 
     `module.initialize(generator)` draws; norms, scales and biases get their neutral values first. On the meta device
@@ -46,13 +49,14 @@ def materialize(module: nn.Module, *, device: torch.device | str, dtype: torch.d
     if str(device) == "meta":
         return freeze(module)
     module.to_empty(device=device)
-    if hasattr(module, "tie"):
-        module.tie()
+    made: Any = module
+    if hasattr(made, "tie"):
+        made.tie()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.dim() <= 1:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
     generator = torch.Generator(device=device)
     generator.manual_seed(seed)
-    module.initialize(generator)
+    made.initialize(generator)
     return freeze(module)

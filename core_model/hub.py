@@ -60,13 +60,13 @@ class ClipTrunk(nn.Module):
     """A CLIPModel as trunk of `core_model.encoders.Encoder`: hidden states of the vision tower at the taps, the
     projected class token as embedding, and its text tower beside it."""
 
-    def __init__(self, clip: nn.Module, taps: tuple[int, ...], tokenizer: Tokenizer) -> None:
+    def __init__(self, clip: Any, taps: tuple[int, ...], tokenizer: Tokenizer) -> None:
         super().__init__()
         vision = clip.config.vision_config
         if not taps or min(taps) < 0 or max(taps) >= vision.num_hidden_layers:
             raise ModelError(f"tapped blocks {list(taps)}: the encoder has blocks 0 to {vision.num_hidden_layers - 1}")
-        self.clip = clip
-        self.tokenizer = tokenizer
+        self.clip: Any = clip
+        self.tokenizer: Any = tokenizer
         self.taps = tuple(sorted(taps))
         self.channels = (vision.hidden_size,) * len(taps)
         self.embedding = clip.config.projection_dim
@@ -104,7 +104,7 @@ def load_clip(name: str, taps: tuple[int, ...], place: Place) -> ClipTrunk:
 
     if not place.random:
         name = name or DEFAULT_CLIP
-        options = {"dtype": place.dtype, "attn_implementation": "sdpa"}
+        options: dict[str, Any] = {"dtype": place.dtype, "attn_implementation": "sdpa"}
         clip = _load("CLIP", name, lambda n: CLIPModel.from_pretrained(n, **options))
         tokenizer: Tokenizer = HubTokenizer(_load("CLIP tokenizer", name, AutoTokenizer.from_pretrained))
         return ClipTrunk(clip.to(place.device), taps, tokenizer)
@@ -120,9 +120,9 @@ def load_clip(name: str, taps: tuple[int, ...], place: Place) -> ClipTrunk:
 class HubCausalLM(nn.Module):
     """A causal language model of transformers behind the methods of `core_model.llama.Llama`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.inner = model
+        self.inner: Any = model
         config = model.config
         self.config = SimpleNamespace(width=config.hidden_size, vocab=config.vocab_size)
         body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
@@ -130,7 +130,7 @@ class HubCausalLM(nn.Module):
         self._cache_name = "past_key_values" if "past_key_values" in parameters else "cache"
 
     @property
-    def body(self) -> nn.Module:
+    def body(self) -> Any:
         """The transformer without its output layer."""
         return self.inner.get_decoder() if hasattr(self.inner, "get_decoder") else self.inner.base_model
 
@@ -180,6 +180,6 @@ def load_causal_lm(name: str, place: Place) -> tuple[nn.Module, Tokenizer]:
             torch.manual_seed(FROZEN_SEED)
             model = place.put(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa"))
         return HubCausalLM(model), HashTokenizer(config.vocab_size)
-    options = {"dtype": place.dtype, "attn_implementation": "sdpa"}
+    options: dict[str, Any] = {"dtype": place.dtype, "attn_implementation": "sdpa"}
     model = _load("language model", name, lambda n: AutoModelForCausalLM.from_pretrained(n, **options))
     return HubCausalLM(model.to(place.device)), HubTokenizer(_load("tokenizer", name, AutoTokenizer.from_pretrained))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ class ImageBind(nn.Module):
     tokenizer: CLIP's (begin and end tokens as bos and eos). taps: 0-based blocks; (7, 15, 23, 31) in AnomalyGPT.
     """
 
-    def __init__(self, config: ImageBindConfig, taps: tuple[int, ...], tokenizer: object | None = None) -> None:
+    def __init__(self, config: ImageBindConfig, taps: tuple[int, ...], tokenizer: Any = None) -> None:
         super().__init__()
         if not taps or min(taps) < 0 or max(taps) >= config.vision.layers:
             raise ModelError(f"tapped blocks {list(taps)}: the encoder has blocks 0 to {config.vision.layers - 1}")
@@ -82,7 +83,7 @@ class ImageBind(nn.Module):
         self.vision = VisionTransformer(config.vision)
         self.project = nn.Linear(config.vision.width, config.joint, bias=False)
         self.text = TextTower(config)
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.taps = tuple(sorted(taps))
         self.channels = (config.vision.width,) * len(taps)
         self.embedding = config.joint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,12 @@ from core_model.tokenizer import Tokenizer
 class LanguageModel(nn.Module):
     """Wraps a causal transformer (`core_model.llama.Llama` or `core_model.hub.HubCausalLM`) and its tokenizer."""
 
-    def __init__(self, transformer: nn.Module, tokenizer: Tokenizer, collator: Collator) -> None:
+    before_ids: Tensor
+    after_ids: Tensor
+
+    def __init__(self, transformer: Any, tokenizer: Tokenizer, collator: Collator) -> None:
         super().__init__()
-        self.transformer = transformer
+        self.transformer: Any = transformer
         self.tokenizer = tokenizer
         self.collator = collator
         template = collator.template
@@ -140,15 +144,15 @@ class LanguageModel(nn.Module):
             hidden = self.transformer(embeddings, cache=cache)
             last = hidden[torch.arange(len(questions), device=device), ends - 1]
             for step in range(max_new_tokens):
-                tokens = _choose(self.transformer.logits(last).float(), temperature, top_p, draw)
-                for row, token in enumerate(tokens.tolist()):
+                chosen = _choose(self.transformer.logits(last).float(), temperature, top_p, draw)
+                for row, token in enumerate(chosen.tolist()):
                     if row in open_rows:
                         answers[row].append(token)
                         if token == self.tokenizer.eos_id or self._ended(answers[row]):
                             open_rows.discard(row)
                 if not open_rows or step + 1 == max_new_tokens:
                     break
-                new = self.transformer.embed(tokens.to(device))[:, None]
+                new = self.transformer.embed(chosen.to(device))[:, None]
                 embeddings = torch.cat((embeddings, new), dim=1)
                 places = torch.arange(embeddings.shape[1], device=device)
                 seen = (places[None] < ends[:, None]) | (places[None] >= prefix + longest)
@@ -178,7 +182,8 @@ def answer_places(batch: Batch) -> tuple[Tensor, Tensor]:
     needs no synchronization with the device; other batches are searched here."""
     if "answer_rows" in batch.extras:
         return batch.extras["answer_rows"], batch.extras["answer_columns"]
-    return torch.nonzero(batch.labels != IGNORED, as_tuple=True)
+    rows, columns = torch.nonzero(batch.labels != IGNORED, as_tuple=True)
+    return rows, columns
 
 
 def _choose(logits: Tensor, temperature: float, top_p: float, draw: torch.Generator) -> Tensor:

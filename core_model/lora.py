@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import TYPE_CHECKING
 
 from core_model.errors import ModelError
+
+if TYPE_CHECKING:
+    from core_model.language import LanguageModel
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
-def add_lora(language: nn.Module, *, rank: int, alpha: float) -> None:
+def add_lora(language: LanguageModel, *, rank: int, alpha: int) -> None:
     """Adds trainable low-rank pairs to q, k, v and o of every layer, in place; no dropout, so that a sample's gradient
     depends on nothing else. Raises ModelError where peft is missing."""
     try:

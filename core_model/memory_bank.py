@@ -110,7 +110,7 @@ class MemoryBank:
                 known = ", ".join(self.categories)
                 raise ModelError(f"no good pictures of '{name}' in the memory: it has {known}")
         blocks, grids = _selected(features, self.options)
-        total = None
+        total = torch.zeros((), device=features.pooled.device)
         for index, (block, grid) in enumerate(zip(blocks, grids, strict=True)):
             query = _prepared(block, self.options)
             distance = torch.empty(query.shape[:2], device=query.device)
@@ -119,7 +119,7 @@ class MemoryBank:
                 distance[rows] = _nearest(query[rows], self.categories[name].tokens[index], self.options.distance)
             places = distance.view(-1, 1, *grid)
             grown = F.interpolate(places, size=(side, side), mode="bilinear", align_corners=False)[:, 0]
-            total = grown if total is None else total + grown
+            total = total + grown
         return total / len(blocks)
 
     def combine(self, memory_maps: Tensor, decoder_maps: Tensor, categories: Sequence[str]) -> Tensor:
@@ -145,14 +145,13 @@ def _prepared(tokens: Tensor, options: MemoryOptions) -> Tensor:
 def _nearest(query: Tensor, bank: Tensor, distance: str, hidden: Tensor | None = None) -> Tensor:
     """(B, N) distance of each query token (B, N, C) to the nearest bank row (M, C). hidden: (B, M) bool rows that a
     picture may not see."""
-    best = None
+    best = torch.full(query.shape[:2], -torch.inf, device=query.device)
     for start in range(0, len(bank), CHUNK):
         rows = bank[start : start + CHUNK]
         near = query @ rows.T if distance == "cosine" else -torch.cdist(query, rows[None])
         if hidden is not None:
             near = near.masked_fill(hidden[:, None, start : start + CHUNK], -torch.inf)
-        near = near.amax(dim=-1)
-        best = near if best is None else torch.maximum(best, near)
+        best = torch.maximum(best, near.amax(dim=-1))
     return 1.0 - best if distance == "cosine" else -best
 
 

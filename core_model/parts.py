@@ -13,7 +13,7 @@ from torch import nn
 from core_model import weights
 from core_model.encoders import CLIP, IMAGENET, Encoder, ViTTrunk
 from core_model.errors import ModelError
-from core_model.frozen import build_empty, freeze, materialize
+from core_model.frozen import M, build_empty, freeze, materialize
 from core_model.llama import Llama, LlamaConfig
 from core_model.presets import FROZEN_SEED, ModelSpec
 from core_model.tokenizer import ByteTokenizer, FileTokenizer, HashTokenizer, HubTokenizer, Tokenizer
@@ -34,11 +34,11 @@ class Place:
     dtype: torch.dtype = torch.float32
     random: bool = False
 
-    def draw(self, make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    def draw(self, make: Callable[[], M], seed: int) -> M:
         """The module with random weights."""
         return materialize(build_empty(make), device=self.device, dtype=self.dtype, seed=seed)
 
-    def put(self, module: nn.Module) -> nn.Module:
+    def put(self, module: M) -> M:
         """A loaded module, brought here."""
         return module.to(device=self.device, dtype=self.dtype)
 
@@ -46,7 +46,7 @@ class Place:
 def make_encoder(spec: ModelSpec, place: Place) -> Encoder:
     """The image encoder that `spec.encoder` names."""
     name, _, variant = spec.encoder.partition(":")
-    makers = {
+    makers: dict[str, Callable[[ModelSpec, Place], tuple[Any, Any]]] = {
         "vit-tiny": _vit_tiny,
         "vit-s14": _vit_s14,
         "efficientnet-lite0": _efficientnet,
@@ -104,15 +104,15 @@ def make_language(spec: ModelSpec, place: Place) -> tuple[nn.Module, Tokenizer]:
     if name == "smollm2-135m":
         if place.random:
             return place.draw(lambda: Llama(weights.SMOLLM2), FROZEN_SEED + 1), HashTokenizer(weights.SMOLLM2.vocab)
-        tokenizer = FileTokenizer(weights.smollm2_tokenizer_file(), **weights.SMOLLM2_TOKENS)
-        return freeze(place.put(weights.load_smollm2())), tokenizer
+        file = weights.smollm2_tokenizer_file()
+        return freeze(place.put(weights.load_smollm2())), FileTokenizer(file, **weights.SMOLLM2_TOKENS)
     if name == "vicuna-7b":
         if place.random:
             return place.draw(lambda: Llama(VICUNA_7B), FROZEN_SEED + 1), HashTokenizer(VICUNA_7B.vocab)
         from core_model.published import load_vicuna
 
-        model, tokenizer = load_vicuna(_folder(spec), place.dtype)
-        return freeze(model.to(place.device)), HubTokenizer(tokenizer)
+        vicuna, read_tokenizer = load_vicuna(_folder(spec), place.dtype)
+        return freeze(vicuna.to(place.device)), HubTokenizer(read_tokenizer)
     if name == "hub" and variant:
         from core_model.hub import load_causal_lm
 

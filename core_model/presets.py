@@ -51,7 +51,7 @@ class ModelSpec:
     joint: int = 512
     train_projection: bool = True
     lora: int = 0
-    lora_alpha: float = 32.0
+    lora_alpha: int = 32
     detach_map: bool = False
     scoring: str = "top1"
     max_tokens: int = 512

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,8 @@ class PromptLearner(nn.Module):
         self.input_side = 7 * 2 ** len(channels)
         self.prompt_std = prompt_std
         sizes = (1, *channels)
-        self.stages = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(sizes))
+        stages = [nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(sizes)]
+        self.stages = nn.ModuleList(stages)
         self.to_prompts = nn.Conv2d(channels[-1], width, 5)
         self.base_prompts = nn.Parameter(torch.empty(base_prompts, width))
         self.reset_parameters()
@@ -42,13 +44,14 @@ class PromptLearner(nn.Module):
         region exactly on ReLU's kink, and then the last bit of a sum decides whether the region has a gradient. Two
         engines that sum in another order would part there (seen: 1.6 % of a gradient from a change of 1e-8).
         """
-        for stage in self.stages:
+        convolutions: list[Any] = [*self.stages]
+        for stage in convolutions:
             nn.init.kaiming_normal_(stage.weight, nonlinearity="relu")
             limit = stage.weight[0].numel() ** -0.5
             nn.init.uniform_(stage.bias, -limit, limit)
         nn.init.kaiming_normal_(self.to_prompts.weight, nonlinearity="linear")
         self.to_prompts.weight.mul_(self.prompt_std)
-        nn.init.zeros_(self.to_prompts.bias)
+        self.to_prompts.bias.zero_()  # type: ignore[union-attr]
         self.base_prompts.normal_(0.0, self.prompt_std)
 
     @property

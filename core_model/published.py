@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ from core_model.frozen import build_empty
 from core_model.imagebind import ImageBind, ImageBindConfig
 from core_model.tokenizer import HubTokenizer
 from core_model.weights import assign
+
+if TYPE_CHECKING:
+    from core_model.anomalygpt import AnomalyGPT
 
 DELTAS = ("pandagpt.pt", "anomalygpt.pt")
 
@@ -41,7 +44,7 @@ def load_vicuna(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     return load_llama_folder(folder / "vicuna", dtype), _tokenizer(folder / "vicuna")
 
 
-def load_deltas(model: nn.Module, folder: Path) -> list[str]:
+def load_deltas(model: AnomalyGPT, folder: Path) -> list[str]:
     """Adds what PandaGPT and AnomalyGPT trained; returns the names of what was loaded."""
     paths = [folder / name for name in DELTAS if (folder / name).is_file()]
     if not paths:

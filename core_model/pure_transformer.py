@@ -57,8 +57,8 @@ class TextCollator:
         rows = []
         for sample in samples:
             text = " ".join(part for turn in sample.turns for part in turn) + f" {sample.id} "
-            ids = self.tokenizer.encode(text)
-            rows.append((ids * (self.length // len(ids) + 2))[: self.length + 1])
+            words = self.tokenizer.encode(text)
+            rows.append((words * (self.length // len(words) + 2))[: self.length + 1])
         ids = torch.tensor(rows)
         return Batch(
             ids=tuple(sample.id for sample in samples),

@@ -81,10 +81,13 @@ class FileTokenizer:
             raise ModelError(f"no tokenizer file {path}: remove its folder to make it again")
         self._tokenizer = Rust.from_file(str(path))
         self.vocab = self._tokenizer.get_vocab_size()
-        ids = [self._tokenizer.token_to_id(token) for token in (bos, eos, pad)]
-        if None in ids:
-            raise ModelError(f"{path} lacks one of the special tokens {bos}, {eos}, {pad}: it is of another model")
-        self.bos_id, self.eos_id, self.pad_id = ids
+        self.bos_id, self.eos_id, self.pad_id = (self._special(token, path) for token in (bos, eos, pad))
+
+    def _special(self, token: str, path: Path) -> int:
+        number = self._tokenizer.token_to_id(token)
+        if number is None:
+            raise ModelError(f"{path} lacks the special token {token}: it is of another model")
+        return number
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from core_model.errors import ModelError
+from core_model.frozen import M
 from core_model.llama import Llama, LlamaConfig
 from core_model.vit import VisionTransformer, ViTConfig
 
@@ -111,7 +112,7 @@ def read(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path} is damaged ({error}): remove it to make it again") from error
 
 
-def assign(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> nn.Module:
+def assign(module: M, tensors: Mapping[str, Tensor], source: str) -> M:
     """Puts tensors in the place of an empty module's parameters, without copying. All names must agree."""
     wanted = set(module.state_dict(keep_vars=True))
     if isinstance(module, Llama) and module.config.tied:

@@ -35,6 +35,7 @@ def test_llama_without_the_masked_half() -> None:
     assert whole - masked_half == pytest.approx(llama_flops(config, 40, 5), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_training_step(samples) -> None:
     """Wider than tiny, so that attention's masked half and the answers' share of the logits do not matter much."""
     model = presets.build("small", random_weights=True, image_size=112)
