@@ -15,7 +15,7 @@ def plot(record: Mapping[str, Any], stem: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     libraries = [library for library in record["libraries"] if any("busbw" in row for row in library["rows"])]
     looks = styles([library["via"] for library in record["libraries"]])
@@ -54,7 +54,10 @@ def plot(record: Mapping[str, Any], stem: Path) -> None:
                 f"link {rate:g} Gbit/s", (0.01, rate), xycoords=("axes fraction", "data"), fontsize=8, color="0.3",
                 xytext=(0, 2), textcoords="offset points",
             )  # fmt: skip
-        axis.set(xscale="log", yscale="log", title=operation.replace("_", "-"))
+        axis.set(yscale="log", title=operation.replace("_", "-"))
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_locator(LogLocator(base=4, numticks=9))
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(FuncFormatter(_bytes))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.grid(True, alpha=0.3)

@@ -17,6 +17,9 @@ class DeepspeedTransport(GroupTransport):
         import deepspeed
         from deepspeed import comm
 
+        # On one host its set-up would compile a shared-memory all-reduce that only inference uses, and wait for ever
+        # for the lock of a compilation that was killed (deepspeed/comm/torch.py, torch/utils/file_baton.py).
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if self.device.type == "cuda":
             self._torch.cuda.set_device(self.device)
         backend = "nccl" if self.device.type == "cuda" else "gloo"
