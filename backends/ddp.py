@@ -27,7 +27,7 @@ _OPTION = (
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     else "broadcast_buffers"
 )
-_CONSTANT_BUFFERS = {_OPTION: False}
+_CONSTANT_BUFFERS: dict[str, Any] = {_OPTION: False}
 
 WIRE_HOOKS = {"none": None, "fp16": "fp16_compress_hook", "bf16": "bf16_compress_hook"}
 

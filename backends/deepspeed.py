@@ -31,6 +31,7 @@ import torch
 
 from backends.base import Availability, Backend, BackendError, Optimization, StepReport
 from backends.checkpoint import read_manifest, write_manifest
+from backends.deepspeed_build import build_adam
 from backends.deepspeed_config import (
     CHANGE_ONE,
     DeepSpeedSettings,
@@ -43,7 +44,7 @@ from backends.exchange import Exchange, counting_torch
 from backends.loss_scale import DynamicScale
 from backends.process import ProcessFacts
 from backends.process_group import choose_device, join, leave
-from backends.step_backend import describe_scale
+from backends.step_backend import batch_norm_facts, describe_scale
 from backends.torch_collectives import TorchCollectives
 from backends.torch_step import (
     LossMeter,
@@ -101,7 +102,7 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         self.optimization = optimization
         self._step = 0
         set_activation_checkpointing(model, optimization)
-        self._module = model.to(self.device)
+        self._module: Any = model.to(self.device)
         self._native = optimization.precision != "fp32" and optimization.precision_mode == "native"
         named = trainable(model)
         self._names = list(named)
@@ -116,6 +117,8 @@ class DeepSpeedBackend(TorchCollectives, Backend):
             _autocast_inside(model, optimization, self.device)
         _forget_autocast()
         try:
+            if "optimizer" in config:
+                build_adam(on_cpu=self.settings.offload_optimizer != "none")
             self.engine, *_ = self._deepspeed.initialize(
                 model=model,
                 optimizer=optimizer,
@@ -123,8 +126,17 @@ class DeepSpeedBackend(TorchCollectives, Backend):
                 config=config,
                 dist_init_required=False,
             )
+        except BackendError:
+            raise
         except (AssertionError, ValueError, NotImplementedError) as error:
             raise BackendError(f"deepspeed refuses this job: {' '.join(str(error).split())[:300]}") from None
+        except Exception as error:  # what the compiler of an extension raises has no common class
+            if not _is_build_failure(error):
+                raise
+            raise BackendError(
+                f"deepspeed could not compile its optimizer ({' '.join(str(error).split())[:160]}): "
+                "use optimizer_impl=torch, or install g++, ninja and, for a GPU, the CUDA toolkit of this torch"
+            ) from None
         self._inner = self.engine.optimizer
         self._grad_norm: torch.Tensor | float | None = None
         self._scale = self._external_scale(optimization)
@@ -199,7 +211,7 @@ class DeepSpeedBackend(TorchCollectives, Backend):
                 self._inner.custom_loss_scaler = True
                 self._inner.external_loss_scale = float(used_scale)  # ZeRO compares it on the host
         elif self._native and optimization.precision == "fp16":
-            used_scale = float(self._inner.cur_scale)
+            used_scale = float(self._inner.loss_scale)
         meter, share = LossMeter(), 1.0 / len(micro_batches)
         for index, batch in enumerate(micro_batches):
             parts = engine(batch)
@@ -237,7 +249,7 @@ class DeepSpeedBackend(TorchCollectives, Backend):
 
     def _check_batch(self, micro_batches: Sequence[Any]) -> None:
         """The user's json named batch sizes: compare them with what is really trained."""
-        micro = len(micro_batches[0])
+        micro = _samples(micro_batches[0])
         real = {
             "train_micro_batch_size_per_gpu": micro,
             "train_batch_size": micro * len(micro_batches) * self.world_size,
@@ -342,6 +354,8 @@ class DeepSpeedBackend(TorchCollectives, Backend):
             ),
             "loss_scale_rule": describe_scale(self._scale) or self._native_rule(),
             "levelled": self._levelled(),
+            "departures": self._departures(),
+            "batch_norm_statistics": batch_norm_facts(self._module),
             "config": self._config,
             "settings": self.settings.to_dict(),
         }
@@ -375,6 +389,25 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         if self.engine is not None:
             self.engine.destroy()
         self.engine = self._inner = self._module = None
+
+    def _departures(self) -> list[str]:
+        """How native precision is not the like-for-like training, from DeepSpeed's source."""
+        if not self._native:
+            return []
+        precision, found = self.optimization.precision, []
+        found.append(f"weights and gradients are {precision}; fp32 masters are updated and rounded back every step")
+        if not self.settings.communication_data_type:
+            found.append(f"gradients are summed in {precision} on the wire")
+        if self.settings.zero_stage == 0:
+            found.append(
+                "stage 0 steps once with zero gradients when it is made (initialize_optimizer_states), so weights are "
+                "decayed once more and Adam's step count begins at 1"
+            )
+            if precision == "fp16":
+                found.append("stage 0 halves the scale at the first overflow: its optimizer knows no hysteresis")
+        if precision == "fp16":
+            found.append("the scale doubles after window + 1 good steps, and at its minimum an overflow ends the run")
+        return found
 
     def close(self) -> None:
         self.release()
@@ -430,6 +463,12 @@ def _skip_shared_memory_op(deepspeed: Any) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def _is_build_failure(error: Exception) -> bool:
+    """Whether `error` came out of building or loading one of DeepSpeed's extensions."""
+    words = ("Error building extension", "Unable to JIT load", "CUDA_HOME", "Ninja is required", "nvcc")
+    return type(error).__name__ == "CUDAMismatchException" or any(word in str(error) for word in words)
+
+
 def _forget_autocast() -> None:
     """torch_autocast leaves process-wide flags that a later engine with another precision would obey."""
     from deepspeed.runtime import torch_autocast
@@ -463,6 +502,11 @@ def _owners(model: torch.nn.Module) -> list[str]:
         if any(p.requires_grad for p in module.parameters(recurse=False))
     }
     return sorted(found)
+
+
+def _samples(batch: Any) -> int:
+    """How many samples a micro-batch holds: of a pair of tensors, the length of the first."""
+    return len(batch[0]) if isinstance(batch, (tuple, list)) else len(batch)
 
 
 def _stage_zero_masters(optimizer: Any) -> dict[int, torch.Tensor]:

@@ -13,6 +13,7 @@ import socket
 import subprocess
 from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,12 +37,13 @@ def choose_device(device: str, local_rank: int) -> torch.device:
     if count == 0:
         return torch.device("cpu")
     # A launcher that shows each rank its own GPU only (srun --gpus-per-task=1) leaves one device, number 0.
-    visible_alone = count == 1 and len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    visible_alone = count == 1 and shown != "" and "," not in shown
     if local_rank >= count and not visible_alone:
         raise BackendError(
             f"local rank {local_rank} has no GPU: this node shows {count}; use at most {count} slots a node"
         )
-    chosen = torch.device("cuda", 0 if count == 1 else local_rank)
+    chosen = torch.device("cuda", 0 if visible_alone else local_rank)
     torch.cuda.set_device(chosen)
     return chosen
 
@@ -66,7 +68,8 @@ def join(facts: ProcessFacts, device: torch.device, timeout_s: float) -> str:
         else:
             store = _store(facts, join_limit)
         # device_id binds the communicator to this GPU now, so that the first collective is not the one that sets it up.
-        bound = {"device_id": device} if device.type == "cuda" else {}
+        # A lone rank has no peer: later groups would split a communicator that was never made.
+        bound: dict[str, Any] = {"device_id": device} if device.type == "cuda" and facts.world_size > 1 else {}
         dist.init_process_group(kind, store=store, rank=facts.rank, world_size=facts.world_size, timeout=limit, **bound)
     except BackendError:
         raise
@@ -131,7 +134,7 @@ def _store_over_mpi(facts: ProcessFacts, limit: timedelta) -> dist.Store:
         offer = (facts.hostname, own_addresses(), server.port)
     host, addresses, port = world.bcast(offer, root=0)
     if server is not None:
-        reached = world.gather(None, root=0)
+        reached = world.gather(None, root=0) or []
         remote = [address for address in reached if address not in (None, "127.0.0.1")]
         _name_interface(remote[0] if remote else "127.0.0.1", facts)
         return server

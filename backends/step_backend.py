@@ -46,12 +46,14 @@ class StepBackend(Backend):
         self.optimization = optimization
         self._step = 0
         set_activation_checkpointing(model, optimization)
-        self._model = model.to(self.device)
+        self._model: Any = model.to(self.device)
         self._callable: Any = self._model
         self._equalize(self._model)
         self._shard(self._model)
-        self._parameters = trainable(self._model)
-        self._optimizer = self._wrap_optimizer(build_optimizer(self._parameters.values(), optimization, self.device))
+        self._parameters: dict[str, Any] = trainable(self._model)
+        self._optimizer: Any = self._wrap_optimizer(
+            build_optimizer(self._parameters.values(), optimization, self.device)
+        )
         self._callable = self._wrap_model(self._model)
         self._scale: DynamicScale | None = None
         if optimization.precision == "fp16":
@@ -219,6 +221,7 @@ class StepBackend(Backend):
             "zero_stage": None,
             "trainable_parameters": sum(p.numel() for p in self._parameters.values()),
             "loss_scale_rule": describe_scale(self._scale),
+            "batch_norm_statistics": batch_norm_facts(self._model),
             "settings": self.settings.to_dict(),
         }
         return json.loads(json.dumps(facts, default=str))
@@ -239,3 +242,10 @@ def describe_scale(scale: DynamicScale | None) -> dict[str, Any] | None:
         "hysteresis": rule.hysteresis,
         "floor": rule.floor if math.isfinite(rule.floor) else 0.0,
     }
+
+
+def batch_norm_facts(model: torch.nn.Module) -> str | None:
+    """No engine synchronizes batch normalization: its statistics, hence its loss, depend on how samples are split."""
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    trained = [m for m in norms if any(p.requires_grad for p in m.parameters(recurse=False))]
+    return "of each rank's own micro-batch" if trained else None

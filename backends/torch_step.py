@@ -88,7 +88,7 @@ def clip(grads: Sequence[torch.Tensor], clip_norm: float | None, device: torch.d
     return norm
 
 
-def conditional_step(optimizer: torch.optim.Optimizer, overflow: torch.Tensor) -> None:
+def conditional_step(optimizer: Any, overflow: torch.Tensor) -> None:
     """Steps unless `overflow` (0-dim bool). A fused optimizer takes the flag on the device; others need the host."""
     if optimizer.param_groups[0].get("fused"):
         optimizer.grad_scale, optimizer.found_inf = None, overflow.float()

@@ -1,0 +1,64 @@
+"""Compiles DeepSpeed's own optimizer before it is needed, one process at a time, and never waits for a dead one.
+
+torch's extension builder guards a build by a file named ``lock`` that it removes when it is done; a build that was
+killed leaves it behind, and every later build waits for it for ever. Here the build is done under a lock of the
+operating system, which a dying process gives back, so a ``lock`` file found under it is a leftover and is removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from backends.base import BackendError
+
+_LIMIT_S = 900.0  # half a minute on an idle machine, minutes where compilers compete
+
+
+def build_adam(*, on_cpu: bool, limit_s: float = _LIMIT_S) -> None:
+    """Compiles and loads CPUAdam (`on_cpu`: for offload) or FusedAdam, unless that was done before.
+
+    Raises BackendError where another process builds for longer than `limit_s`; what the compiler raises comes through.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    builder: Any = get_accelerator().create_op_builder("CPUAdamBuilder" if on_cpu else "FusedAdamBuilder")
+    if builder is None:
+        return
+    folder = _extensions()
+    with alone(folder, limit_s):
+        for leftover in folder.rglob(f"{builder.name}/lock"):
+            leftover.unlink(missing_ok=True)
+        builder.load(verbose=False)
+
+
+def _extensions() -> Path:
+    from torch.utils.cpp_extension import get_default_build_root
+
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def alone(folder: Path, limit_s: float) -> Iterator[None]:
+    """Holds `folder`/.build: one process of this machine at a time. Raises BackendError after `limit_s`."""
+    end = time.monotonic() + limit_s
+    with (folder / ".build").open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise BackendError(
+                        f"another process has been compiling DeepSpeed's extensions in {folder} for {limit_s:.0f} s: "
+                        "wait for it, or use optimizer_impl=torch"
+                    ) from None
+                time.sleep(0.2)
+        yield
