@@ -130,6 +130,7 @@ def test_unwritable_place_is_one_line(study: Path) -> None:
         write_report(comparison_of([study]), Path("/proc/nowhere/report.html"))
 
 
+@pytest.mark.slow
 def test_two_hundred_runs_render_in_ten_seconds(tmp_path: Path) -> None:
     folder = tmp_path / "large"
     speeds = {"deepspeed": 0.52, "horovod": 0.5, "ddp": 0.49, "fsdp2": 0.55}
