@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 QUALITY = ("image_auroc", "pixel_auroc", "aupro", "f1_max", "answer_accuracy")
+HEADLINE = ("image_auroc", "pixel_auroc", "answer_accuracy")  # the figures that the verdict judges
 QUALITY_NAMES = {
     "image_auroc": "image AUROC",
     "pixel_auroc": "pixel AUROC",
@@ -318,6 +319,7 @@ def _pairs(runs: Sequence[RecordedRun], frame: pd.DataFrame) -> tuple[list[Paire
     good = good[good["group"] >= 0]
     for (group, workers), cell in good.groupby(["group", "workers"], sort=True):
         labels = list(dict.fromkeys(cell["label"]))
+        many = len(labels) * (len(labels) - 1) // 2
         for a, b in itertools.combinations(labels, 2):
             first = {(row.repeat, row.seed): row for row in cell[cell["label"] == a].itertuples()}
             second = {(row.repeat, row.seed): row for row in cell[cell["label"] == b].itertuples()}
@@ -330,11 +332,11 @@ def _pairs(runs: Sequence[RecordedRun], frame: pd.DataFrame) -> tuple[list[Paire
             ]
             if len(rates) == 1:
                 difference = paired.step_difference(
-                    a, b, *(_timed_steps(by_name[side[shared[0]].key]) for side in (first, second))
+                    a, b, *(_timed_steps(by_name[side[shared[0]].key]) for side in (first, second)), comparisons=many
                 )
                 speed.append(PairedFigure(figure="samples_per_s", difference=difference, **where))
             elif rates:
-                difference = paired.relative_difference(a, b, rates)
+                difference = paired.relative_difference(a, b, rates, comparisons=many)
                 speed.append(PairedFigure(figure="samples_per_s", difference=difference, **where))
             for name in ("final_loss", *QUALITY):
                 figures = [
@@ -343,7 +345,7 @@ def _pairs(runs: Sequence[RecordedRun], frame: pd.DataFrame) -> tuple[list[Paire
                     if words.is_number(getattr(first[key], name)) and words.is_number(getattr(second[key], name))
                 ]
                 if figures:
-                    difference = paired.plain_difference(a, b, figures)
+                    difference = paired.plain_difference(a, b, figures, comparisons=many * len(HEADLINE))
                     quality.append(PairedFigure(figure=name, difference=difference, **where))
     return speed, quality
 

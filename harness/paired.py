@@ -7,6 +7,9 @@ and "4 % slower" are symmetric; quality figures by their plain difference.
 - n >= 2 pairs: Student's t interval over the pairs (n - 1 degrees of freedom: honestly wide where pairs are few);
 - one pair: a moving-block bootstrap of the steps inside the two runs (blocks keep the correlation between neighbouring
   steps, Kuensch 1989). It says nothing of the variation between runs, and the sentence says that.
+
+With several comparisons at once, some would come out "real" by chance alone: the intervals of one cell are widened so
+that all of them hold together with 95 % (Bonferroni).
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ class Difference:
     high: float | None
     pairs: int
     relative: bool = True
+    comparisons: int = 1  # that the interval holds for together
 
     @property
     def real(self) -> bool:
@@ -50,11 +54,11 @@ class Difference:
         return f"{self.pairs} interleaved pairs" if self.pairs > 1 else "steps of one run each: repeat it to be sure"
 
 
-def relative_difference(a: str, b: str, rates: Sequence[tuple[float, float]]) -> Difference:
+def relative_difference(a: str, b: str, rates: Sequence[tuple[float, float]], *, comparisons: int = 1) -> Difference:
     """`b` against `a` from pairs of positive figures (a's, b's), one pair a repeat."""
     logs = np.log([second / first for first, second in rates])
     centre = float(logs.mean())
-    half = _half_width(logs)
+    half = _half_width(logs, comparisons)
     return Difference(
         a=a,
         b=b,
@@ -62,19 +66,22 @@ def relative_difference(a: str, b: str, rates: Sequence[tuple[float, float]]) ->
         low=None if half is None else math.expm1(centre - half),
         high=None if half is None else math.expm1(centre + half),
         pairs=len(rates),
+        comparisons=comparisons,
     )
 
 
-def plain_difference(a: str, b: str, figures: Sequence[tuple[float, float]]) -> Difference:
+def plain_difference(a: str, b: str, figures: Sequence[tuple[float, float]], *, comparisons: int = 1) -> Difference:
     """`b` minus `a` from pairs of figures, one pair a seed."""
     gaps = np.array([second - first for first, second in figures], dtype=float)
-    centre, half = float(gaps.mean()), _half_width(gaps)
+    centre, half = float(gaps.mean()), _half_width(gaps, comparisons)
     low, high = (None, None) if half is None else (centre - half, centre + half)
-    return Difference(a=a, b=b, value=centre, low=low, high=high, pairs=len(figures), relative=False)
+    return Difference(
+        a=a, b=b, value=centre, low=low, high=high, pairs=len(figures), relative=False, comparisons=comparisons
+    )
 
 
 def step_difference(
-    a: str, b: str, a_step_s: Sequence[float], b_step_s: Sequence[float], *, seed: int = 0
+    a: str, b: str, a_step_s: Sequence[float], b_step_s: Sequence[float], *, comparisons: int = 1, seed: int = 0
 ) -> Difference:
     """Throughput of `b` against `a` from the step times (s) of one run each, of equal samples per step."""
     first, second = np.asarray(a_step_s, dtype=float), np.asarray(b_step_s, dtype=float)
@@ -83,8 +90,9 @@ def step_difference(
         return Difference(a=a, b=b, value=value, low=None, high=None, pairs=1)
     rng = np.random.default_rng(seed)
     ratios = _block_medians(first, rng) / _block_medians(second, rng) - 1.0
-    low, high = np.percentile(ratios, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
-    return Difference(a=a, b=b, value=value, low=float(low), high=float(high), pairs=1)
+    tail = 100 * (1 - LEVEL) / 2 / comparisons
+    low, high = np.percentile(ratios, [tail, 100 - tail])
+    return Difference(a=a, b=b, value=value, low=float(low), high=float(high), pairs=1, comparisons=comparisons)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -93,13 +101,15 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
     return float(array.mean()), _half_width(array)
 
 
-def _half_width(values: np.ndarray) -> float | None:
-    """Half of Student's 95 % interval of the mean, None below two values."""
+def _half_width(values: np.ndarray, comparisons: int = 1) -> float | None:
+    """Half of Student's 95 % interval of the mean, None below two values; wider for several `comparisons`."""
     if values.size < 2:
         return None
     from scipy.special import stdtrit  # the inverse t distribution, without scipy.stats' second of import time
 
-    return float(stdtrit(values.size - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / math.sqrt(values.size))
+    return float(
+        stdtrit(values.size - 1, 1 - (1 - LEVEL) / 2 / comparisons) * values.std(ddof=1) / math.sqrt(values.size)
+    )
 
 
 def _block_medians(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:

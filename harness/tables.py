@@ -149,7 +149,8 @@ def difference_table(comparison: Comparison) -> Table | None:
         columns=["throughput of", "workers", "difference", "95 % interval", "pairs", "real"],
         rows=rows,
         note="Paired by repeat; the engines ran interleaved, so a drift of the machine cancels. With one pair the "
-        "interval comes from the steps of the two runs and leaves out the variation between runs.",
+        "interval comes from the steps of the two runs and leaves out the variation between runs. "
+        "The intervals of one number of workers hold all together (Bonferroni).",
     )
 
 

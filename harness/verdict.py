@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness import words
-from harness.compare import QUALITY_NAMES, Comparison, PairedFigure
+from harness.compare import HEADLINE, QUALITY_NAMES, Comparison, PairedFigure
 from harness.findings import Finding
 
 _SAME_MEMORY = 0.03
@@ -144,11 +144,7 @@ def _quality(comparison: Comparison) -> list[str]:
     if not pairs:
         return []
     most = max(pair.workers for pair in pairs)
-    here = [
-        pair
-        for pair in pairs
-        if pair.workers == most and pair.figure in ("image_auroc", "pixel_auroc", "answer_accuracy")
-    ]
+    here = [pair for pair in pairs if pair.workers == most and pair.figure in HEADLINE]
     real = [pair for pair in here if pair.difference.real]
     sentences = [_quality_sentence(pair) for pair in real]
     if not real and here:

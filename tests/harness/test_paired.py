@@ -62,5 +62,21 @@ def test_mean_interval_is_students() -> None:
     assert mean + half == pytest.approx(high)
 
 
+def test_many_comparisons_widen_the_interval_so_that_all_hold_together() -> None:
+    rng = np.random.default_rng(4)
+    wrong = 0
+    for _ in range(300):  # six pairs of equal engines: any "real" one is a false alarm
+        engines = rng.normal(100, 1, (5, 4))
+        pairs = [(i, j) for i in range(4) for j in range(i)]
+        wrong += any(
+            paired.relative_difference("a", "b", list(engines[:, [i, j]]), comparisons=6).real for i, j in pairs
+        )
+    assert wrong / 300 < 0.08  # without the widening about 20 %
+    rates = [(10, 11), (10, 11.2), (9, 9.8)]
+    one, six = (paired.relative_difference("a", "b", rates, comparisons=count) for count in (1, 6))
+    assert six.low < one.low < one.high < six.high
+    assert six.value == one.value
+
+
 def test_few_steps_give_no_interval() -> None:
     assert paired.step_difference("a", "b", [1.0] * 5, [1.1] * 5).low is None
