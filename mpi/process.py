@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import queue
 import re
 import shutil
@@ -181,10 +182,21 @@ def _wait_ready(guards: list[Guard]) -> str:
         if reason := next(filter(None, (guard.problem() for guard in guards)), ""):
             return reason
         if sum(guard.ready for guard in guards) == len(guards):
-            return ""
+            return _other_python(guards)
         time.sleep(0.02)
     silent = [guard.node or "this node" for guard in guards if not guard.ready]
     return f"node {', '.join(silent)}: no answer over ssh within {READY_S:g} s: run 'harness doctor'"
+
+
+def _other_python(guards: list[Guard]) -> str:
+    """One line naming the first node whose Python is of another version than this one."""
+    here = platform.python_version()
+    for guard in guards:
+        if guard.version != here:
+            return (
+                f"node {guard.node}: {sys.executable} is Python {guard.version} there and {here} here: install the same"
+            )
+    return ""
 
 
 def _start(
