@@ -79,8 +79,12 @@ jobs=$((by_memory < cores ? by_memory : cores))
 export MAKEFLAGS="-j$((jobs < 1 ? 1 : jobs))"
 
 if [ "$cuda_tag" = cpu ]; then
-    # A CUDA build of torch on a machine without GPU: do not look for the CUDA toolkit, which may be absent or of another version.
-    sed -i 's/elseif (Pytorch_CUDA AND NOT HAVE_CUDA)/elseif (FALSE)/' "$source/horovod/torch/CMakeLists.txt"
+    # A CUDA build of torch (what the package index serves by default) on a machine without GPU: take it as it will run there,
+    # as a CPU torch, and never the CUDA toolkit, which may be absent or of another version.
+    sed -i 's/print(True if ((torch.version.cuda is not None) and (CUDA_HOME is not None)) else False)/print(False)/' \
+        "$source/cmake/Modules/FindPytorch.cmake"
+    grep -q 'import CUDA_HOME; print(False)' "$source/cmake/Modules/FindPytorch.cmake" ||
+        die "Horovod's FindPytorch.cmake is not as expected: mend scripts/horovod_wheel.sh"
 else
     cuda_home=${CUDA_HOME:-/usr/local/cuda}
     [ -x "$cuda_home/bin/nvcc" ] || ! have nvcc || cuda_home=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")
