@@ -182,7 +182,7 @@ class HorovodBackend(StepBackend):
     def broadcast_model(self, model: torch.nn.Module) -> None:
         """Rank 0's parameters and buffers on every rank."""
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-        self._hvd.broadcast_parameters({name: t.data for name, t in tensors.items() if t.numel()}, root_rank=0)
+        self._hvd.broadcast_parameters({name: _as_bytes(t.data) for name, t in tensors.items() if t.numel()}, root_rank=0)
 
     def _wrap_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         hvd, settings = self._hvd, self.settings
@@ -314,6 +314,11 @@ class HorovodBackend(StepBackend):
         if not self._closed:
             self._closed = True
             self._hvd.shutdown()
+
+
+def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """A view that Horovod can send: it has no bfloat16 (horovod/torch/mpi_ops.py), and a broadcast only copies bits."""
+    return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
 
 
 def check_launcher(facts: ProcessFacts) -> None:
