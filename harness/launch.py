@@ -44,9 +44,14 @@ def preflight(job: Job) -> Job:
     unknown or missing engine, too many workers, no data."""
     job = job.validate()
     backends.load(job.backend)
+    backends.settings_from(job.backend, dict(job.engine))
+    if job.preset != "llama-600m":
+        from core_model.presets import spec
+
+        spec(job.preset, overrides=dict(job.model), version=job.version)
     if job.nodes == 1:
         _check_capacity(job)
-    if ":" in job.data:
+    if job.data != "textures":
         from core_model.data import open_dataset
 
         for split in ("train", "test"):

@@ -119,9 +119,9 @@ def job_values(options: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("clip_norm") == 0:
         given["clip_norm"] = None
     if given.get("version"):
-        from core_model.versions import job_fields
+        from core_model.versions import version
 
-        given = {**job_fields(given["version"]), **given}
+        given = {**version(given["version"]).optimization, **given}
     apply_settings(given, settings)
     return given
 

@@ -51,6 +51,7 @@ def train_cell(cell: Cell, base: Job, facts: ProcessFacts, out: Path) -> Any:
         model = build_model(job)
         start = {name: tensor.clone() for name, tensor in trainable_weights(model).items()}
         dataset = build_dataset(job, model, "train")
+        model.prepare_text(dataset.categories)
         trained = model
         if cell.overflow_at >= 0:
             trained = Overflowing(model, accumulation=job.accumulation, at=cell.overflow_at)

@@ -203,6 +203,9 @@ class Run:
             hashes["init_weights"] = weights_digest(trainable_weights(model))
         if job.activation_checkpointing:
             model.set_activation_checkpointing(True)
+        self._compare_with_study(len(train_set))
+        # Before sharding, in one order: ranks that met categories in different orders would call different collectives.
+        model.prepare_text(train_set.categories)
         self.model_sizes = sizes(model)
         backend.prepare(model, build_optimization(job))
         start_step = self._resume()
@@ -270,6 +273,25 @@ class Run:
             )
 
         return loader, order.fingerprint(job.steps)
+
+    def _compare_with_study(self, pictures: int) -> None:
+        """A job that names a version of the study says in what it is not the study's run."""
+        if not self.job.version:
+            return
+        from core_model.versions import version
+
+        job, asked = self.job, version(self.job.version)
+        self.warnings += asked.unmet(
+            world_size=job.world_size,
+            nodes=job.nodes,
+            cuda=self.backend.device.type == "cuda",
+            data=job.data,
+            preset=job.preset,
+        )
+        if job.steps != asked.steps(pictures):
+            self.warnings.append(
+                f"the study's {job.version} is {asked.steps(pictures)} steps on this data; this run has {job.steps}"
+            )
 
     def _resume(self) -> int:
         """Loads the last good checkpoint where asked; returns the step to go on from."""
