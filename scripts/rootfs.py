@@ -238,8 +238,9 @@ def main(argv: list[str] | None = None) -> int:
         sub.add_argument("--bind", action="append", default=[], metavar="PATH", help="show PATH of this machine inside")
     commands.choices["build"].add_argument("--mirror", help="Debian mirror, where debootstrap's default does not serve")
     commands.choices["build"].add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
-    commands.choices["enter"].add_argument("run", nargs=argparse.REMAINDER, metavar="COMMAND")
-    options = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    split = words.index("--") if "--" in words else len(words)
+    options, command = parser.parse_args(words[:split]), words[split + 1 :]
     try:
         if os.geteuid() != 0:
             raise RootfsError("this needs root (chroot and mounts): run it with sudo")
@@ -248,7 +249,6 @@ def main(argv: list[str] | None = None) -> int:
             context = Path(__file__).resolve().parent.parent
             build(root, context, options.bind, options.mirror, dict(a.split("=", 1) for a in options.build_arg))
             return 0
-        command = options.run[1:] if options.run[:1] == ["--"] else options.run
         return enter(root, options.bind, command)
     except RootfsError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -59,14 +59,14 @@ def enter(root: Path, binds: list[str], command: list[str]) -> list[str]:
     return [sys.executable, str(REPOSITORY / "scripts" / "rootfs.py"), "enter", str(root), *shown, "--", *command]
 
 
-def wait_for_sshd(cluster: nodes.Cluster, name: str) -> None:
+def wait_for_sshd(cluster: nodes.Cluster, name: str, log: Path) -> None:
     """Until something listens on port 2222 in the node. Raises SystemExit after READY_S seconds."""
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
         if ":2222" in cluster.run(name, ["ss", "-Hltn"]).stdout:
             return
         time.sleep(0.2)
-    raise SystemExit(f"error: node {name}'s ssh server did not start within {READY_S} s")
+    raise SystemExit(f"error: node {name}'s ssh server did not start within {READY_S} s: {log.read_text()[-300:]}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,19 +86,21 @@ def main(argv: list[str] | None = None) -> int:
         keys = scratch / "keys"
         keys.mkdir()
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", keys / "id_ed25519"], check=True)
-        cluster = nodes.up(f"image-{os.getpid()}", 2, tied=True)
+        # Before the nodes: each gets a copy of the mounts that are there when it starts.
+        roots = {name: stack.enter_context(overlay(root, scratch / name)) for name in ("a", "b")}
+        cluster = nodes.up(f"image-{os.getpid()}", len(roots), tied=True)
         stack.callback(nodes.down, cluster.name)
-        roots = {node.name: stack.enter_context(overlay(root, scratch / node.name)) for node in cluster.nodes}
         binds = [*options.bind, "/etc/hosts", str(keys)]
         for node in cluster.nodes:
             start = ["env", f"NODE_KEYS={keys}", "bash", f"{INSIDE}/scripts/container/node.sh"]
+            log = scratch / f"{node.name}.log"
             server = subprocess.Popen(
                 cluster.argv(node.name, enter(roots[node.name], binds, start)),
                 stdout=subprocess.DEVNULL,
-                stderr=(scratch / f"{node.name}.log").open("w"),
+                stderr=log.open("w"),
             )
             stack.callback(server.kill)
-            wait_for_sshd(cluster, node.name)
+            wait_for_sshd(cluster, node.name, log)
         seen: set[Path] = set()
         for engine, command in COMMANDS.items():
             inside = f"cd {INSIDE} && export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 && {command}"

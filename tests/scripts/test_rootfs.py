@@ -64,6 +64,24 @@ def test_copy_puts_a_folder_s_content_and_leaves_out_what_is_ignored(rootfs: Mod
     assert sorted(str(p.relative_to(root)) for p in root.rglob("*.py*")) == ["opt/app/code/x.py", "opt/app/there/x.py"]
 
 
+def test_enter_takes_binds_before_the_dashes_and_the_command_after(
+    rootfs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(rootfs.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(rootfs, "enter", lambda *given: seen.append(given) or 5)
+    assert rootfs.main(["enter", str(tmp_path), "--bind", "/a", "--", "run", "--bind", "x"]) == 5
+    assert seen == [(tmp_path.resolve(), ["/a"], ["run", "--bind", "x"])]
+
+
+def test_a_root_that_was_not_finished_is_named(
+    rootfs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rootfs.os, "geteuid", lambda: 0)
+    assert rootfs.main(["enter", str(tmp_path)]) == 2
+    assert "image.json" in capsys.readouterr().err
+
+
 def test_the_dockerfile_holds_only_steps_that_can_be_carried_out(rootfs: ModuleType) -> None:
     known = {"FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "EXPOSE", "ENTRYPOINT"}
     steps = rootfs.parse((ROOT / "Dockerfile").read_text())
