@@ -36,6 +36,8 @@ from mpi.launchers.base import Launch
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = ROOT / "harness" / "run.py"
 DAY_S = 86400.0
+# Held while a job runs and given back for its end: result.json can be written on a disk that has filled up meanwhile.
+_ROOM, _ROOM_BYTES = ".room", 1 << 16
 _MARK = re.compile(rf"{FAILURE_MARK} rank=(\d+) user=([01]) (.*)$")
 
 
@@ -151,6 +153,7 @@ def run_job(
         records.write_json(
             folder / records.RESULT, {"status": "running", "started": _iso(started), "launcher": launch.launcher}
         )
+        (folder / _ROOM).write_bytes(bytes(_ROOM_BYTES))
         watcher = _Watcher(job, folder, show, on_rows)
         outcome = mpi.process.supervise(launch, log_path=folder / records.LOG, timeout=limit_s, on_poll=watcher.poll)
         watcher.close()
@@ -235,6 +238,7 @@ def _seal(
     job: Job, folder: Path, launch: Launch, outcome: mpi.process.Outcome, started: float, log: Path | None = None
 ) -> None:
     """Makes sure that result.json tells the truth about a job that did not end by itself and well."""
+    (folder / _ROOM).unlink(missing_ok=True)
     try:
         result = records.read_json(folder / records.RESULT)
     except records.RecordError:
@@ -253,6 +257,10 @@ def _seal(
         reason, code = f"rank {rank}: {text}", 2 if user else 1
     else:
         reason, code = outcome.reason or "the job ended without a result", outcome.returncode if interrupted else 1
+        silent = [] if interrupted else silent_ranks(log or folder / records.LOG, job.world_size)
+        if silent and "SIG" not in reason:
+            names = ", ".join(map(str, silent))
+            reason = f"rank {names} died without a message (killed, or out of memory?); the others noticed: {reason}"
     records.write_json(
         folder / records.RESULT,
         {
@@ -273,19 +281,23 @@ def _seal(
 
 
 def first_mark(log: Path) -> tuple[int, bool, str] | None:
-    """(rank, whether it is the user's mistake, text) of the first failing rank that could still speak.
+    """(rank, whether it is the user's mistake, text) of the first failing rank whose message is a cause.
 
-    A rank that was ended by the launcher because another had died is a consequence, not the cause.
+    A rank that lost its peer, or was ended by the launcher because another had died, is a consequence.
     """
-    if not log.exists():
-        return None
-    found = [
-        (int(match.group(1)), match.group(2) == "1", match.group(3))
-        for line in log.read_text(errors="replace").splitlines()
-        if (match := _MARK.search(line))
-    ]
-    causes = [mark for mark in found if not _CONSEQUENCE.search(mark[2])]
-    return causes[0] if causes else None
+    return next((mark for mark in _marks(log) if not _CONSEQUENCE.search(mark[2])), None)
+
+
+def silent_ranks(log: Path, world_size: int) -> list[int]:
+    """The ranks that left no message where others did: killed, or out of memory. Empty where no rank left one."""
+    spoke = {rank for rank, _, _ in _marks(log)}
+    return sorted(set(range(world_size)) - spoke) if spoke else []
+
+
+def _marks(log: Path) -> list[tuple[int, bool, str]]:
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    matches = filter(None, map(_MARK.search, lines))
+    return [(int(match[1]), match[2] == "1", match[3]) for match in matches]
 
 
 _CONSEQUENCE = re.compile(

@@ -89,21 +89,30 @@ def supervise(
     code, reason = 0, ""
     failure = re.compile(launch.failure_line) if launch.failure_line else None
     failed_at: list[float] = []
-    with log_path.open("ab") as log, _signals_as_exceptions():
+    with log_path.open("ab", buffering=0) as log, _signals_as_exceptions():
+        unwritten: list[str] = []
+
+        def write(line: bytes) -> None:
+            try:
+                log.write(line)
+            except OSError as error:  # a full disk must not keep the job from being ended and judged
+                unwritten.append(error.strerror or str(error))
 
         def drain() -> None:
             while not lines.empty():
                 line = lines.get()
-                log.write(line)
+                if not unwritten:
+                    write(line)
                 text = line.decode(errors="replace").rstrip("\r\n")
                 tail.append(text)
                 if failure is not None and failure.search(text) and not failed_at:
                     failed_at.append(time.monotonic())
                 if on_line is not None:
                     on_line(text)
-            log.flush()
 
         def poll() -> str | None:
+            if unwritten:
+                return explain([f"{log_path}: {unwritten[0]}"], 1)
             if failed_at and time.monotonic() > failed_at[0] + _FAILURE_GRACE_S:
                 return explain(tail, 1)
             return on_poll() if on_poll is not None else None
