@@ -4,7 +4,7 @@
 #   scripts/horovod_wheel.sh PYTHON [--sdist FILE] [--key]
 #
 # Why from source: Horovod publishes no wheel, and its last release (0.28.1) needs mends to compile against torch >= 2.1:
-# C++17 instead of C++14, and includes that gcc 13 no longer pulls in by accident (upstream #3957, never released).
+# a newer C++ than 14, and includes that gcc 13 no longer pulls in by accident (upstream #3957, never released).
 # The wheel is stripped of debug symbols (20 MB -> 1 MB), tried, and kept in the user's cache under a name made of all that
 # it depends on; a build that is interrupted leaves nothing that looks like a wheel.
 #
@@ -63,7 +63,10 @@ fi
 echo "$HOROVOD_SHA256  $sdist" | sha256sum --check --quiet >&2 || die "$sdist is not Horovod $HOROVOD_VERSION as it was released"
 tar xzf "$sdist" -C "$work"
 source=$work/horovod-$HOROVOD_VERSION
-sed -i -E 's/CXX_STANDARD (11|14)/CXX_STANDARD 17/' "$source/CMakeLists.txt" "$source/horovod/torch/CMakeLists.txt"
+# torch's headers ask for C++17, from 2.14 on for C++20.
+standard=17
+[ "$(printf '2.14\n%s\n' "$torch_version" | sort -V | head -n 1)" != 2.14 ] || standard=20
+sed -i -E "s/CXX_STANDARD (11|14)/CXX_STANDARD $standard/" "$source/CMakeLists.txt" "$source/horovod/torch/CMakeLists.txt"
 # It takes the build's path for a regular expression: with a + in it (torch2.13.0+cpu, say) the torch module ends up elsewhere.
 sed -i 's|string(REGEX REPLACE "${PROJECT_SOURCE_DIR}(/)?" "" SUB_FOLDER "${CMAKE_CURRENT_SOURCE_DIR}")|file(RELATIVE_PATH SUB_FOLDER "${PROJECT_SOURCE_DIR}" "${CMAKE_CURRENT_SOURCE_DIR}")|' "$source/cmake/Utilities.cmake"
 grep -q RELATIVE_PATH "$source/cmake/Utilities.cmake" || die "Horovod's cmake/Utilities.cmake is not as expected: mend scripts/horovod_wheel.sh"
