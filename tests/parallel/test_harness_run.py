@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,9 @@ def only_run(results: Path) -> Path:
     return run
 
 
-@pytest.mark.parametrize("engine", [("horovod",), ("deepspeed", "--zero-stage", "2"), ("fsdp2",), ("ddp",)], ids="-".join)
+@pytest.mark.parametrize(
+    "engine", [("horovod",), ("deepspeed", "--zero-stage", "2"), ("fsdp2",), ("ddp",)], ids="-".join
+)
 def test_every_engine_trains_with_frozen_bf16_weights(engine: tuple[str, ...], tmp_path: Path) -> None:
     done = call(
         str(BIN / "harness"), "run", "--backend", *engine, "--slots", "2", "--precision", "bf16", *TINY, "--results", str(tmp_path)
@@ -62,26 +63,28 @@ def test_the_worker_under_a_launcher_by_hand(launcher: str, tmp_path: Path) -> N
     done = call(*BY_HAND[launcher], *TINY, "--results", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     result = records.read_json(only_run(tmp_path) / records.RESULT)
-    assert (result["status"], result["world_size"], result["launcher"]) == ("ok", 2, launcher)
+    assert (result["status"], result["world_size"]) == ("ok", 2)
+    # A horovodrun that was built with MPI starts its workers through mpirun.
+    assert result["launcher"] in ((launcher, "mpirun") if launcher == "horovodrun" else (launcher,))
     assert "ok in" in done.stdout + done.stderr, "rank 0 says how it ended"
 
 
 def test_a_killed_worker_ends_the_job(tmp_path: Path) -> None:
     for engine in ("horovod", "deepspeed"):
         results = tmp_path / engine
-        began = time.monotonic()
         done = call(
             str(BIN / "harness"), "run", "--backend", engine, "--slots", "2", "--preset", "tiny", "--steps", "5000",
             "--log-every", "1", "--results", str(results), HARNESS_FAULT="kill:rank=1,step=6",
         )  # fmt: skip
-        took = time.monotonic() - began
         assert done.returncode == 1, done.stdout + done.stderr
         run = only_run(results)
         result = records.read_json(run / records.RESULT)
         assert result["status"] == "failed"
-        assert "SIGKILL" in result["reason"], result["reason"]
-        last = max(row["t"] for row in records.read_jsonl(run / records.STEPS))
-        assert took < last + 60, f"{took:.0f} s for a job killed after {last:.0f} s of training"
+        # DeepSpeed's launcher may see first the rank that lost its peer, and then reports that one's exit code.
+        assert "SIGKILL" in result["reason"] or "rank 1 died without a message" in result["reason"], result["reason"]
+        # From the last step that could be recorded to the sealed result.
+        took = (run / records.RESULT).stat().st_mtime - (run / records.STEPS).stat().st_mtime
+        assert took < 30, f"{took:.0f} s from the kill to the end"
         assert not _alive(str(run)), "an orphan is left"
 
 
