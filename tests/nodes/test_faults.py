@@ -220,15 +220,18 @@ def test_the_disk_for_results_is_full(fresh, intact, engine, tmp_path):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_slow_link_slows_the_job_and_breaks_nothing(fresh, intact, engine):
     nodes = fresh()
-    nodes.limit("b", "4mbit")
-    began = time.monotonic()
+    nodes.limit("b", "8mbit")
     with running(nodes, intact, engine, f"{engine}-slow", steps=4) as job:
-        result = job.result(began)
-    assert (result["status"], result["code"]) == ("ok", 0)
+        output, _ = job.process.communicate(timeout=150)
+    assert job.process.returncode == 0, output
+    assert json.loads((job.folder / "result.json").read_text())["status"] == "ok"
+    # The gradients of a step, one way, at that rate: it cannot have been quicker.
+    least = (job.folder / "weights.safetensors").stat().st_size * 8 / 8e6
     rows = [json.loads(line) for line in (job.folder / "steps.jsonl").read_text().splitlines()]
-    earlier = intact / "faults" / f"{engine}-earlier" / "steps.jsonl"
-    quick = [json.loads(line) for line in earlier.read_text().splitlines()]
-    assert min(row["step_s"] for row in rows[1:]) > 2 * min(row["step_s"] for row in quick[1:])
+    earlier = (intact / "faults" / f"{engine}-earlier" / "steps.jsonl").read_text().splitlines()
+    quickest = min(row["step_s"] for row in rows[1:])
+    assert quickest > 0.9 * least
+    assert quickest > min(json.loads(line)["step_s"] for line in earlier[1:])
     assert_nothing_left(nodes)
 
 
