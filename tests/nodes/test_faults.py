@@ -25,6 +25,8 @@ from mpi.nodes.cluster import Cluster
 pytestmark = [pytest.mark.parallel, pytest.mark.slow, pytest.mark.timeout(240)]
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = ("deepspeed", "horovod")
+# Each fault is tried with both engines when HARNESS_ALL_FAULTS=1, else with the one named here: minutes matter in CI.
+ALL = os.environ.get("HARNESS_ALL_FAULTS") == "1"
 LIMIT_S = 60.0
 
 
@@ -101,6 +103,13 @@ def assert_nothing_left(nodes: Cluster, limit: float = 3.0) -> None:
         assert left == [], f"on node {node.name}"
 
 
+def tried_with(*always: str) -> pytest.MarkDecorator:
+    left_out = pytest.mark.skipif(not ALL, reason="HARNESS_ALL_FAULTS=1 tries it too")
+    return pytest.mark.parametrize(
+        "engine", [pytest.param(e, marks=[] if e in always else [left_out]) for e in ENGINES]
+    )
+
+
 def digest(folder: Path) -> dict[str, str]:
     return {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()
@@ -132,7 +141,7 @@ def fresh(make_nodes) -> Callable[[], Cluster]:
     return lambda: make_nodes(2, cores_per_node=1)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@tried_with("deepspeed", "horovod")
 def test_a_worker_is_killed(two, intact, engine):
     with running(two, intact, engine, f"{engine}-killed") as job:
         job.wait_for_steps(2)
@@ -145,7 +154,7 @@ def test_a_worker_is_killed(two, intact, engine):
     assert_nothing_left(two)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@tried_with("horovod")
 def test_a_node_is_cut_off_in_the_middle_of_a_step(fresh, intact, engine):
     nodes = fresh()
     with running(nodes, intact, engine, f"{engine}-cut") as job:
@@ -157,7 +166,7 @@ def test_a_node_is_cut_off_in_the_middle_of_a_step(fresh, intact, engine):
     assert_nothing_left(nodes, limit=30)  # the cut-off node's guard waits 20 s for a word
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@tried_with("deepspeed")
 def test_sshd_is_down_at_the_start(fresh, intact, engine):
     nodes = fresh()
     nodes.stop_sshd("b")
@@ -170,7 +179,7 @@ def test_sshd_is_down_at_the_start(fresh, intact, engine):
     assert_nothing_left(nodes)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@tried_with("horovod")
 def test_another_python_on_one_node(fresh, intact, engine, tmp_path):
     """Node b's interpreter starts, but it is another one: the engine is not in it."""
     nodes = fresh()
@@ -187,7 +196,7 @@ def test_another_python_on_one_node(fresh, intact, engine, tmp_path):
     assert_nothing_left(nodes)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@tried_with("deepspeed")
 def test_the_disk_for_results_is_full(fresh, intact, engine, tmp_path):
     nodes = fresh()
     small = tmp_path / "small"
@@ -217,7 +226,7 @@ def test_the_disk_for_results_is_full(fresh, intact, engine, tmp_path):
     assert_nothing_left(nodes)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@tried_with("horovod")
 def test_a_slow_link_slows_the_job_and_breaks_nothing(fresh, intact, engine):
     nodes = fresh()
     nodes.limit("b", "8mbit")
@@ -235,7 +244,7 @@ def test_a_slow_link_slows_the_job_and_breaks_nothing(fresh, intact, engine):
     assert_nothing_left(nodes)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@tried_with("deepspeed")
 def test_ctrl_c_at_the_launcher(two, intact, engine):
     with running(two, intact, engine, f"{engine}-interrupted") as job:
         job.wait_for_steps(2)
