@@ -196,6 +196,10 @@ class Run:
         job = self.job
 
         model = build_model(job, device=backend.device)
+        if job.emulate_compute_ms:
+            from harness.emulated import emulate
+
+            emulate(model, job.emulate_compute_ms / job.accumulation)
         train_set = build_dataset(job, model, "train")
         batches, fingerprint = self._batches(model, train_set)
         hashes = {"data": _digest(train_set.describe()), "sample_order": fingerprint}
