@@ -22,12 +22,13 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from backends.base import Availability, Backend, BackendError, Optimization, StepReport
 from backends.checkpoint import read_manifest, write_manifest
@@ -116,6 +117,7 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         if self._native:
             _autocast_inside(model, optimization, self.device)
         _forget_autocast()
+        plain_linear = functional.linear
         try:
             if "optimizer" in config:
                 build_adam(on_cpu=self.settings.offload_optimizer != "none")
@@ -137,6 +139,9 @@ class DeepSpeedBackend(TorchCollectives, Backend):
                 f"deepspeed could not compile its optimizer ({' '.join(str(error).split())[:160]}): "
                 "use optimizer_impl=torch, or install g++, ninja and, for a GPU, the CUDA toolkit of this torch"
             ) from None
+        # Stage 3 replaces torch.nn.functional.linear for the whole process and for good: other models (evaluation,
+        # other engines) would compute with it too. It is put back here and taken out for this engine's own passes.
+        self._linear, functional.linear = functional.linear, plain_linear
         self._inner = self.engine.optimizer
         self._grad_norm: torch.Tensor | float | None = None
         self._scale = self._external_scale(optimization)
@@ -213,13 +218,14 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         elif self._native and optimization.precision == "fp16":
             used_scale = float(self._inner.loss_scale)
         meter, share = LossMeter(), 1.0 / len(micro_batches)
-        for index, batch in enumerate(micro_batches):
-            parts = engine(batch)
-            engine.backward(parts["loss"])
-            if index + 1 == len(micro_batches) and self._norm_is_ours():
-                self._grad_norm = clip(gradients(engine.module.parameters()), None, self.device)
-            engine.step()
-            meter.add(parts, share)
+        with _linear(self._linear):
+            for index, batch in enumerate(micro_batches):
+                parts = engine(batch)
+                engine.backward(parts["loss"])
+                if index + 1 == len(micro_batches) and self._norm_is_ours():
+                    self._grad_norm = clip(gradients(engine.module.parameters()), None, self.device)
+                engine.step()
+                meter.add(parts, share)
         skipped = self._finish_scale()
         self._step += 1
         return StepReport(losses=meter.mean(), grad_norm=self._norm(), loss_scale=used_scale, skipped=skipped, lr=lr)
@@ -391,10 +397,19 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         self.engine = self._inner = self._module = None
 
     def _departures(self) -> list[str]:
-        """How native precision is not the like-for-like training, from DeepSpeed's source."""
-        if not self._native:
-            return []
+        """How this is not quite the training of the other engines, from DeepSpeed's source."""
         precision, found = self.optimization.precision, []
+        if (
+            self.settings.zero_stage == 3
+            and precision != "fp32"
+            and self.engine._config.zero_config.memory_efficient_linear
+        ):
+            found.append(
+                "stage 3's memory-efficient linear layer adds an fp32 bias to the rounded product, autocast rounds the "
+                "bias too: memory_efficient_linear=false computes like the others but keeps gathered weights meanwhile"
+            )
+        if not self._native:
+            return found
         found.append(f"weights and gradients are {precision}; fp32 masters are updated and rounded back every step")
         if not self.settings.communication_data_type:
             found.append(f"gradients are summed in {precision} on the wire")
@@ -455,6 +470,16 @@ def _import_deepspeed(rank: int) -> Any:
     # mend.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     return deepspeed
+
+
+@contextmanager
+def _linear(function: Any) -> Iterator[None]:
+    """torch.nn.functional.linear is `function` within."""
+    plain, functional.linear = functional.linear, function
+    try:
+        yield
+    finally:
+        functional.linear = plain
 
 
 def _skip_shared_memory_op(deepspeed: Any) -> None:

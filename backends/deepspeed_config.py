@@ -29,10 +29,13 @@ class DeepSpeedSettings(EngineSettings):
     zero_stage: 0 none, 1 optimizer states, 2 and gradients, 3 and parameters are sharded. offload_optimizer,
     offload_param: none, cpu or nvme (param: stage 3 only). reduce_bucket_size, allgather_bucket_size: ELEMENTS
     exchanged at a time [5e8]. overlap_comm: reduce while backward goes on [stage 3 only]. reduce_scatter,
-    contiguous_gradients [true]. communication_data_type: type of gradients on the wire ("" = that of the gradients).
+    contiguous_gradients [true]. use_multi_rank_bucket_allreduce [true]: stages 1 and 2 all-reduce buckets and keep
+    a part; false = one reduce to each owner: less traffic, smaller messages. stage3_*: see DeepSpeed's ZeRO-3 page.
+    memory_efficient_linear [true]: stage 3's own linear layer; it keeps no gathered weights for backward, but rounds
+    elsewhere than torch's. communication_data_type: type of gradients on the wire ("" = that of the gradients).
     optimizer_impl: ``torch`` = the class that all engines use, ``deepspeed`` = FusedAdam or CPUAdam (compiled on first
-    use), ``auto`` = torch in precision mode matched and deepspeed in native. stage3_*: see DeepSpeed's page on ZeRO-3.
-    config: a DeepSpeed json of the user's. extra: further keys of that json, merged over it."""
+    use), ``auto`` = torch in precision mode matched and deepspeed in native. config: a DeepSpeed json of the user's.
+    extra: further keys of that json, merged over it."""
 
     zero_stage: int = 2
     offload_optimizer: str = "none"
@@ -49,6 +52,7 @@ class DeepSpeedSettings(EngineSettings):
     stage3_prefetch_bucket_size: int | None = None
     stage3_param_persistence_threshold: int | None = None
     stage3_max_live_parameters: int | None = None
+    memory_efficient_linear: bool | None = None
     communication_data_type: str = ""
     gradient_predivide_factor: float | None = None
     optimizer_impl: str = "auto"
@@ -135,6 +139,7 @@ def from_job(
         "stage3_prefetch_bucket_size",
         "stage3_param_persistence_threshold",
         "stage3_max_live_parameters",
+        "memory_efficient_linear",
     ):
         if getattr(settings, name) is not None:
             zero[name] = getattr(settings, name)

@@ -182,7 +182,9 @@ class HorovodBackend(StepBackend):
     def broadcast_model(self, model: torch.nn.Module) -> None:
         """Rank 0's parameters and buffers on every rank."""
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-        self._hvd.broadcast_parameters({name: _as_bytes(t.data) for name, t in tensors.items() if t.numel()}, root_rank=0)
+        self._hvd.broadcast_parameters(
+            {name: _as_bytes(t.data) for name, t in tensors.items() if t.numel()}, root_rank=0
+        )
 
     def _wrap_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         hvd, settings = self._hvd, self.settings
