@@ -69,7 +69,7 @@ class Trainer:
         self._pending: list[_Pending] = []
 
     def train(self) -> int:
-        """Trains to `plan.steps`; returns the number of finished steps. Raises TrainingDivergedError, or what the engine
+        """Trains to `plan.steps`; returns the number of finished steps. Raises TrainingDivergedError or what the engine
         or the data raises."""
         plan, backend, clock = self.plan, self.backend, self.clock
         iterator = iter(self.batches)
@@ -119,7 +119,7 @@ class Trainer:
             if not math.isfinite(losses["loss"]) and not skipped:
                 self._emit(rows)
                 raise TrainingDivergedError(
-                    f"the loss is {losses['loss']} at step {item.step}: lower the learning rate or the loss scale, or use fp32"
+                    f"the loss is {losses['loss']} at step {item.step}: lower the learning rate, or use fp32"
                 )
             if gathered is None:
                 continue

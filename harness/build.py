@@ -49,6 +49,7 @@ def build_dataset(job: Job, model: Any, split: str) -> Any:
 
 
 def build_optimization(job: Job) -> Optimization:
+    """The part of the job that every engine shares."""
     return Optimization(
         optimizer=job.optimizer,
         lr=job.lr,
@@ -125,4 +126,5 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def trainable_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The trained parameters by name, detached, not copied."""
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}

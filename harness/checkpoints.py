@@ -67,18 +67,17 @@ def check_seal(checkpoint: Path) -> int:
         path = checkpoint / name
         if not path.is_file() or path.stat().st_size != size:
             have = path.stat().st_size if path.is_file() else 0
-            raise JobError(
-                f"{path}: {have} bytes, {size} were written: it is truncated, delete {checkpoint.name}"
-            )
+            raise JobError(f"{path}: {have} bytes, {size} were written: it is truncated, delete {checkpoint.name}")
     return step
 
 
 def check_matches(checkpoint: Path, backend: str, world_size: int) -> None:
-    """Raises JobError where the checkpoint is of another engine or world size: engine-native state fits only its own."""
+    """Raises JobError where the checkpoint is of another engine or world size: engine state fits only its own."""
     seal = json.loads((checkpoint / SEAL).read_text())
     if (seal["engine"], seal["world_size"]) != (backend, world_size):
         raise JobError(
-            f"{checkpoint}: written by {seal['engine']} on {seal['world_size']} workers, this job is {backend} on {world_size}: "
+            f"{checkpoint}: written by {seal['engine']} on {seal['world_size']} workers, "
+            f"this job is {backend} on {world_size}: "
             "resume it there, or start from its weights with --init-weights"
         )
 

@@ -1,7 +1,7 @@
 """Planted faults, for tests and for showing that the harness notices: ``HARNESS_FAULT="kill:rank=1,step=5"``.
 
-kinds: ``kill`` (SIGKILL to itself), ``raise`` (an exception), ``hang`` (sleeps for ever), ``slow`` (sleeps `ms` every step
-from `step` on). Read from the environment only, so that no job can carry one by accident; a planted fault is printed.
+kinds: ``kill`` (SIGKILL to itself), ``raise`` (an exception), ``hang`` (sleeps for ever), ``slow`` (sleeps `ms` every
+step from `step` on). Read from the environment only, so no job carries one by accident; a planted fault is printed.
 """
 
 from __future__ import annotations

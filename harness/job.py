@@ -115,8 +115,8 @@ class Job:
         shares = self.world_size * self.accumulation
         if self.global_batch % shares:
             raise JobError(
-                f"global batch {self.global_batch} cannot be split over {self.world_size} workers x {self.accumulation} "
-                f"accumulation steps: use a multiple of {shares}"
+                f"global batch {self.global_batch} cannot be split over {self.world_size} workers x "
+                f"{self.accumulation} accumulation steps: use a multiple of {shares}"
             )
         return self
 

@@ -162,7 +162,7 @@ def run_job(
 
 
 def run_jobs(jobs: Sequence[Job], results: Path, *, show: bool = False, limit_s: float = DAY_S) -> list[Path]:
-    """Runs `jobs`, which want the same engine, workers and launcher here, one by one in ONE launch; returns their folders.
+    """Runs `jobs`, which want the same engine and workers here, one by one in ONE launch; returns their folders.
 
     Saves the start of the processes for each but the first. A job that fails ends the processes; those after it are
     recorded as failed and not started. Raises only for what is wrong before the start.
@@ -301,8 +301,8 @@ def _marks(log: Path) -> list[tuple[int, bool, str]]:
 
 
 _CONSEQUENCE = re.compile(
-    r"^TerminatedError:|^KeyboardInterrupt|Connection (closed|reset)|Broken pipe|HorovodInternalError|DistBackendError|timed out|"
-    r"peer|Gloo|NCCL",
+    r"^TerminatedError:|^KeyboardInterrupt|Connection (closed|reset)|Broken pipe|HorovodInternalError|DistBackendError|"
+    r"timed out|peer|Gloo|NCCL",
     re.IGNORECASE,
 )
 

@@ -72,8 +72,8 @@ def cells_of(
                         for mode in modes if precision != "fp32" else ("matched",):
                             cells.append(
                                 Cell(
-                                    backend=backend, zero_stage=zero, workers=count, accumulation=accumulation, clip=clip,
-                                    precision=precision, precision_mode=mode,
+                                    backend=backend, zero_stage=zero, workers=count, accumulation=accumulation,
+                                    clip=clip, precision=precision, precision_mode=mode,
                                 )
                             )  # fmt: skip
     return cells
@@ -199,7 +199,7 @@ def row_of(verdict: Verdict) -> dict[str, Any]:
 @click.option(
     "--full",
     is_flag=True,
-    help="Every engine and ZeRO stage x accumulation 1,4 x clipping x workers 1,2,4 x precision.",
+    help="Every engine and ZeRO stage x accumulation x clipping x workers x precision.",
 )
 @click.option("--preset", default="tiny", show_default=True)
 @click.option("--data", default="textures", show_default=True)

@@ -71,5 +71,6 @@ def worker_argv(module: str, base: Job, cells: Sequence[Cell], out: Path) -> lis
 
 
 def unpack(packed: str) -> tuple[Job, list[Cell]]:
+    """The reverse of what `worker_argv` packs."""
     value: dict[str, Any] = json.loads(base64.urlsafe_b64decode(packed))
     return Job.from_dict(value["job"]), [Cell(**cell) for cell in value["cells"]]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from backends.base import PRECISIONS
 from harness import records
 from harness.job import Job
 from harness.parity import Verdict, bound, row_of, write_csv
+from harness.parity_cells import Cell
 
 HEADERS = (
     "engine",
@@ -74,16 +76,19 @@ def markdown(verdicts: Sequence[Verdict], base: Job) -> str:
     """The table with the words that it needs to be read."""
     judged = [v for v in verdicts if v.cell.precision_mode == "matched" and v.status in ("equal", "differs")]
     equal = sum(v.status == "equal" for v in judged)
+    limits = {precision: bound(Cell(backend="ddp", precision=precision), base.steps)[1] for precision in PRECISIONS}
+    setting = f"Preset `{base.preset}` on `{base.data}`, {base.steps} steps of {base.global_batch}, seed {base.seed}"
     lines = [
         "# Parity",
         "",
-        f"Preset `{base.preset}` on `{base.data}`, {base.steps} steps, global batch {base.global_batch}, seed {base.seed}: "
-        f"{equal} of {len(judged)} judged cells equal the single process.",
+        f"{setting}: {equal} of {len(judged)} judged cells equal the single process.",
         "",
-        "max rel. diff: largest ||a - b|| / ||b|| of any trainable tensor; of update: ||a - b|| / ||b - start|| over all tensors; "
-        "loss diff: largest relative difference of a step's loss. "
-        f"Bounds: fp32 {bound(_any('fp32'), base.steps)[1]:.0e} on max rel. diff; bf16 {bound(_any('bf16'), base.steps)[1]:.1e} and "
-        f"fp16 {bound(_any('fp16'), base.steps)[1]:.1e} on the update (unit roundoff x sqrt(steps)); native precision is reported, not judged.",
+        "- max rel. diff: largest ||a - b|| / ||b|| of any trainable tensor;",
+        "- of update: ||a - b|| / ||b - start|| over all tensors together;",
+        "- loss diff: largest relative difference of a step's loss.",
+        "",
+        f"Bounds: fp32 {limits['fp32']:.0e} on max rel. diff; bf16 {limits['bf16']:.1e} and fp16 {limits['fp16']:.1e}",
+        "on the update (unit roundoff x sqrt(steps)). Native precision is reported, not judged.",
         "",
         "| " + " | ".join(HEADERS) + " |",
         "|" + "---|" * len(HEADERS),
@@ -91,9 +96,3 @@ def markdown(verdicts: Sequence[Verdict], base: Job) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _any(precision: str):  # noqa: ANN202
-    from harness.parity_cells import Cell
-
-    return Cell(backend="ddp", precision=precision)

@@ -1,7 +1,7 @@
 """The measured part of README.md: filled by `harness index` from the records, never typed by hand.
 
-README.md holds a pair of comment lines a study, ``<!-- study NAME -->`` and ``<!-- end -->``; what stands between them is
-replaced by the study's setting, verdict and table.
+README.md holds a pair of comment lines a study, ``<!-- study NAME -->`` and ``<!-- end -->``; what stands between them
+is replaced by the study's setting, verdict and table.
 """
 
 from __future__ import annotations
@@ -38,5 +38,6 @@ def _body(study: Path, root: Path) -> str:
     where = study.relative_to(root) if study.is_relative_to(root) else study
     lines = [f"*{setting(comparison)}*", ""]
     lines += [f"- {sentence}" for sentence in verdict(comparison, findings(comparison))]
-    lines += ["", markdown(comparison_table(comparison)).strip(), "", f"[report]({where}/report.html), [records]({where})", ""]
+    links = f"[report]({where}/report.html), [records]({where})"
+    lines += ["", markdown(comparison_table(comparison)).strip(), "", links, ""]
     return "\n".join(lines)

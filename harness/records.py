@@ -87,6 +87,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def is_run(folder: Path) -> bool:
+    """Whether `folder` is a run's: it holds a job.json."""
     return (folder / JOB).is_file()
 
 

@@ -81,7 +81,17 @@ def test_no_harness_file_hides_a_module() -> None:
 
 
 def test_top_level_is_as_the_user_fixed_it() -> None:
-    for name in ("backends", "core_model", "harness", "mpi", "results", "tests", "pyproject.toml", "README.md", "hostfile"):
+    for name in (
+        "backends",
+        "core_model",
+        "harness",
+        "mpi",
+        "results",
+        "tests",
+        "pyproject.toml",
+        "README.md",
+        "hostfile",
+    ):
         assert (ROOT / name).exists(), name
 
 
@@ -90,11 +100,14 @@ def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
         "import sys, harness.cli\n"
         "try: harness.cli.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'deepspeed', 'horovod', 'transformers', 'pandas', 'matplotlib', 'pynvml'} & set(sys.modules)\n"
+        "heavy = {'torch', 'deepspeed', 'horovod', 'transformers', 'pandas', 'matplotlib', 'pynvml'}\n"
+        "heavy &= set(sys.modules)\n"
         "print('HEAVY', heavy)\n"
     )
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+    )
     took = time.perf_counter() - began
     assert "HEAVY set()" in done.stdout, done.stdout[-300:]
     assert "compare" in done.stdout

@@ -1,0 +1,1 @@
+"""Sub-commands of `harness` that are no part of the library, one file each."""

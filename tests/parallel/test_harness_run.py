@@ -33,7 +33,8 @@ def only_run(results: Path) -> Path:
 )
 def test_every_engine_trains_with_frozen_bf16_weights(engine: tuple[str, ...], tmp_path: Path) -> None:
     done = call(
-        str(BIN / "harness"), "run", "--backend", *engine, "--slots", "2", "--precision", "bf16", *TINY, "--results", str(tmp_path)
+        str(BIN / "harness"), "run", "--backend", *engine, "--slots", "2", "--precision", "bf16", *TINY,
+        "--results", str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     result = records.read_json(only_run(tmp_path) / records.RESULT)
