@@ -21,7 +21,21 @@ _NAME = click.option(
 )
 
 
-@click.group()
+class _Nodes(click.Group):
+    """The scaling study is a module of its own, imported when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), "scaling"]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name == "scaling":
+            from harness.scaling import scaling
+
+            return scaling
+        return super().get_command(ctx, name)
+
+
+@click.group(cls=_Nodes)
 def nodes() -> None:
     """Virtual nodes: several hosts with their own name, network, sshd and limited links on one machine.
 

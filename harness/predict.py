@@ -1,0 +1,177 @@
+"""`harness predict`: a model of each engine's step, fitted to a scaling study and drawn past the machines at hand.
+
+Its error is stated first: every (nodes, rate) cell is held back once and predicted from the others.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.job import JobError
+from harness.options import results_root
+from harness.records import RecordError, write_json
+
+LARGEST = 512
+
+
+@click.command()
+@click.option("--study", default="scaling-nodes", show_default=True, help="A study of `harness nodes scaling`.")
+@click.option("--to", "largest", default=LARGEST, show_default=True, help="Largest number of nodes that is drawn.")
+@click.option("--rate", default="1gbit", show_default=True, help="Link rate of the drawing; 'unlimited' for none.")
+@click.option("--compute-ms", default=0.0, help="Computing a step in the drawing (default: the study's weak runs').")
+@click.option("--parameters", default=0.0, help="Trained fp32 parameters in the drawing (default: the study's).")
+@click.option("--rounds", default=50, show_default=True, help="Resamplings for the uncertainty.")
+@click.option("--results", default=None, help="Results folder.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def predict(
+    study: str,
+    largest: int,
+    rate: str,
+    compute_ms: float,
+    parameters: float,
+    rounds: int,
+    results: str | None,
+    as_json: bool,
+) -> None:
+    """Fit an alpha-beta model of the step to a scaling study, state its error, draw it to more nodes."""
+    from mpi.nodes.link import bytes_per_second
+
+    if largest < 2:
+        raise JobError(f"--to is {largest}: it must be at least 2")
+    folder = results_root(results) / study
+    link = None if rate == "unlimited" else bytes_per_second(rate)
+    report = build_report(folder, largest, link, compute_ms * 1e-3, parameters * 4.0, rounds)
+    write_json(folder / "prediction.json", report)
+    from harness.predict_plot import plot
+
+    plot(report, folder / "prediction")
+    if as_json:
+        click.echo(json.dumps(report, indent=1))
+    else:
+        _print(report)
+        click.echo(f"{folder}/prediction.json, prediction.png, prediction.svg")
+    sys.exit(0)
+
+
+def build_report(
+    folder: Path, largest: int, link: float | None, wait_s: float, parameter_bytes: float, rounds: int
+) -> dict[str, Any]:
+    """Per engine: constants, held-back errors and the drawn curve. Raises JobError where the study is too small."""
+    from harness import predict_model as model
+    from harness.scaling import FILE, load_rows, median_step
+
+    if not (folder / FILE).exists():
+        raise RecordError(f"{folder / FILE}: no scaling study there: harness nodes scaling --study {folder.name}")
+    rows = [row for row in load_rows(folder) if "failed" not in row]
+    engines: dict[str, Any] = {}
+    for name in dict.fromkeys(row["engine"] for row in rows):
+        own = [row for row in rows if row["engine"] == name]
+        points = [
+            model.Point(
+                ranks=row["nodes"],
+                wait_s=row["wait_s"],
+                parameter_bytes=row["parameter_bytes"],
+                link_bytes_per_s=row["link_bytes_per_s"],
+                step_s=median_step(row),
+            )
+            for row in own
+        ]
+        groups = [(row["nodes"], row["rate"]) for row in own]
+        if len(set(groups)) < 5 or not any(point.ranks > 1 for point in points):
+            raise JobError(f"study '{folder.name}' has {len(set(groups))} cells of {name}: measure at least 5")
+        held = model.leave_one_out(points, groups)
+        fitted = model.fit(points)
+        spread = model.bootstrap(points, rounds)
+        wait = wait_s or max(point.wait_s for point in points)
+        size = parameter_bytes or points[0].parameter_bytes
+        engines[name] = {
+            "constants": fitted.__dict__,
+            "held_back": [
+                {
+                    "nodes": row["nodes"],
+                    "rate": row["rate"],
+                    "scaling": row["scaling"],
+                    "measured_s": point.step_s,
+                    "error": error,
+                }
+                for row, (point, error) in zip(own, held, strict=True)
+            ],
+            "median_error": _median([abs(error) for _, error in held]),
+            "curve": _curve(model, fitted, spread, largest, wait, size, link),
+        }
+    return {
+        "link_bytes_per_s": link,
+        "wait_s": wait_s or max(row["wait_s"] for row in rows),
+        "parameter_bytes": parameter_bytes or rows[0]["parameter_bytes"],
+        "measured_nodes": max(row["nodes"] for row in rows),
+        "median_error": _median([abs(item["error"]) for one in engines.values() for item in one["held_back"]]),
+        "engines": engines,
+    }
+
+
+def _curve(
+    model: Any, fitted: Any, spread: Sequence[Any], largest: int, wait: float, size: float, link: float | None
+) -> list[dict[str, float]]:
+    """Step time and weak-scaling efficiency at 1, 2, 4 ... nodes, with the 5 % and 95 % points of the resamplings."""
+    import numpy as np
+
+    found = []
+    one = model.Point(ranks=1, wait_s=wait, parameter_bytes=size, link_bytes_per_s=link)
+    ranks = 1
+    while ranks <= largest:
+        point = model.Point(ranks=ranks, wait_s=wait, parameter_bytes=size, link_bytes_per_s=link)
+        efficiencies = [each.step(one) / each.step(point) for each in spread]
+        low, high = (float(value) for value in np.percentile(efficiencies, (5, 95)))
+        found.append(
+            {
+                "nodes": ranks,
+                "step_s": fitted.step(point),
+                "efficiency": fitted.step(one) / fitted.step(point),
+                "efficiency_low": low,
+                "efficiency_high": high,
+            }
+        )
+        ranks *= 2
+    return found
+
+
+def _median(values: Sequence[float]) -> float:
+    from statistics import median
+
+    return median(values)
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="fitted to measured runs; error of cells that were held back", title_justify="left")
+    for heading in ("engine", "overhead ms", "alpha us", "ns/KiB", "x link", "overlap", "straggler ms", "error"):
+        table.add_column(heading, justify="left" if heading == "engine" else "right", no_wrap=True)
+    for name, one in report["engines"].items():
+        own = one["constants"]
+        table.add_row(
+            name,
+            f"{own['overhead'] * 1e3:.1f}",
+            f"{own['alpha'] * 1e6:.0f}",
+            f"{own['host'] * 1e9 * 1024:.0f}",
+            f"{own['inefficiency']:.2f}",
+            f"{own['overlap']:.2f}",
+            f"{own['straggler'] * 1e3:.1f}",
+            f"{one['median_error']:.1%}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"median error over all held-back cells: {report['median_error']:.1%}")
+    last = {name: one["curve"][-1] for name, one in report["engines"].items()}
+    for name, point in last.items():
+        low, high = point["efficiency_low"], point["efficiency_high"]
+        console.print(
+            f"{name} at {point['nodes']} nodes: efficiency {point['efficiency']:.0%} ({low:.0%} to {high:.0%})"
+        )

@@ -1,0 +1,182 @@
+"""`harness nodes scaling`: engines x nodes x link rates on virtual nodes, with computing emulated by a stated wait.
+
+The nodes share this machine's cores, so real computing would slow down with every node; a wait does not. What is
+measured is the exchange: step time, its share, bytes on each node's wire, against ring theory. Everything is put into
+``results/STUDY/scaling.json``, one row a run, which `harness predict` fits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness import records
+from harness.job import JobError
+from harness.options import results_root
+from mpi.nodes import cluster
+from mpi.nodes.link import bytes_per_second
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = "scaling.json"
+ENGINES = {"ddp": [], "horovod": [], **{f"deepspeed-z{stage}": ["--zero-stage", str(stage)] for stage in range(3)}}
+
+
+def ring_bytes(parameter_bytes: float, ranks: int) -> float:
+    """What each rank must send in one step: 2(n-1)/n of the gradients, by a ring all-reduce (Patarasuk & Yuan, 2009).
+
+    ZeRO 1 and 2 send as much in a reduce-scatter of gradients and an all-gather of weights (Rajbhandari et al., 2020).
+    """
+    return 2.0 * (ranks - 1) / ranks * parameter_bytes
+
+
+@click.command()
+@click.option("--study", default="scaling-nodes", show_default=True)
+@click.option("--engines", default="horovod,deepspeed-z0,deepspeed-z1,deepspeed-z2", show_default=True)
+@click.option("--nodes", "counts", default="1,2,4", show_default=True)
+@click.option("--rates", default="unlimited,1gbit,100mbit", show_default=True)
+@click.option("--emulate-compute", "emulate_ms", default=100.0, show_default=True, help="ms a step and worker.")
+@click.option("--scalings", default="weak,strong", show_default=True, help="strong: the wait is shared by the workers.")
+@click.option("--steps", default=20, show_default=True)
+@click.option("--repeats", default=1, show_default=True)
+@click.option("--width", default=16384, show_default=True, help="Of the tiny preset's projection: 97 weights each.")
+@click.option("--results", default=None, help="Results folder.")
+def scaling(
+    study: str,
+    engines: str,
+    counts: str,
+    rates: str,
+    emulate_ms: float,
+    scalings: str,
+    steps: int,
+    repeats: int,
+    width: int,
+    results: str | None,
+) -> None:
+    """Run a scaling study on virtual nodes (needs root). Rows that are there already are kept, not run again."""
+    names = engines.split(",")
+    for name in names:
+        if name not in ENGINES:
+            raise JobError(f"unknown engine '{name}': choose of {', '.join(ENGINES)}")
+    numbers = [int(word) for word in counts.split(",")]
+    folder = results_root(results) / study
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = load_rows(folder) if (folder / FILE).exists() else []
+    set_name = f"scaling-{os.getpid()}"
+    made = cluster.up(set_name, max(numbers), cores_per_node=1, tied=True)
+    try:
+        for repeat in range(repeats):
+            for rate in rates.split(","):
+                made = made.set_rate("" if rate == "unlimited" else rate)
+                for count in numbers:
+                    for kind in scalings.split(","):
+                        for name in names:
+                            cell = {"engine": name, "nodes": count, "rate": rate, "scaling": kind, "repeat": repeat}
+                            if any(all(row[key] == value for key, value in cell.items()) for row in rows):
+                                continue
+                            wait = emulate_ms if kind == "weak" else emulate_ms / count
+                            row = _run(made, cell, wait, steps, width, folder)
+                            click.echo(_line(row))
+                            rows.append(row)
+                            records.write_json(folder / FILE, {"rows": rows, "cores": os.cpu_count()})
+    finally:
+        cluster.down(set_name)
+    click.echo(str(folder / FILE))
+
+
+def load_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a study. Raises RecordError."""
+    return list(records.read_json(folder / FILE)["rows"])
+
+
+def _run(
+    made: cluster.Cluster, cell: dict[str, Any], wait_ms: float, steps: int, width: int, folder: Path
+) -> dict[str, Any]:
+    """One job on the first nodes of the set. A job that fails gives a row with its reason and no times."""
+    run = f"{cell['engine']}-n{cell['nodes']}-{cell['rate']}-{cell['scaling']}-r{cell['repeat']}"
+    with tempfile.NamedTemporaryFile("w", suffix=".hostfile") as hosts:
+        hosts.write(made.hostfile())
+        hosts.flush()
+        argv = [sys.executable, "-m", "harness", "run", "--backend", cell["engine"].partition("-")[0]]
+        argv += [*ENGINES[cell["engine"]], "--nodes", str(cell["nodes"]), "--hostfile", hosts.name, "--slots", "1"]
+        argv += ["--preset", "tiny", "--set", f"model.joint={width}", "--emulate-compute", f"{wait_ms:g}"]
+        argv += ["--steps", str(steps), "--timing-warmup", "4", "--log-every", "1", "--eval-samples", "-1"]
+        argv += ["--global-batch", str(4 * cell["nodes"]), "--scaling", cell["scaling"], "--timeout", "60"]
+        argv += ["--study", folder.name, "--run-name", run, "--results", str(folder.parent)]
+        process = subprocess.Popen(
+            made.argv("a", argv, cwd=ROOT),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            sent = _follow(process, made, folder / run, cell["nodes"])
+        finally:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGTERM)
+            process.wait()
+    result = records.read_json(folder / run / records.RESULT) if (folder / run / records.RESULT).exists() else {}
+    row = {**cell, "run": run, "wait_s": wait_ms * 1e-3, "link_bytes_per_s": _rate(cell["rate"])}
+    if result.get("status") != "ok":
+        return {**row, "failed": result.get("reason", "no record")}
+    times = [item["step_s"] for item in records.read_jsonl(folder / run / records.STEPS)][4:]
+    parameters = 4.0 * result["model"]["trainable_parameters"]
+    return {
+        **row,
+        "step_s": times,
+        "parameter_bytes": parameters,
+        "sent_bytes_per_step": sent,
+        "ring_bytes": ring_bytes(parameters, cell["nodes"]),
+    }
+
+
+def _follow(process: subprocess.Popen[bytes], made: cluster.Cluster, run: Path, count: int) -> float | None:
+    """Bytes a node sent in one step: the most of any node, between the fourth and the last step seen."""
+    first: tuple[int, dict[str, tuple[int, int]]] | None = None
+    last = first
+    deadline = time.monotonic() + 600
+    seen = -1
+    while process.poll() is None and time.monotonic() < deadline:
+        path = run / records.STEPS
+        steps = path.read_text().count("\n") if path.exists() else 0
+        if steps != seen:
+            seen, state = steps, (steps, made.wire_bytes())
+            if steps >= 4:
+                first = first or state
+                last = state
+        time.sleep(0.01)
+    if first is None or last is None or last[0] <= first[0]:
+        return None
+    sent = [last[1][node.name][1] - first[1][node.name][1] for node in made.nodes[:count]]
+    return max(sent) / (last[0] - first[0])
+
+
+def _rate(text: str) -> float | None:
+    return None if text == "unlimited" else bytes_per_second(text)
+
+
+def _line(row: dict[str, Any]) -> str:
+    if "failed" in row:
+        return f"{row['run']}: failed: {row['failed']}"
+    times = sorted(row["step_s"])
+    middle = times[len(times) // 2]
+    share = 1 - row["wait_s"] / middle
+    wire = (row["sent_bytes_per_step"] or 0.0) / row["ring_bytes"] if row["ring_bytes"] else 0.0
+    text = f"{row['run']}: {middle * 1e3:.0f} ms a step, {share:.0%} of it not computing"
+    return f"{text}, wire {wire:.2f} x ring theory" if wire else text
+
+
+def median_step(row: dict[str, Any]) -> float:
+    """Median step time of a row, seconds."""
+    times: Sequence[float] = sorted(row["step_s"])
+    return times[len(times) // 2] if len(times) % 2 else (times[len(times) // 2 - 1] + times[len(times) // 2]) / 2
