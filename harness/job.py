@@ -111,7 +111,7 @@ class Job:
         if self.backend == "single" and self.world_size > 1:
             raise JobError("engine 'single' runs one worker: use --nodes 1 --slots 1, or another engine")
         if self.emulate_compute_ms and self.eval_samples >= 0:
-            raise JobError("--emulate-compute computes nothing that could be evaluated: add --eval-samples -1")
+            raise JobError("--emulate-compute computes nothing to evaluate: add --eval-samples -1")
         shares = self.world_size * self.accumulation
         if self.global_batch % shares:
             raise JobError(

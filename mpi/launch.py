@@ -30,6 +30,7 @@ LAUNCHERS: Mapping[str, Callable[[Plan], Launch]] = {
     "deepspeed-slurm": deepspeed.slurm,
     "horovodrun": horovodrun.gloo,
     "horovodrun-mpi": horovodrun.mpi,
+    "horovodrun-elastic": horovodrun.elastic,
     "mpirun": mpirun.command,
     "torchrun": torchrun.command,
     "srun": srun.command,

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpi.failures import explain
-from mpi.guard import end_tagged
+from mpi.guard import end_tagged, tagged
 from mpi.guards import BEAT_S, READY_S, Guard
 from mpi.launch import RANK_VARIABLES
 from mpi.launchers.base import Launch
@@ -128,7 +128,7 @@ def supervise(
                     process, reader = _start(launch, argv, lines)
                     running.append(process)
                     readers.append(reader)
-                code, reason = _watch(running, guards, started + timeout, timeout, drain, poll)
+                code, reason = _watch(launch, running, guards, started + timeout, timeout, drain, poll)
         except _InterruptedError as interrupt:
             code = 128 + interrupt.number
             reason = (
@@ -155,6 +155,7 @@ def supervise(
 
 
 def _watch(
+    launch: Launch,
     running: list[subprocess.Popen[bytes]],
     guards: list[Guard],
     deadline: float,
@@ -170,8 +171,12 @@ def _watch(
         failed = next((code for code in codes if code), 0)
         if failed or None not in codes:
             return failed, ""
-        if reason := next(filter(None, (guard.problem() for guard in guards)), ""):
-            return 255, reason
+        for guard in [guard for guard in guards if guard.ended]:
+            if not (launch.elastic and guard.node):
+                return 255, guard.problem()
+            # The launcher goes on without the node, as soon as it learns that the connections to it are gone.
+            guards.remove(guard)
+            _end_connections(launch.tag, guard.node)
         if asked := on_poll():
             return 1, asked
         now = time.monotonic()
@@ -234,6 +239,15 @@ def _start(
     return process, reader
 
 
+def _end_connections(tag: str, node: str) -> None:
+    """Ends the job's ssh clients here that lead to `node`."""
+    for pid in tagged(tag):
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if words[0].rpartition(b"/")[2] == b"ssh" and node.encode() in words:
+                os.kill(pid, signal.SIGKILL)
+
+
 def _stop(running: list[subprocess.Popen[bytes]], number: int, grace: float) -> None:
     """Ends the commands' process groups: `number`, after `grace` seconds SIGKILL."""
     for process in running:
@@ -265,6 +279,8 @@ def _write_files(launch: Launch) -> None:
     for path, text in launch.files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+        if text.startswith("#!"):
+            path.chmod(0o755)
 
 
 def _remove_files(launch: Launch) -> None:

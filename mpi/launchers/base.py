@@ -81,7 +81,8 @@ class Launch:
 
     env: additions to the launching process's environment. files: path -> text, to be written before the start.
     hosts: where workers will run. remote: names among them that are other machines. failure_line: pattern of a line
-    that means that the job has failed, from a launcher that then would wait for the other workers for ever.
+    that means that the job has failed, from a launcher that then would wait for the others for ever. elastic: the
+    job goes on without a node that is lost. A file that begins with ``#!`` is made executable.
     """
 
     launcher: str
@@ -93,6 +94,7 @@ class Launch:
     hosts: tuple[Host, ...] = ()
     remote: tuple[str, ...] = ()
     tag: str = ""
+    elastic: bool = False
     failure_line: str = ""
 
     @property

@@ -9,6 +9,7 @@ blank line.
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 
 from mpi import hostfile
 from mpi.launchers import mpirun
@@ -29,6 +30,25 @@ def mpi(plan: Plan) -> Launch:
     rest = mpirun.parameters({key: value for key, value in mpirun.mca(plan).items() if key != "btl_tcp_if_include"})
     options = ("--mpi", *_common(plan), f"--binding-args={shlex.join(binding)}", f"--mpi-args={shlex.join(rest)}")
     return _launch(plan, "horovodrun-mpi", options)
+
+
+def elastic(plan: Plan) -> Launch:
+    """Elastic: gloo, the job goes on with the nodes that are left, down to one (the worker must be made for it).
+
+    The discovery script lists all hosts of the job; horovodrun itself leaves out those that have failed.
+    """
+    require_plain_cwd(plan, "horovodrun")
+    script = plan.scratch / "discover.sh"
+    lines = "".join(f"echo {host.name}:{host.slots}\n" for host in plan.hosts)
+    options = (
+        *("--disable-cache", "--start-timeout", str(plan.start_timeout)),
+        *("--network-interfaces", plan.network.interface),
+        *("--gloo-timeout-seconds", str(plan.operation_timeout)),
+        *("-np", str(plan.world_size), "--min-np", "1", "--max-np", str(plan.world_size)),
+        *("--host-discovery-script", str(script)),
+    )
+    launch = _launch(plan, "horovodrun-elastic", options)
+    return replace(launch, files={script: f"#!/bin/sh\n{lines}"}, elastic=True)
 
 
 def _launch(plan: Plan, name: str, options: tuple[str, ...]) -> Launch:

@@ -1,4 +1,4 @@
-"""The step model finds the constants that made its data, holds cells back honestly, and its parts have the right size."""
+"""The step model finds the constants that made its data, holds cells back honestly, and its parts are of a size."""
 
 from __future__ import annotations
 
