@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,7 @@ def _run(
 ) -> dict[str, Any]:
     """One job on the first nodes of the set. A job that fails gives a row with its reason and no times."""
     run = f"{cell['engine']}-n{cell['nodes']}-{cell['rate']}-{cell['scaling']}-r{cell['repeat']}"
+    shutil.rmtree(folder / run, ignore_errors=True)  # of a study that was interrupted here: it has no row
     with tempfile.NamedTemporaryFile("w", suffix=".hostfile") as hosts:
         hosts.write(made.hostfile())
         hosts.flush()

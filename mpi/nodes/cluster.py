@@ -209,6 +209,7 @@ def up(
     previous = _load(name)
     if previous is not None and previous.hub.alive:
         raise NodesError(f"node set '{name}' is up: harness nodes down --name {name}, or give another --name")
+    _sweep()
     folder = STATE / name
     if folder.exists():
         down(name)
@@ -267,6 +268,15 @@ def down(name: str = "default") -> int:
     with contextlib.suppress(OSError):
         STATE.rmdir()
     return max(0, len(found) - 1)
+
+
+def _sweep() -> None:
+    """Takes away what tied sets have left whose owner was killed: their nodes are gone, their folders are not."""
+    for name in names():
+        made = _load(name)
+        spec = _read(STATE / name / "hub.json")
+        if made is not None and not made.hub.alive and spec and json.loads(spec)["tied"]:
+            down(name)
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
