@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "nodes": ("harness.nodes:nodes", "Virtual nodes: several hosts with limited links on one machine."),
     "doctor": ("harness.doctor:doctor", "Find what is wrong with a cluster before a job starts."),
     "comm": ("harness.comm:comm", "Measure collectives through MPI, gloo, NCCL and both engines."),
+    "template": ("harness.templates_cluster:template", "Write a Slurm script or a Kubernetes MPIJob for a job."),
+    "predict": ("harness.predict:predict", "Fit a model of the step to a scaling study and draw it to more nodes."),
 }
 
 

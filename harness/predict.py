@@ -152,8 +152,10 @@ def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title="fitted to measured runs; error of cells that were held back", title_justify="left")
-    for heading in ("engine", "overhead ms", "alpha us", "ns/KiB", "x link", "overlap", "straggler ms", "error"):
-        table.add_column(heading, justify="left" if heading == "engine" else "right", no_wrap=True)
+    for heading in ("engine", "fix ms", "alpha us", "ns/KiB", "link x", "overlap", "slow ms", "error"):
+        table.add_column(
+            heading, justify="left" if heading == "engine" else "right", no_wrap=True, min_width=len(heading)
+        )
     for name, one in report["engines"].items():
         own = one["constants"]
         table.add_row(
@@ -168,6 +170,7 @@ def _print(report: dict[str, Any]) -> None:
         )
     console = Console()
     console.print(table)
+    console.print("fix: overhead; alpha: a message; ns/KiB: in the processes; link x: on the link; slow: stragglers")
     console.print(f"median error over all held-back cells: {report['median_error']:.1%}")
     last = {name: one["curve"][-1] for name, one in report["engines"].items()}
     for name, point in last.items():
