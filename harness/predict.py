@@ -172,9 +172,7 @@ def _print(report: dict[str, Any]) -> None:
     console.print(table)
     console.print("fix: overhead; alpha: a message; ns/KiB: in the processes; link x: on the link; slow: stragglers")
     console.print(f"median error over all held-back cells: {report['median_error']:.1%}")
-    last = {name: one["curve"][-1] for name, one in report["engines"].items()}
-    for name, point in last.items():
-        low, high = point["efficiency_low"], point["efficiency_high"]
-        console.print(
-            f"{name} at {point['nodes']} nodes: efficiency {point['efficiency']:.0%} ({low:.0%} to {high:.0%})"
-        )
+    for name, one in report["engines"].items():
+        drawn = [point for point in one["curve"] if point["nodes"] in (8, 64)] + one["curve"][-1:]
+        words = [f"{p['nodes']}: {p['efficiency']:.1%}" for p in drawn]
+        console.print(f"{name}, weak-scaling efficiency at nodes {', '.join(words)}", highlight=False)
