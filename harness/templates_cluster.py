@@ -3,7 +3,7 @@
 The worker is the same `harness/run.py`; only who starts it differs. Slurm: srun starts the ranks of ddp, fsdp2 and
 deepspeed; Horovod needs MPI to tell its ranks, so there mpirun does, inside the allocation. Kubernetes: the MPI
 operator (kubeflow.org/v2beta1) starts one launcher and N workers; the manifest is held against
-schemas/mpijob.schema.json before it is written.
+templates/mpijob.schema.json before it is written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness.job import Job, JobError
 from harness.options import job_options, make_job
 
 ROOT = Path(__file__).resolve().parent.parent
-SCHEMA = Path(__file__).resolve().parent / "schemas" / "mpijob.schema.json"
+SCHEMA = Path(__file__).resolve().parent / "templates" / "mpijob.schema.json"
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
 _DURATION = re.compile(r"(\d+-)?\d{1,2}:\d{2}:\d{2}")
 _PORT = 29500
