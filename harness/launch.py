@@ -258,7 +258,7 @@ def _seal(
     else:
         reason, code = outcome.reason or "the job ended without a result", outcome.returncode if interrupted else 1
         silent = [] if interrupted else silent_ranks(log or folder / records.LOG, job.world_size)
-        if silent and "SIG" not in reason:
+        if silent and "SIG" not in reason and _CONSEQUENCE.search(reason):
             names = ", ".join(map(str, silent))
             reason = f"rank {names} died without a message (killed, or out of memory?); the others noticed: {reason}"
     records.write_json(

@@ -149,7 +149,9 @@ def test_a_worker_is_killed(two, intact, engine):
         os.kill(victim, signal.SIGKILL)
         result = job.result(time.monotonic())
     assert (result["status"], result["code"]) == ("failed", 1)
-    assert "SIGKILL" in result["reason"] or "was killed" in result["reason"], result["reason"]
+    # DeepSpeed's launcher may see first the rank that lost its peer; then the silent rank is named.
+    named = ("SIGKILL", "was killed", "rank 1 died without a message (killed")
+    assert any(words in result["reason"] for words in named), result["reason"]
     assert result["seconds"] < 30
     assert_nothing_left(two)
 
