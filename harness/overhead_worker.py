@@ -8,17 +8,14 @@ time holds everything: fetching the batch, the step, and on the harness's side t
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from backends.process import ProcessFacts, detect
 from harness.job import Job
-from harness.parity_cells import Cell, unpack
+from harness.parity_cells import Cell, run_and_leave, unpack
 
 BLOCK = 10
 
@@ -96,12 +93,4 @@ def time_cell(cell: Cell, base: Job, facts: ProcessFacts) -> tuple[Any, dict[str
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1], sys.argv[2])
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    run_and_leave(main)

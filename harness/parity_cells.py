@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,3 +76,16 @@ def unpack(packed: str) -> tuple[Job, list[Cell]]:
     """The reverse of what `worker_argv` packs."""
     value: dict[str, Any] = json.loads(base64.urlsafe_b64decode(packed))
     return Job.from_dict(value["job"]), [Cell(**cell) for cell in value["cells"]]
+
+
+def run_and_leave(main: Callable[[str, str], None]) -> None:
+    """Runs a cell worker's `main(PACKED_CELLS, OUT)` and leaves at once: a clean exit could wait for other ranks."""
+    try:
+        main(sys.argv[1], sys.argv[2])
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
 from backends.process import ProcessFacts, detect
 from harness.job import Job
-from harness.parity_cells import Cell, unpack
+from harness.parity_cells import Cell, run_and_leave, unpack
 
 
 def main(packed: str, out: str) -> None:
@@ -87,12 +84,4 @@ def train_cell(cell: Cell, base: Job, facts: ProcessFacts, out: Path) -> Any:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1], sys.argv[2])
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    run_and_leave(main)
