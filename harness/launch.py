@@ -39,6 +39,9 @@ DAY_S = 86400.0
 # Held while a job runs and given back for its end: result.json can be written on a disk that has filled up meanwhile.
 _ROOM, _ROOM_BYTES = ".room", 1 << 16
 _MARK = re.compile(rf"{FAILURE_MARK} rank=(\d+) user=([01]) (.*)$")
+# horovodrun's ``[1]<stderr>:`` and Open MPI's ``[1,0]<stderr>:`` stand before every piece that a rank writes, so also
+# between a line's text and its end, which Python writes apart.
+_TAG = re.compile(r"\[\d+(?:,\d+)?\]<std(?:err|out)>:")
 
 
 def preflight(job: Job) -> Job:
@@ -296,8 +299,8 @@ def silent_ranks(log: Path, world_size: int) -> list[int]:
 
 def _marks(log: Path) -> list[tuple[int, bool, str]]:
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    matches = filter(None, map(_MARK.search, lines))
-    return [(int(match[1]), match[2] == "1", match[3]) for match in matches]
+    matches = filter(None, (_MARK.search(_TAG.sub("", line)) for line in lines))
+    return [(int(match[1]), match[2] == "1", match[3].rstrip()) for match in matches]
 
 
 _CONSEQUENCE = re.compile(

@@ -33,7 +33,13 @@ CASES = {
         "OMPI_COMM_WORLD_LOCAL_RANK": "1",
         "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
     },
-    "srun": {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "2"},
+    "srun": {
+        "SLURM_PROCID": "3",
+        "SLURM_NTASKS": "4",
+        "SLURM_LOCALID": "1",
+        "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+        "SLURM_STEP_ID": "0",
+    },
 }
 
 
@@ -58,3 +64,25 @@ def test_own_addresses_end_with_loopback() -> None:
     found = own_addresses()
     assert "127.0.0.1" in found
     assert all(not address.startswith("127.") for address in found[: found.index("127.0.0.1")])
+
+
+# What sbatch gives its script: one process, though the job may have four tasks.
+BATCH = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NTASKS": "4",
+    "SLURM_TASKS_PER_NODE": "4",
+}
+
+
+@pytest.mark.parametrize("step", [{}, {"SLURM_STEP_ID": str(0xFFFFFFFB)}, {"SLURM_STEP_ID": str(0xFFFFFFFA)}])
+def test_a_batch_script_is_alone(step: dict[str, str]) -> None:
+    facts = detect(BATCH | step)
+    assert (facts.rank, facts.world_size, facts.launcher) == (0, 1, "none")
+
+
+@pytest.mark.parametrize(("node", "expected"), [("0", 2), ("1", 2), ("2", 1)])
+def test_slurm_lists_the_ranks_of_every_node(node: str, expected: int) -> None:
+    listed = {"SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "SLURM_NODEID": node}
+    assert detect(CASES["srun"] | listed).local_size == expected

@@ -16,6 +16,8 @@ from harness.session import Session
 from harness.trained import load
 from tests.harness.used_run import call, data, trained
 
+pytestmark = pytest.mark.slow  # trains a model first
+
 
 def piped(text: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
