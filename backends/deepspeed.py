@@ -405,8 +405,9 @@ class DeepSpeedBackend(TorchCollectives, Backend):
             and self.engine._config.zero_config.memory_efficient_linear
         ):
             found.append(
-                "stage 3's memory-efficient linear layer adds an fp32 bias to the rounded product, autocast rounds the "
-                "bias too: memory_efficient_linear=false computes like the others but keeps gathered weights meanwhile"
+                "stage 3's memory-efficient linear layer adds an fp32 bias to the rounded product where autocast "
+                "rounds the bias too (LinearFunctionForZeroStage3.forward, deepspeed/runtime/zero/linear.py): "
+                "memory_efficient_linear=false computes like the others but keeps gathered weights meanwhile"
             )
         if not self._native:
             return found

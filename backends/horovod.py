@@ -44,7 +44,10 @@ class HorovodSettings(EngineSettings):
     gradient_predivide_factor: splits the averaging before and after the sum. hierarchical_allreduce: reduce inside a
     node first. controller: who negotiates, ``gloo`` or ``mpi`` (auto = the launcher's). timeline: file for Horovod's
     trace; slows the run. autotune: search for fusion and cycle while training; see backends.horovod_autotune for the
-    separate phase. extra: further environment variables (HOROVOD_...), set before hvd.init."""
+    separate phase. tune_steps: train so many steps first, in processes of their own, with the tuner on, and fix what it
+    found for the run (0 = no). min_np, max_np: an elastic job goes on with so few workers and takes in so many (0 = not
+    elastic); commit_every: steps between the states that it can go back to. What starts the processes acts on these
+    four. extra: further environment variables (HOROVOD_...), set before hvd.init."""
 
     fusion_threshold_mb: float | None = None
     cycle_time_ms: float | None = None
@@ -58,6 +61,10 @@ class HorovodSettings(EngineSettings):
     timeline: str = ""
     autotune: bool = False
     autotune_log: str = ""
+    tune_steps: int = 0
+    min_np: int = 0
+    max_np: int = 0
+    commit_every: int = 10
 
     def __post_init__(self) -> None:
         for name, allowed in (("compression", COMPRESSIONS), ("op", OPERATIONS), ("controller", CONTROLLERS)):
@@ -67,6 +74,10 @@ class HorovodSettings(EngineSettings):
                 )
         if self.op == "adasum" and self.gradient_predivide_factor != 1.0:
             raise BackendError("horovod: gradient_predivide_factor belongs to op 'average', adasum does not average")
+        if self.commit_every < 1:
+            raise BackendError(f"horovod: commit_every is {self.commit_every}: it must be at least 1")
+        if self.tune_steps and self.autotune:
+            raise BackendError("horovod: autotune tunes while it trains, tune_steps before: leave one of them out")
         for name in self.extra:
             if not name.startswith("HOROVOD_"):
                 raise BackendError(f"horovod: extra '{name}' is no Horovod variable: it must start with HOROVOD_")

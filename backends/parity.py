@@ -8,7 +8,7 @@ knows no model and no data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,57 @@ class Outcome:
     error: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What one cell trains. loop: trains `model` on the prepared backend; returns a row a step (loss as the mean over
+    the ranks, grad_norm, loss_scale, skipped, lr) and the bytes exchanged in one step ({} where not counted)."""
+
+    model: torch.nn.Module
+    loop: Callable[[Backend], tuple[list[dict[str, Any]], dict[str, Any]]]
+
+
+def train_cells(
+    cells: Sequence[Cell],
+    make: Callable[[Cell], Training],
+    *,
+    facts: ProcessFacts,
+    device: str = "auto",
+    timeout_s: float = 120.0,
+) -> Iterator[Outcome]:
+    """Trains every cell in turn in this process; all ranks call it with the same cells and go through to the end, where
+    the process groups are left. A cell that an engine refuses (BackendError, on all ranks alike) gives an Outcome with
+    `error`; anything else ends the process."""
+    last: dict[str, Backend] = {}
+    for cell in cells:
+        try:
+            engine = backends.load(cell.engine)
+            settings = backends.settings_from(cell.engine, cell.settings)
+            backend = last[cell.engine] = engine(settings, facts, device=device, timeout_s=timeout_s)
+            outcome = _train(cell, backend, make(cell))
+            backend.release()
+        except BackendError as error:
+            nothing: dict[str, Any] = {"weights": {}, "initial": {}, "description": {}, "exchange": {}}
+            outcome = Outcome(label=cell.label, world_size=facts.world_size, rows=[], error=str(error), **nothing)
+        yield outcome
+    for backend in last.values():
+        backend.close()
+
+
+def _train(cell: Cell, backend: Backend, training: Training) -> Outcome:
+    backend.prepare(training.model, cell.resolved())
+    initial = backend.weights()
+    rows, exchange = training.loop(backend)
+    return Outcome(
+        label=cell.label,
+        world_size=backend.world_size,
+        weights=backend.weights(),
+        initial=initial,
+        rows=rows,
+        description=backend.describe(),
+        exchange=exchange,
+    )
+
+
 def run_cells(
     cells: Sequence[Cell],
     make_model: Callable[[], torch.nn.Module],
@@ -66,63 +117,23 @@ def run_cells(
     facts: ProcessFacts | None = None,
     device: str = "auto",
     timeout_s: float = 120.0,
-    count_exchange: bool = True,
-    on_cell: Callable[[Outcome], None] | None = None,
-    before_step: Callable[[Backend, int], None] | None = None,
 ) -> list[Outcome]:
-    """Trains every cell in turn in this process; all ranks call it with the same cells. A cell that an engine refuses
-    (BackendError) gets an Outcome with `error`; anything else ends the process. Leaves the process groups at the
-    end."""
-    facts = facts or detect()
-    outcomes, last = [], {}
-    for cell in cells:
-        try:
-            engine = backends.load(cell.engine)
-            backend = engine(
-                backends.settings_from(cell.engine, cell.settings), facts, device=device, timeout_s=timeout_s
-            )
-            last[cell.engine] = backend
-            outcome = _run(cell, backend, make_model(), batches, count_exchange, before_step)
-            backend.release()
-        except BackendError as error:
-            outcome = Outcome(
-                label=cell.label,
-                world_size=facts.world_size,
-                weights={},
-                initial={},
-                rows=[],
-                description={},
-                exchange={},
-                error=str(error),
-            )
-        outcomes.append(outcome)
-        if on_cell is not None:
-            on_cell(outcome)
-    for backend in last.values():
-        backend.close()
-    return outcomes
+    """`train_cells` with the same model for every cell and batches made by a function, in the plainest loop."""
+
+    def make(cell: Cell) -> Training:
+        return Training(model=make_model(), loop=lambda backend: _plain_loop(backend, cell, batches))
+
+    return list(train_cells(cells, make, facts=facts or detect(), device=device, timeout_s=timeout_s))
 
 
-def _run(
-    cell: Cell,
-    backend: Backend,
-    model: torch.nn.Module,
-    batches: Batches,
-    count_exchange: bool,
-    before_step: Callable[[Backend, int], None] | None,
-) -> Outcome:
-    optimization = cell.resolved()
-    backend.prepare(model, optimization)
-    initial = backend.weights()
+def _plain_loop(backend: Backend, cell: Cell, batches: Batches) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Every step's report, and the bytes that the last one exchanged."""
+    accumulation = cell.resolved().accumulation
     reports, exchange = [], {}
     for step in range(cell.steps):
-        micro = [
-            _to(batch, backend.device)
-            for batch in batches(step, backend.rank, backend.world_size, optimization.accumulation)
-        ]
-        if before_step is not None:
-            before_step(backend, step)
-        if count_exchange and step == cell.steps - 1:
+        made = batches(step, backend.rank, backend.world_size, accumulation)
+        micro = [_to(batch, backend.device) for batch in made]
+        if step == cell.steps - 1:
             with backend.counting_exchange() as counted:
                 reports.append(backend.train_step(micro))
             exchange = counted.to_dict(backend.world_size)
@@ -141,15 +152,7 @@ def _run(
         }
         for step, (report, mean) in enumerate(zip(reports, means, strict=True))
     ]
-    return Outcome(
-        label=cell.label,
-        world_size=backend.world_size,
-        weights=backend.weights(),
-        initial=initial,
-        rows=rows,
-        description=backend.describe(),
-        exchange=exchange,
-    )
+    return rows, exchange
 
 
 def _to(batch: Any, device: torch.device) -> Any:

@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,7 @@ class DirectStep(nn.Module):
     def _answer_loss(self, picture: Tensor, prompts: Tensor, batch: Batch) -> Tensor:
         embeddings = self.model.language.assemble(picture, prompts, batch.token_ids)
         prefix = embeddings.shape[1] - batch.token_ids.shape[1]
+        assert self.language_model is not None
         ones = torch.ones(len(batch), prefix, dtype=torch.int64)
         places = torch.arange(batch.token_ids.shape[1])[None] < batch.lengths[:, None]
         mask = torch.cat((ones, places.long()), dim=1)
@@ -133,11 +135,12 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> t
     return time.perf_counter() - wall, time.process_time() - processor
 
 
-def compare(preset: str, batch_size: int, repeats: int, say: Callable[[str], None]) -> dict[str, object]:
+def compare(preset: str, batch_size: int, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Medians and quartiles in seconds of both ways, and of the direct way with one habit mended at a time; speed-up of
     each round by the clock and by processor time (which other work on the machine disturbs less)."""
     torch.manual_seed(0)
     model = presets.build(preset, seed=0)
+    assert isinstance(model, AnomalyGPT), f"preset {preset} has no direct way beside it"
     batch = make_batch(model, batch_size)
     ways: dict[str, nn.Module] = {"ours": model, "direct": DirectStep(model)}
     for part in PARTS:
@@ -157,7 +160,7 @@ def compare(preset: str, batch_size: int, repeats: int, say: Callable[[str], Non
                 seconds[name].append(wall)
                 processor[name].append(used)
         say(f"round {repeat}: " + ", ".join(f"{name} {times[-1]:.2f}" for name, times in seconds.items() if times))
-    result: dict[str, object] = {
+    result: dict[str, Any] = {
         "preset": preset,
         "batch": batch_size,
         "repeats": repeats,
@@ -169,8 +172,8 @@ def compare(preset: str, batch_size: int, repeats: int, say: Callable[[str], Non
         low, middle, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
         used = statistics.median(processor[name])
         result[name] = {"median_s": middle, "q1_s": low, "q3_s": high, "processor_s": used}
-    for name, times in (("speedup", seconds), ("processor_speedup", processor)):
-        ratios = [slow / fast for slow, fast in zip(times["direct"], times["ours"], strict=True)]
+    for name, by_way in (("speedup", seconds), ("processor_speedup", processor)):
+        ratios = [slow / fast for slow, fast in zip(by_way["direct"], by_way["ours"], strict=True)]
         result[name] = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
     return result
 

@@ -55,6 +55,10 @@ class Batch:
         """The same batch with its tensors on `device` (non-blocking where the memory is pinned)."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def double(self) -> Batch:
+        """The same batch with its floating-point tensors in fp64, for controls of rounding."""
+        return self._map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
     def pin_memory(self) -> Batch:
         """Called by torch's DataLoader where ``pin_memory=True``."""
         return self._map(lambda tensor: tensor.pin_memory())

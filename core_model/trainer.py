@@ -86,7 +86,7 @@ class Trainer:
                 micro_batches = [batch.to(backend.device) for batch in micro_batches]
                 data_s = time.perf_counter() - fetch_started
                 report = backend.train_step(micro_batches)
-                self._pending.append(_Pending(step=step, report=report, begin=begin, end=clock.mark(), data_s=data_s))
+                self.note(step, report, begin, data_s)
                 step += 1
                 due = plan.checkpoint_every and step % plan.checkpoint_every == 0 and step < plan.steps
                 if step % plan.log_every == 0 or step == plan.steps or due:
@@ -100,6 +100,11 @@ class Trainer:
         if self._pending:
             self._flush()
         return step
+
+    def note(self, step: int, report: StepReport, begin: Any, data_s: float) -> None:
+        """Puts a step that ends now into the window. begin: its first mark. data_s: seconds it waited for its batch."""
+        end = self.clock.mark()
+        self._pending.append(_Pending(step=step, report=report, begin=begin, end=end, data_s=data_s))
 
     def _flush(self) -> None:
         """Averages the window's losses over the ranks, gathers step times, hands rows to rank 0."""

@@ -53,7 +53,7 @@ def build_optimization(job: Job) -> Optimization:
     return Optimization(
         optimizer=job.optimizer,
         lr=job.lr,
-        betas=tuple(job.betas),
+        betas=(job.betas[0], job.betas[1]),
         eps=job.eps,
         weight_decay=job.weight_decay,
         clip_norm=job.clip_norm,

@@ -29,7 +29,7 @@ _NAMES = {
     "clip_norm": "gradient clipping norm", "eval_samples": "number of test samples", "shots": "shots",
     "hash.init_weights": "initial weights", "hash.sample_order": "order of the samples", "hash.data": "data",
     "cpu": "processor", "gpu": "GPU", "wire_dtype": "type on the wire", "emulate_compute_ms": "emulated compute time",
-    "workers": "number of workers", "profile": "profiler",
+    "workers": "number of workers", "profile": "profiler", "worlds": "change of workers in the run",
 }  # fmt: skip
 _PER_SEED = frozenset({"seed", "hash.init_weights", "hash.sample_order", "hash.data"})
 _PER_WORKERS = frozenset({"workers", "nodes", "accumulation"})
@@ -66,6 +66,8 @@ def contract(
     flat["gpu"] = ", ".join(sorted({str(device.get("name")) for device in devices})) or None
     flat["driver"] = (environment.get("gpus") or {}).get("driver")
     flat["wire_dtype"] = _scalar((engine or {}).get("wire_dtype"))
+    if (engine or {}).get("worlds"):  # an elastic job that lost or gained workers
+        flat["worlds"] = (engine or {})["worlds"]
     return flat
 
 

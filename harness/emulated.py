@@ -46,4 +46,4 @@ def emulate(model: nn.Module, pass_ms: float) -> None:
             value = _Wait.apply(value, parameter, seconds * FORWARD_SHARE, seconds * (1 - FORWARD_SHARE))
         return {"loss": value}
 
-    model.forward = MethodType(forward, model)  # type: ignore[method-assign]
+    model.forward = MethodType(forward, model)

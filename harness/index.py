@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness import records, words
+from harness import measured, records, words
 from harness.compare import Comparison, summarize_study
 from harness.findings import findings
 from harness.options import results_root
@@ -26,11 +26,15 @@ def write_index(results: Path) -> Path:
     """Writes `results`/README.md from the studies there are, leaving out folders without runs; returns its path."""
     parts = [_HEAD]
     for study in sorted(results.iterdir()) if results.is_dir() else ():
-        if study.is_dir() and records.runs_of(study):
-            try:
+        if not study.is_dir():
+            continue
+        try:
+            if records.runs_of(study):
                 parts.append(_entry(study, summarize_study(study)))
-            except records.RecordError as error:
-                parts.append(f"## {study.name}\n\nDamaged: {error}\n")
+            elif found := measured.headline_of(study):
+                parts.append(_measured_entry(study, found))
+        except records.RecordError as error:
+            parts.append(f"## {study.name}\n\nDamaged: {error}\n")
     if len(parts) == 1:
         parts.append("No study has been run yet.\n")
     path = results / "README.md"
@@ -50,6 +54,12 @@ def _entry(study: Path, comparison: Comparison) -> str:
     files = [name for name in ("report.html", "comparison.csv", "scaling.png") if (study / name).exists()]
     lines += ["", "Files: " + ", ".join(f"[{name}]({study.name}/{name})" for name in files), ""] if files else [""]
     return "\n".join(lines)
+
+
+def _measured_entry(study: Path, found: measured.Headline) -> str:
+    lines = [f"## {study.name}", "", f"{found.what}.", "", f"- {found.sentence}"]
+    files = [name for name in found.files if (study / name).exists()]
+    return "\n".join([*lines, "", "Files: " + ", ".join(f"[{name}]({study.name}/{name})" for name in files), ""])
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -99,6 +99,17 @@ class Job:
     def micro_batch(self) -> int:
         return self.global_batch // (self.world_size * self.accumulation)
 
+    @property
+    def elastic(self) -> tuple[int, int] | None:
+        """(fewest, most) workers of an elastic job; None for an ordinary one."""
+        fewest, most = int(self.engine.get("min_np") or 0), int(self.engine.get("max_np") or 0)
+        return (fewest or 1, most or self.world_size) if fewest or most else None
+
+    @property
+    def tune_steps(self) -> int:
+        """Steps of the phase before the run in which Horovod's tuner is on; 0 = no such phase."""
+        return int(self.engine.get("tune_steps") or 0)
+
     def validate(self) -> Job:
         """Returns self, or raises JobError with one line for the first thing that cannot work."""
         if self.backend not in backends.names():
@@ -112,6 +123,11 @@ class Job:
             raise JobError("engine 'single' runs one worker: use --nodes 1 --slots 1, or another engine")
         if self.emulate_compute_ms and self.eval_samples >= 0:
             raise JobError("--emulate-compute computes nothing to evaluate: add --eval-samples -1")
+        if self.elastic is not None:
+            self._validate_elastic(*self.elastic)
+            return self
+        if self.launcher == "horovodrun-elastic":
+            raise JobError("launcher horovodrun-elastic starts elastic jobs: add --min-np 1 --max-np N")
         shares = self.world_size * self.accumulation
         if self.global_batch % shares:
             raise JobError(
@@ -119,6 +135,29 @@ class Job:
                 f"{self.accumulation} accumulation steps: use a multiple of {shares}"
             )
         return self
+
+    def _validate_elastic(self, fewest: int, most: int) -> None:
+        if self.backend != "horovod":
+            raise JobError(f"--min-np and --max-np make a Horovod job elastic, {self.backend} is not: leave them out")
+        if self.launcher not in ("auto", "horovodrun", "horovodrun-elastic"):
+            raise JobError(f"launcher '{self.launcher}' starts no elastic job: leave --launcher out")
+        if not fewest <= self.world_size <= most:
+            raise JobError(
+                f"the job starts with {self.world_size} workers: --min-np {fewest} and --max-np {most} must enclose it"
+            )
+        if self.global_batch < most * self.accumulation:
+            raise JobError(
+                f"global batch {self.global_batch} has no sample for each of {most} workers x {self.accumulation} "
+                f"accumulation steps: use --max-np {max(1, self.global_batch // self.accumulation)} or a larger batch"
+            )
+        if self.nodes == 1 and not self.hostfile:
+            raise JobError(
+                "an elastic job needs hosts that can be lost: Horovod gives up a whole host when a worker of it dies; "
+                "name them by --hostfile (on one machine, localhost and 127.0.0.1 count as two) and add --nodes"
+            )
+        for name in ("resume", "checkpoint_every", "profile", "tune_steps"):
+            if getattr(self, name):
+                raise JobError(f"an elastic job knows no {name.replace('_', '-')}: its workers hold its state")
 
     def default_run_name(self) -> str:
         """Folder name that says engine, its main setting, workers, precision and repeat."""

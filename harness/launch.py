@@ -56,6 +56,10 @@ def preflight(job: Job) -> Job:
         spec(job.preset, overrides=dict(job.model), version=job.version)
     if job.nodes == 1:
         _check_capacity(job)
+    if job.tune_steps:
+        from harness.tuning import budget
+
+        budget(job.tune_steps)
     if job.data != "textures":
         from core_model.data import open_dataset
 
@@ -95,8 +99,12 @@ def slots_from_hostfile(nodes: int, given: str) -> int:
 
 def launch_of(job: Job, folder: Path, scratch: Path, launcher_args: Sequence[str] = ()) -> Launch:
     """The launch command of a job whose run folder is `folder`. Pure but for looking up the network."""
-    packed = base64.urlsafe_b64encode(json.dumps(job.to_dict()).encode()).decode()
-    return _launch(job, ["--job-b64", packed, "--run-dir", str(folder)], scratch, launcher_args)
+    return _launch(job, ["--job-b64", _packed(job.to_dict()), "--run-dir", str(folder)], scratch, launcher_args)
+
+
+def _packed(value: Any) -> str:
+    """JSON that passes through any launcher's quoting."""
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).decode()
 
 
 def _launch(job: Job, arguments: Sequence[str], scratch: Path, launcher_args: Sequence[str] = ()) -> Launch:
@@ -105,6 +113,10 @@ def _launch(job: Job, arguments: Sequence[str], scratch: Path, launcher_args: Se
     launcher = mpi.launch.default_launcher(job.backend) if job.launcher == "auto" else job.launcher
     if launcher == "auto" or (job.backend == "single" and launcher != "local"):
         launcher = "local"
+    watched: Path | str = ""
+    if job.elastic is not None:
+        launcher = "horovodrun-elastic"
+        watched = find_hostfile(job.hostfile)
     network = mpi.network.find([host.name for host in hosts])
     tag = mpi.launch.new_tag()
     return mpi.launch.command(
@@ -120,13 +132,22 @@ def _launch(job: Job, arguments: Sequence[str], scratch: Path, launcher_args: Se
         start_timeout=int(min(120, job.timeout_s)),
         operation_timeout=int(job.timeout_s),
         tag=tag,
+        elastic=job.elastic,
+        watched=watched,
     )
 
 
 def describe(job: Job, results: Path, launcher_args: Sequence[str] = ()) -> str:
     """What --dry-run prints: shell text that starts the same job."""
-    folder = results / job.study / (job.run or job.default_run_name())
-    return mpi.launch.render(launch_of(preflight(job), folder, Path("/tmp/harness-launch"), launcher_args))
+    folder, scratch = results / job.study / (job.run or job.default_run_name()), Path("/tmp/harness-launch")
+    job = preflight(job)
+    if not job.tune_steps:
+        return mpi.launch.render(launch_of(job, folder, scratch, launcher_args))
+    from harness import tuning
+
+    arguments = ["--job-b64", _packed(job.to_dict()), "--tune-log", str(folder / tuning.LOG)]
+    phase = mpi.launch.render(_launch(job, arguments, scratch, launcher_args))
+    return f"{phase}\n# ... and then the run, fixed to what {folder / tuning.FILE} says"
 
 
 def run_job(
@@ -151,17 +172,43 @@ def run_job(
         if missing:
             raise JobError(missing)
         job, folder = claim_run_folder(job, results)
-        launch = launch_of(job, folder, Path(scratch), launcher_args)
+        arguments = ["--job-b64", _packed(job.to_dict()), "--run-dir", str(folder)]
+        launch = _launch(job, arguments, Path(scratch), launcher_args)
         started = time.time()
         records.write_json(
             folder / records.RESULT, {"status": "running", "started": _iso(started), "launcher": launch.launcher}
         )
         (folder / _ROOM).write_bytes(bytes(_ROOM_BYTES))
+        if job.tune_steps:
+            outcome, tuned = _tune(job, folder, Path(scratch), launcher_args, limit_s, show)
+            if not outcome.ok:
+                _seal(job, folder, launch, outcome, started)
+                return folder
+            launch = _launch(job, [*arguments, "--tuned", _packed(tuned)], Path(scratch), launcher_args)
         watcher = _Watcher(job, folder, show, on_rows)
         outcome = mpi.process.supervise(launch, log_path=folder / records.LOG, timeout=limit_s, on_poll=watcher.poll)
         watcher.close()
     _seal(job, folder, launch, outcome, started)
     return folder
+
+
+def _tune(
+    job: Job, folder: Path, scratch: Path, launcher_args: Sequence[str], limit_s: float, show: bool
+) -> tuple[mpi.process.Outcome, dict[str, Any]]:
+    """Runs the job's tuning phase: how it ended, and what it found."""
+    from harness import tuning
+
+    if show:
+        click.echo(f"tuning Horovod over at most {job.tune_steps} steps", err=True)
+    arguments = ["--job-b64", _packed(job.to_dict()), "--tune-log", str(folder / tuning.LOG)]
+    launch = _launch(job, arguments, scratch, launcher_args)
+    outcome = mpi.process.supervise(launch, log_path=folder / records.LOG, timeout=limit_s)
+    if not outcome.ok:
+        return outcome, {}
+    found, text = tuning.found_in(folder)
+    if show:
+        click.echo(text, err=True)
+    return outcome, found
 
 
 def run_jobs(jobs: Sequence[Job], results: Path, *, show: bool = False, limit_s: float = DAY_S) -> list[Path]:
@@ -174,6 +221,8 @@ def run_jobs(jobs: Sequence[Job], results: Path, *, show: bool = False, limit_s:
     first = jobs[0]
     if any((job.backend, job.nodes, job.slots) != (first.backend, 1, first.slots) for job in jobs):
         raise JobError("jobs that share processes need the same engine and workers on this machine: run them apart")
+    if any(job.elastic or job.tune_steps for job in jobs):
+        raise JobError("an elastic job, and one with a tuning phase, needs processes of its own: run it apart")
     with tempfile.TemporaryDirectory(prefix="harness-launch-") as scratch:
         file = Path(scratch) / "jobs.json"
         launch = _launch(first, ["--jobs-file", str(file)], Path(scratch))
@@ -228,8 +277,8 @@ class _Watcher:
             self._on_rows(rows)
         if self._progress is not None:
             last = rows[-1]
-            text = f"loss {last['loss']:.4f}  {self._job.global_batch / last['step_s']:.1f} samples/s"
-            self._progress.update(last["step"] + 1, text, last["step_s"])
+            said = f"loss {last['loss']:.4f}  {self._job.global_batch / last['step_s']:.1f} samples/s"
+            self._progress.update(last["step"] + 1, said, last["step_s"])
         return None
 
     def close(self) -> None:

@@ -29,6 +29,15 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         ("--hostfile",),
         {"type": click.Path(), "help": "Hosts as 'name slots=N' lines (default: ./hostfile for --nodes > 1)."},
     ),
+    (("--min-np",), {"type": int, "help": "Elastic Horovod: go on with so few workers when hosts are lost."}),
+    (
+        ("--max-np",),
+        {"type": int, "help": "Elastic Horovod: take in hosts that the hostfile gains, up to so many."},
+    ),
+    (
+        ("--autotune", "tune_steps"),
+        {"type": int, "metavar": "STEPS", "help": "Horovod: tune fusion and cycle in a phase before the run."},
+    ),
     (("--device",), {"type": click.Choice(["auto", "cpu", "cuda"]), "help": "Where to compute."}),
     (("--threads",), {"type": int, "help": "CPU threads per worker."}),
     (("--oversubscribe",), {"is_flag": True, "default": None, "help": "Allow more workers than cores (recorded)."}),
@@ -116,6 +125,15 @@ def job_values(options: Mapping[str, Any]) -> dict[str, Any]:
         if given.get("backend") not in (None, "deepspeed"):
             raise JobError(f"--zero-stage belongs to deepspeed, not to {given['backend']}: leave it out")
         given["engine"] = {"zero_stage": zero_stage}
+    for name in ("min_np", "max_np", "tune_steps"):
+        value = given.pop(name, None)
+        if value is not None:
+            flag = "--autotune" if name == "tune_steps" else f"--{name.replace('_', '-')}"
+            if given.get("backend") != "horovod":
+                raise JobError(f"{flag} belongs to horovod, not to {given.get('backend', 'single')}: leave it out")
+            if value < 1:
+                raise JobError(f"{flag} {value}: it must be at least 1")
+            given["engine"] = {**given.get("engine", {}), name: value}
     if given.get("clip_norm") == 0:
         given["clip_norm"] = None
     if given.get("version"):

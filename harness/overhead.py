@@ -88,7 +88,7 @@ def overhead(**options: Any) -> None:
 
 def measure(base: Job, cells: list[Cell], limit_s: float, *, quiet: bool = True) -> list[Overhead]:
     """Runs the cells under their launchers. Raises JobError where one fails."""
-    from harness.parity import train_cells
+    from harness.parity_launch import train_cells
 
     with tempfile.TemporaryDirectory(prefix="harness-overhead-") as temporary:
         out = Path(temporary)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from backends.base import PRECISIONS
 from harness import records
 from harness.job import Job
-from harness.parity import Verdict, bound, row_of, write_csv
 from harness.parity_cells import Cell
+from harness.parity_judge import Verdict, bound, row_of
 
 HEADERS = (
     "engine",
@@ -19,13 +21,14 @@ HEADERS = (
     "precision",
     "max rel. diff",
     "of update",
+    "same split",
     "loss diff",
     "bound",
     "verdict",
 )
 
 
-def _cells(verdict: Verdict) -> tuple[str, ...]:
+def _cells(verdict: Verdict, note: int | None) -> tuple[str, ...]:
     cell = verdict.cell
     native = cell.precision_mode == "native"
     number = lambda value: "-" if value is None else f"{value:.1e}"  # noqa: E731
@@ -38,10 +41,17 @@ def _cells(verdict: Verdict) -> tuple[str, ...]:
         cell.precision + (" native" if native else ""),
         number(verdict.difference),
         number(verdict.of_update),
+        number(verdict.same_split),
         number(verdict.loss_difference),
         number(verdict.bound) if not native else "-",
-        word + (f": {verdict.reason}" if verdict.reason else ""),
+        word + (f" [{note}]" if note else ""),
     )
+
+
+def notes_of(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """Each cause's number, in the order of the table."""
+    causes = dict.fromkeys(verdict.cause for verdict in verdicts if verdict.cause)
+    return {cause: number for number, cause in enumerate(causes, 1)}
 
 
 def print_table(verdicts: Sequence[Verdict]) -> None:
@@ -52,9 +62,13 @@ def print_table(verdicts: Sequence[Verdict]) -> None:
     table = Table(title="Parity with a single process")
     for index, header in enumerate(HEADERS):
         table.add_column(header, justify="left" if index in (0, len(HEADERS) - 1) else "right")
+    notes = notes_of(verdicts)
     for verdict in verdicts:
-        table.add_row(*_cells(verdict), style="" if verdict.status in ("equal", "refused") else "bold")
-    Console().print(table)
+        table.add_row(*_cells(verdict, notes.get(verdict.cause)), style="" if verdict.explained else "bold")
+    console = Console()
+    console.print(table)
+    for cause, number in notes.items():
+        console.print(f"[{number}] {cause}", markup=False, highlight=False)
 
 
 def write_study(verdicts: Sequence[Verdict], base: Job, folder: Path) -> None:
@@ -76,6 +90,7 @@ def markdown(verdicts: Sequence[Verdict], base: Job) -> str:
     """The table with the words that it needs to be read."""
     judged = [v for v in verdicts if v.cell.precision_mode == "matched" and v.status in ("equal", "differs")]
     equal = sum(v.status == "equal" for v in judged)
+    notes = notes_of(verdicts)
     limits = {precision: bound(Cell(backend="ddp", precision=precision), base.steps)[1] for precision in PRECISIONS}
     setting = f"Preset `{base.preset}` on `{base.data}`, {base.steps} steps of {base.global_batch}, seed {base.seed}"
     lines = [
@@ -85,6 +100,7 @@ def markdown(verdicts: Sequence[Verdict], base: Job) -> str:
         "",
         "- max rel. diff: largest ||a - b|| / ||b|| of any trainable tensor;",
         "- of update: ||a - b|| / ||b - start|| over all tensors together;",
+        "- same split: max rel. diff against a single process that splits its batches into as many parts;",
         "- loss diff: largest relative difference of a step's loss.",
         "",
         f"Bounds: fp32 {limits['fp32']:.0e} on max rel. diff; bf16 {limits['bf16']:.1e} and fp16 {limits['fp16']:.1e}",
@@ -92,7 +108,20 @@ def markdown(verdicts: Sequence[Verdict], base: Job) -> str:
         "",
         "| " + " | ".join(HEADERS) + " |",
         "|" + "---|" * len(HEADERS),
-        *("| " + " | ".join(_cells(verdict)) + " |" for verdict in verdicts),
+        *("| " + " | ".join(_cells(verdict, notes.get(verdict.cause))) + " |" for verdict in verdicts),
         "",
+        *(f"- [{number}] {cause}" for cause, number in notes.items()),
+        *([""] if notes else []),
     ]
     return "\n".join(lines)
+
+
+def write_csv(verdicts: Sequence[Verdict], path: Path) -> None:
+    """One row a cell, atomically."""
+    rows = [row_of(verdict) for verdict in verdicts]
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)

@@ -7,7 +7,8 @@ matplotlib give the same bytes, which `harness check` relies on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,22 +40,32 @@ _STYLE: dict[str, Any] = {
 
 def write_plots(comparison: Comparison, folder: Path) -> list[Path]:
     """Writes FIGURE.png and FIGURE.svg of the main group for each figure that has something to show."""
+    draws = {"scaling": _scaling, "efficiency": _efficiency, "convergence": _convergence, "accuracy": _accuracy}
+    written: list[Path] = []
+    for name in FIGURES:
+        written += figure_files(folder, name, partial(draws[name], comparison))
+    return written
+
+
+def figure_files(
+    folder: Path, name: str, draw: Callable[[Figure], object], *, size: tuple[float, float] = (7.2, 4.4)
+) -> list[Path]:
+    """Writes NAME.png and NAME.svg of what `draw` puts into a figure, in the style of all figures; returns their paths.
+    Nothing is written where `draw` returns False. size: inches."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    draws = {"scaling": _scaling, "efficiency": _efficiency, "convergence": _convergence, "accuracy": _accuracy}
-    written: list[Path] = []
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
-        for name in FIGURES:
-            figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-            FigureCanvasAgg(figure)
-            if not draws[name](comparison, figure):
-                continue
-            for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": "harness"})):
-                path = folder / f"{name}.{suffix}"
-                figure.savefig(path, metadata=metadata)
-                written.append(path)
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        if draw(figure) is False:
+            return []
+        written = []
+        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": "harness"})):
+            path = folder / f"{name}.{suffix}"
+            figure.savefig(path, metadata=metadata)
+            written.append(path)
     return written
 
 

@@ -12,6 +12,8 @@
   optimizer_s, other_s`` (seconds; exchange_s = what the exchange was not hidden behind backward), see `harness.split`;
 - ``evaluation.json``: figures over the whole test set, per category and mean, and one entry a test sample;
 - ``result.json``: ``status`` (ok | failed | running), ``reason`` and the summary figures; written last;
+- ``autotune.json``, ``autotune.csv``: of a job with a tuning phase, what Horovod's tuner found, and its log;
+- ``elastic.jsonl``: of an elastic job, one line a world: ``step, world_size, hosts[], t``;
 - ``log.txt``: everything the engines and launchers printed;
 - ``weights.safetensors``, ``checkpoints/``: never committed.
 

@@ -295,6 +295,8 @@ def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs:
         settings = str(sorted(job.engine.items())) if job.backend == "horovod" else ""
+        if job.elastic or job.tune_steps:  # these start processes in a way of their own
+            settings = job.run
         groups.setdefault((job.repeat, job.world_size, job.nodes, job.backend, settings), []).append(job)
     return list(groups.values())
 

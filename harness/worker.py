@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,12 +45,16 @@ class TerminatedError(RuntimeError):
 @click.option("--job-b64", hidden=True, help="The whole job, from `harness run`.")
 @click.option("--run-dir", hidden=True, type=click.Path(), help="Claimed run folder, from `harness run`.")
 @click.option("--jobs-file", hidden=True, type=click.Path(), help="Several jobs for the same processes, one by one.")
+@click.option("--tune-log", hidden=True, type=click.Path(), help="Only the tuning phase: Horovod's log of it.")
+@click.option("--tuned", hidden=True, help="What the tuning phase found, JSON in base64.")
 @click.option("--tag", hidden=True, help="Unique text by which a supervisor finds this job's processes.")
 def worker(
     results: str | None,
     job_b64: str | None,
     run_dir: str | None,
     jobs_file: str | None,
+    tune_log: str | None,
+    tuned: str | None,
     tag: str | None,
     **options: Any,
 ) -> None:
@@ -64,7 +69,12 @@ def worker(
         job = _job_under_launcher(options, facts)
         output = Output(rank=facts.rank, redirect=True)
     # The launcher's own exit codes say nothing of ours: os._exit hands ours over without waiting for anybody.
-    os._exit(_guarded(job, facts, output, results_root(results), Path(run_dir) if run_dir else None))
+    if tune_log:
+        from harness.tuning import tune_and_leave
+
+        tune_and_leave(job, facts, Path(tune_log))
+    found = json.loads(base64.urlsafe_b64decode(tuned)) if tuned else None
+    os._exit(_guarded(job, facts, output, results_root(results), Path(run_dir) if run_dir else None, tuned=found))
 
 
 def main() -> None:
@@ -90,7 +100,15 @@ def _job_under_launcher(options: dict[str, Any], facts: ProcessFacts) -> Job:
     if facts.world_size % slots:
         slots = 1  # an uneven placement: recorded as one worker a node, the environment record has the truth
     values |= {"nodes": facts.world_size // slots, "slots": slots, "launcher": facts.launcher}
-    return Job.from_dict(values).validate()
+    if os.environ.get("HOROVOD_ELASTIC") == "1":
+        from harness.elastic import job_by_hand
+
+        return job_by_hand(values, facts.world_size)
+    job = Job.from_dict(values).validate()
+    if job.elastic is not None or job.tune_steps:
+        flags = "--min-np and --max-np" if job.elastic else "--autotune"
+        raise JobError(f"{flags} decide how processes are started: use `harness run`, or horovodrun's own options")
+    return job
 
 
 def _one_by_one(listed: list[dict[str, Any]], facts: ProcessFacts, results: Path) -> int:
@@ -118,11 +136,19 @@ def _release_memory() -> None:
 
 
 def _guarded(
-    job: Job, facts: ProcessFacts, output: Output, results: Path, run_dir: Path | None, *, leave: bool = True
+    job: Job,
+    facts: ProcessFacts,
+    output: Output,
+    results: Path,
+    run_dir: Path | None,
+    *,
+    leave: bool = True,
+    tuned: dict[str, Any] | None = None,
 ) -> int:
     """Runs the job; turns whatever goes wrong into a marker line, a failed result and an exit code."""
     signal.signal(signal.SIGTERM, _on_signal)
-    run = Run(job, facts, output, results, run_dir)
+    run = _run_of(job)(job, facts, output, results, run_dir)
+    run.tuned = tuned
     try:
         run.work(leave=leave)
         code = 0
@@ -142,6 +168,15 @@ def _guarded(
     sys.stdout.flush()
     sys.stderr.flush()
     return code
+
+
+def _run_of(job: Job) -> type[Run]:
+    """The story that fits the job: an elastic one trains otherwise."""
+    if job.elastic is None:
+        return Run
+    from harness.elastic import ElasticRun
+
+    return ElasticRun
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
@@ -165,10 +200,26 @@ class Run:
         self._finished = False
         self.phases: dict[str, float] = {}
         self.warnings: list[str] = []
+        self.tuned: dict[str, Any] | None = None  # what Horovod's tuner found in the phase before this run
+        self.extra: dict[str, Any] = {}  # further parts of the result
+        self.described: dict[str, Any] = {}  # ... and of its engine's description
 
     def work(self, *, leave: bool = True) -> None:
         """Builds, trains, evaluates, records. leave: the process group is not needed any more."""
         begin = time.perf_counter()
+        model, train_set, batches, hashes = self._build()
+        start_step = self._resume()
+        self._record_environment(train_set, model, hashes)
+        self.phases["setup_s"] = time.perf_counter() - begin
+
+        with self._sampler() as sampler:
+            steps = self._train(batches, model, train_set, start_step)
+        self._conclude(model, steps, sampler.cost, hashes)
+        if leave:
+            self.backend.close()
+
+    def _build(self) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """(model, training set, this rank's batches, hashes), the engine prepared."""
         os.environ.setdefault("OMP_NUM_THREADS", str(self.job.threads))
         import torch
 
@@ -178,18 +229,12 @@ class Run:
 
         torch.set_num_threads(self.job.threads)
         torch.manual_seed(self.job.seed)
-        job = self.job
-        engine = backends.load(job.backend)
-        settings = dict(job.engine)
-        if job.profile == "engine":
-            from harness.profiling import engine_job
-
-            settings = dict(engine_job(job, self._run_dir).engine)
+        engine = backends.load(self.job.backend)
         backend = engine(
-            backends.settings_from(job.backend, settings),
+            backends.settings_from(self.job.backend, self._engine_settings()),
             self.facts,
-            device=job.device,
-            timeout_s=job.timeout_s,
+            device=self.job.device,
+            timeout_s=self.job.timeout_s,
         )
         self.backend = backend
         self._open_folder()
@@ -203,7 +248,7 @@ class Run:
         train_set = build_dataset(job, model, "train")
         batches, fingerprint = self._batches(model, train_set)
         hashes = {"data": _digest(train_set.describe()), "sample_order": fingerprint}
-        if backend.rank == 0:
+        if backend.rank == 0 or job.elastic:  # of an elastic job any rank may be the first in the end
             hashes["init_weights"] = weights_digest(trainable_weights(model))
         if job.activation_checkpointing:
             model.set_activation_checkpointing(True)
@@ -212,18 +257,32 @@ class Run:
         model.prepare_text(train_set.categories)
         self.model_sizes = sizes(model)
         backend.prepare(model, build_optimization(job))
-        start_step = self._resume()
-        self._record_environment(train_set, model, hashes)
-        self.phases["setup_s"] = time.perf_counter() - begin
+        return model, train_set, batches, hashes
 
-        with self._sampler() as sampler:
-            steps = self._train(batches, model, train_set, start_step)
-        peaks = backend.gather(self._peaks() | {"sampler_cost": sampler.cost, **self._observed})
+    def _engine_settings(self) -> dict[str, Any]:
+        """The job's settings of the engine, with what a profile or a tuning phase puts in their place."""
+        job = self.job
+        if job.profile == "engine":
+            from harness.profiling import engine_job
 
-        wanted = job.keep_weights or job.eval_samples >= 0
+            return dict(engine_job(job, self._run_dir).engine)
+        if job.tune_steps:
+            from harness.tuning import tuned_settings
+
+            self.extra["autotune"] = self.tuned
+            return tuned_settings(job, self.tuned)
+        return dict(job.engine)
+
+    def _conclude(self, model: Any, steps: int, sampler_cost: float, hashes: dict[str, Any]) -> None:
+        """Evaluates and, on rank 0, records; every rank calls it after training."""
+        from harness.build import weights_digest
+
+        backend = self.backend
+        peaks = backend.gather(self._peaks() | {"sampler_cost": sampler_cost, **self._observed})
+        wanted = self.job.keep_weights or self.job.eval_samples >= 0
         weights = backend.weights() | backend.broadcast(_statistics(model)) if wanted else {}
         evaluation = self._evaluate(model, weights)
-        description = backend.describe()
+        description = backend.describe() | self.described
         if backend.rank == 0:
             hashes["weights"] = weights_digest(weights) if weights else None
             self._finish(steps, peaks, evaluation, description, hashes, weights)
@@ -231,8 +290,6 @@ class Run:
         self._finished = True
         if self.output.screen is not None and self.folder is not None:
             self.output.say("\n".join(end_lines(self.folder)))
-        if leave:
-            backend.close()
 
     # -- parts of the story -----------------------------------------------------------------------------------------
     def _open_folder(self) -> None:
@@ -252,7 +309,7 @@ class Run:
             log = Path(claimed[1]) / records.LOG
             self.output.attach(log if log.parent.is_dir() else None)
         if self.folder is not None:
-            records.write_json(self.folder / records.RESULT, {"status": "running", "started": _iso(self._started)})
+            records.write_json(self.folder / records.RESULT, {"status": "running", "started": iso(self._started)})
 
     def _batches(self, model: Any, dataset: Any) -> tuple[Any, str]:
         """This rank's loader factory (start step -> iterable) and the fingerprint of the global sample order."""
@@ -326,15 +383,17 @@ class Run:
         self.environment["ranks"] = facts
         records.write_json(self.folder / records.ENVIRONMENT, self.environment)
         self.data_facts, self.model_facts = dataset.describe(), model.describe()
-        self.model_facts["flops_per_sample"] = _flops(model, dataset)
+        self.model_facts["flops_per_sample"] = flops_of(model, dataset)
         self.job = self.job.with_(image_size=model.image_size)
         records.write_json(self.folder / records.JOB, self.job.to_dict())
 
     def _sampler(self) -> Any:
         from harness.sampler import ResourceSampler
 
-        rows = self.folder / records.RESOURCES if self.folder is not None else None
-        on_row = (lambda row: records.append_jsonl(rows, [row])) if rows is not None else (lambda row: None)
+        def on_row(row: Mapping[str, Any]) -> None:
+            if self.folder is not None:
+                records.append_jsonl(self.folder / records.RESOURCES, [row])
+
         return ResourceSampler(
             on_row, rank=self.facts.rank, host=self.facts.hostname, devices=None if self.facts.local_rank == 0 else ()
         )
@@ -478,8 +537,8 @@ class Run:
         result = {
             "status": "ok",
             "reason": "",
-            "started": _iso(self._started),
-            "ended": _iso(time.time()),
+            "started": iso(self._started),
+            "ended": iso(time.time()),
             "wall_s": time.time() - self._started,
             "phases": self.phases,
             "world_size": self.facts.world_size,
@@ -504,6 +563,7 @@ class Run:
             "hashes": hashes,
             "contract": contract(self.job.to_dict(), self.environment, hashes, description),
             "warnings": self.warnings,
+            **self.extra,
         }
         records.write_json(self.folder / records.RESULT, records.finite(result))
 
@@ -517,8 +577,8 @@ class Run:
                 {
                     "status": "failed",
                     "reason": f"rank {self.facts.rank}: {reason}",
-                    "started": _iso(self._started),
-                    "ended": _iso(time.time()),
+                    "started": iso(self._started),
+                    "ended": iso(time.time()),
                     "wall_s": time.time() - self._started,
                     "phases": self.phases,
                     "world_size": self.facts.world_size,
@@ -529,7 +589,7 @@ class Run:
             print(f"could not record the failure: {error}", file=sys.stderr)
 
 
-def _flops(model: Any, dataset: Any, samples: int = 8) -> dict[str, float] | None:
+def flops_of(model: Any, dataset: Any, samples: int = 8) -> dict[str, float] | None:
     """FLOPs of one sample by `core_model.flops`, for texts as long as those of the first `samples` samples, padded."""
     if not hasattr(model, "flops_per_sample"):
         return None
@@ -574,5 +634,6 @@ def _peak_rss_mib() -> float:
     return 0.0
 
 
-def _iso(seconds: float) -> str:
+def iso(seconds: float) -> str:
+    """Seconds since 1970 as ISO 8601 in UTC."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

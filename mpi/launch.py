@@ -107,13 +107,15 @@ def command(
     operation_timeout: int = 60,
     tag: str = "",
     root: bool | None = None,
+    elastic: tuple[int, int] | None = None,
+    watched: str | Path = "",
 ) -> Launch:
     """How `launcher` starts `worker_argv` (interpreter first) on every slot of `hosts`. Nothing is run or written.
 
     env: variables that every worker must see; they win over those of `environ` (default: this process's), of which
     `carried` ones go along. threads: OMP_NUM_THREADS of a worker. extra: arguments for the launcher itself. tag: the
     job's name in the process environment (default: a new one). operation_timeout: seconds that a lost peer may hold up
-    a Horovod/gloo operation. Raises LaunchError where this launcher cannot start this job.
+    a Horovod/gloo operation. elastic, watched: see `Plan`. Raises LaunchError where this launcher cannot start it.
     """
     if launcher not in LAUNCHERS:
         raise LaunchError(f"unknown launcher '{launcher}': choose one of {', '.join(LAUNCHERS)}")
@@ -142,6 +144,8 @@ def command(
         device_ids=_device_ids(environ.get("CUDA_VISIBLE_DEVICES", "")),
         start_timeout=start_timeout,
         operation_timeout=operation_timeout,
+        elastic=elastic,
+        watched=str(Path(watched).absolute()) if watched else "",
         programs=programs(worker_argv[0]),
     )
     launch = LAUNCHERS[launcher](plan)

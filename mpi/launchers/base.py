@@ -31,6 +31,7 @@ class Plan:
     scratch: folder on the launching node for the launch's own files (written when the job starts). root: launched by
     uid 0. extra: arguments passed through to the launcher. device_ids: accelerators of this node to use, in order
     (from CUDA_VISIBLE_DEVICES), empty = the first ones. start_timeout: seconds until all workers must have started.
+    elastic: (fewest, most) workers that an elastic job may have. watched: the hostfile that it follows while it runs.
     """
 
     worker: tuple[str, ...]
@@ -45,6 +46,8 @@ class Plan:
     device_ids: tuple[int, ...] = ()
     start_timeout: int = 60
     operation_timeout: int = 60
+    elastic: tuple[int, int] | None = None
+    watched: str = ""
     programs: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -33,22 +33,37 @@ def mpi(plan: Plan) -> Launch:
 
 
 def elastic(plan: Plan) -> Launch:
-    """Elastic: gloo, the job goes on with the nodes that are left, down to one (the worker must be made for it).
+    """Elastic: gloo, the job goes on with the nodes that are left and takes in new ones (the worker must be made for
+    it), with `plan.elastic` workers (default: one to as many as there are slots).
 
-    The discovery script lists all hosts of the job; horovodrun itself leaves out those that have failed.
+    The discovery script, which horovodrun calls every second, lists the hosts of `plan.watched`, or else of the job;
+    horovodrun itself leaves out those that have failed, and gives up when fewer than the fewest are left for long.
     """
     require_plain_cwd(plan, "horovodrun")
+    fewest, most = plan.elastic or (1, plan.world_size)
     script = plan.scratch / "discover.sh"
-    lines = "".join(f"echo {host.name}:{host.slots}\n" for host in plan.hosts)
     options = (
-        *("--disable-cache", "--start-timeout", str(plan.start_timeout)),
+        *("--disable-cache", "--start-timeout", str(plan.start_timeout), "--elastic-timeout", str(plan.start_timeout)),
         *("--network-interfaces", plan.network.interface),
         *("--gloo-timeout-seconds", str(plan.operation_timeout)),
-        *("-np", str(plan.world_size), "--min-np", "1", "--max-np", str(plan.world_size)),
+        *("-np", str(plan.world_size), "--min-np", str(fewest), "--max-np", str(most)),
         *("--host-discovery-script", str(script)),
     )
     launch = _launch(plan, "horovodrun-elastic", options)
-    return replace(launch, files={script: f"#!/bin/sh\n{lines}"}, elastic=True)
+    return replace(launch, files={script: _discovery(plan)}, elastic=True)
+
+
+def _discovery(plan: Plan) -> str:
+    """The script that prints HOST:SLOTS lines. A watched hostfile may be edited meanwhile: a half-written one lists
+    what it lists, and is read again a second later."""
+    if not plan.watched:
+        return "#!/bin/sh\n" + "".join(f"echo {host.name}:{host.slots}\n" for host in plan.hosts)
+    most = max(host.slots for host in plan.hosts)
+    program = (
+        '{ sub(/#.*/, "") } NF { n = 1; for (i = 2; i <= NF; i++) if ($i ~ /^slots=/) n = substr($i, 7); '
+        f'if (n + 0 > {most}) n = {most}; print $1 ":" n }}'
+    )
+    return f"#!/bin/sh\nexec awk {shlex.quote(program)} {shlex.quote(plan.watched)}\n"
 
 
 def _launch(plan: Plan, name: str, options: tuple[str, ...]) -> Launch:

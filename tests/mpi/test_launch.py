@@ -193,6 +193,32 @@ def test_horovodrun_with_either_controller():
     assert any(word.startswith("--mpi-args=") and "mpi_yield_when_idle 1" in word for word in mpi)
 
 
+def test_an_elastic_job_follows_its_hostfile(tmp_path):
+    hosts = tmp_path / "my hosts"
+    hosts.write_text("# the cluster\na slots=2   # first\n\nb slots=8\nc\n")
+    launch = command(
+        "horovodrun-elastic", WORKER, HOSTS, network=NETWORK, scratch=tmp_path, elastic=(1, 6), watched=hosts
+    )
+    pairs = dict(pairwise(launch.argv))
+    assert (pairs["-np"], pairs["--min-np"], pairs["--max-np"]) == ("4", "1", "6")
+    assert launch.elastic
+    ((path, text),) = launch.files.items()
+    assert pairs["--host-discovery-script"] == str(path)
+
+    def found():
+        return subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=True).stdout.split()
+
+    assert found() == ["a:2", "b:2", "c:1"]  # never more slots than the job takes of a host
+    hosts.write_text("b slots=2\n")
+    assert found() == ["b:2"]
+
+
+def test_an_elastic_job_without_a_hostfile_has_its_hosts(tmp_path):
+    launch = command("horovodrun-elastic", WORKER, HOSTS, network=NETWORK, scratch=tmp_path)
+    ((_, text),) = launch.files.items()
+    assert subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=True).stdout == "a:2\nb:2\n"
+
+
 def test_folders_that_a_launcher_cannot_quote_are_refused():
     for name in ("deepspeed", "horovodrun"):
         with pytest.raises(LaunchError, match="use one without spaces"):

@@ -117,6 +117,18 @@ def run(launcher: str, world: int, script: Path, arguments: Sequence[str], log: 
     return Ended(code=code, output=log.read_text(errors="replace"), seconds=time.monotonic() - begin)
 
 
+def run_command(argv: Sequence[str], log: Path, *, limit_s: float = 120, **variables: str) -> Ended:
+    """Runs a command of the user's, with `variables` in its environment, from the repository's folder."""
+    begin = time.monotonic()
+    assigned = [f"{name}={value}" for name, value in variables.items()]
+    with started_command(["env", "-C", str(ROOT), *assigned, *argv], log) as process:
+        try:
+            code = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"did not end within {limit_s} s:\n{log.read_text()[-3000:]}") from None
+    return Ended(code=code, output=log.read_text(errors="replace"), seconds=time.monotonic() - begin)
+
+
 def tagged(tag: str) -> list[int]:
     """Processes that carry `tag` in their environment."""
     found = []

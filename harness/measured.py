@@ -1,0 +1,72 @@
+"""Folders of results/ that hold one measured table instead of runs: what each says, in a sentence, for the index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import records, words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """what: what was measured. sentence: what came out. files: names in the folder, the most readable first."""
+
+    what: str
+    sentence: str
+    files: tuple[str, ...]
+
+
+def headline_of(folder: Path) -> Headline | None:
+    """The headline of `folder` by the record that lies in it; None where there is none. Raises RecordError."""
+    for name, (make, what, files) in _KINDS.items():
+        if (folder / name).exists():
+            return Headline(what=what, sentence=make(records.read_json(folder / name), folder), files=files)
+    return None
+
+
+def _parity(record: Mapping[str, Any], folder: Path) -> str:
+    cells = record["cells"]
+    judged = [cell for cell in cells if cell["precision_mode"] == "matched" and cell["status"] in ("equal", "differs")]
+    equal = sum(cell["status"] == "equal" for cell in judged)
+    odd = [cell for cell in judged if cell["status"] == "differs"]
+    known = sum(bool(cell.get("explained")) for cell in odd)
+    text = f"{equal} of {len(judged)} judged cells equal the single process"
+    text += f"; of the other {len(odd)}, {known} have their cause shown" if odd else ""
+    others = len(cells) - len(judged)
+    return text + (f"; {words.plural(others, 'cell')} of native precision or refused" if others else "") + "."
+
+
+def _wire(record: Mapping[str, Any], folder: Path) -> str:
+    from harness.wire import headline
+
+    return headline(record["rows"])
+
+
+def _overhead(record: Mapping[str, Any], folder: Path) -> str:
+    rows = record["rows"]
+    worst = max(rows, key=lambda row: row["ratio"])
+    where = f"{worst['engine']}, {words.plural(worst['workers'], 'worker')}"
+    return f"at most {worst['ratio']:.3f} x a hand-written loop ({where}) over {len(rows)} cells."
+
+
+_Kind = tuple[Callable[[Mapping[str, Any], Path], str], str, tuple[str, ...]]
+_KINDS: dict[str, _Kind] = {
+    "parity.json": (
+        _parity,
+        "Every engine's weights after a few steps against a single process's (`harness parity`)",
+        ("parity.md", "parity.csv", "parity.json", "loss_scale.png", "loss_scale.svg", "loss_scale.csv"),
+    ),
+    "wire.json": (
+        _wire,
+        "Bytes on the wire in a step, by engine and ZeRO stage, against ring theory (`harness wire`)",
+        ("wire.md", "wire.csv", "wire.json"),
+    ),
+    "overhead.json": (
+        _overhead,
+        "The harness's step against a hand-written loop on the same engine (`harness overhead`)",
+        ("overhead.json",),
+    ),
+}
