@@ -43,7 +43,8 @@ Say = Callable[[str], None]
 @click.option(
     "--full",
     is_flag=True,
-    help="Every engine and ZeRO stage x accumulation x clipping x workers x precision, and --loss-scale.",
+    help="Every engine and ZeRO stage x accumulation x clipping x workers in fp32, the same with clipping in bf16 and "
+    "fp16, native precision, and --loss-scale.",
 )
 @click.option("--loss-scale", is_flag=True, help="Only the figure of the fp16 loss scale, with a planted overflow.")
 @click.option("--preset", default="tiny", show_default=True, help="As for `harness run`.")
@@ -98,8 +99,8 @@ def _cells(options: dict[str, Any]) -> list[Cell]:
         counts, accumulations, clips = [1, 2, 4], [1, 4], [True, False]
         engines = ENGINES.split(",")
         half = ["bf16", "fp16"]
-        cells = cells_of(engines, counts, accumulations, clips, ["fp32", *half], ["matched"])
-        cells += cells_of([PLAIN_LINEAR], counts, accumulations, clips, half, ["matched"])
+        cells = cells_of(engines, counts, accumulations, clips, ["fp32"], ["matched"])
+        cells += cells_of([*engines, PLAIN_LINEAR], counts, accumulations, [True], half, ["matched"])
         return cells + cells_of(engines, counts, [1], [True], half, ["native"])
     cells = cells_of(
         options["engines"].split(","),
@@ -161,7 +162,7 @@ def run_parity(
 def _kept(base: Job, out: Path) -> set[str]:
     """Names of the cells that an earlier call has trained into `out`. Raises JobError where it was another job."""
     file = out / JOB_FILE
-    if file.exists() and json.loads(file.read_text()) != base.to_dict():
+    if file.exists() and Job.load(file) != base:
         raise JobError(f"{out}: holds cells of another job: choose another --keep folder, or leave --resume out")
     return {path.stem for path in out.glob("*.json") if path.name != JOB_FILE}
 
