@@ -86,7 +86,7 @@ class AnomalyGPT(nn.Module):
         Map losses are summed over the tapped blocks (the paper's sum); a sample of kind "instruction" (a general
         conversation without a defect mask) has only the answer's loss.
         """
-        features = self.encoder(batch.images)
+        features = self.encoder(batch.images, one_at_a_time=True)
         odds = to_image(self._odds(features, batch.categories), batch.images.shape[-1])
         weights = self.loss_weights
         map_loss = combined_focal if weights.map_loss == "combined_focal" else _plain_focal(weights.gamma)
@@ -207,6 +207,24 @@ class AnomalyGPT(nn.Module):
             use_cache=use_cache,
         )
 
+    @torch.no_grad()
+    def yes_probability(
+        self,
+        images: Tensor,
+        categories: Sequence[str],
+        questions: Sequence[str],
+        *,
+        maps: Tensor | None = None,
+        features: Features | None = None,
+    ) -> Tensor:
+        """(B,) in [0, 1]: the probability of Yes beside No in the answer to one question a picture; options as those
+        of `answer`."""
+        features = features if features is not None else self.features(images)
+        if maps is None:
+            maps = self._decoder_maps(features, categories, images.shape[-1])
+        picture, prompts = self._prompts(features, maps)
+        return self.language.yes_probability(picture, prompts, [self.collator.encode_question(q) for q in questions])
+
     def chat(self, image: Tensor, category: str, **options: Any) -> Conversation:
         """A conversation about one picture (3, S, S); options are those of `answer`."""
         return Conversation(self, image, category, options)
@@ -253,6 +271,10 @@ class AnomalyGPT(nn.Module):
         """Recompute the language model's layers in the backward pass instead of keeping their activations."""
         self.language.transformer.set_activation_checkpointing(on)
 
+    def set_cuda_graphs(self, on: bool) -> None:
+        """Whether the frozen parts are replayed as CUDA graphs in training where that can be done; on at first."""
+        self.encoder.cuda_graphs = self.language.cuda_graphs = on
+
     def describe(self) -> dict[str, Any]:
         """What was built, for the records; JSON-serializable."""
         counts = {"trainable": 0, "frozen": 0}
@@ -265,6 +287,7 @@ class AnomalyGPT(nn.Module):
             "trainable_parameters": counts["trainable"],
             "frozen_parameters": counts["frozen"],
             "frozen_dtype": str(frozen.dtype).removeprefix("torch."),
+            "cuda_graphs": self.language.cuda_graphs,
         }
 
     def flops_per_sample(self, tokens: int = 96) -> dict[str, float]:

@@ -78,6 +78,7 @@ def assemble(
         description={"spec": to_dict(spec), "random_weights": random_weights or spec.preset == "tiny"},
     )
     model.projection.requires_grad_(spec.train_projection)
+    model.set_cuda_graphs(spec.cuda_graphs)
     if spec.weights:
         from core_model.published import load_deltas
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from core_model.errors import ModelError
 from core_model.frozen import own_precision
+from core_model.graphs import GraphedPart
 from core_model.vit import VisionTransformer
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -59,6 +60,9 @@ class Encoder(nn.Module):
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in normalization)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
+        self.cuda_graphs = True
+        self._grids: tuple[tuple[int, int], ...] = ()
+        self._graphed = GraphedPart(trunk, self._flat, gradient=False)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Pixels as the trunk saw them in training, from [0, 1]; fp32."""
@@ -69,8 +73,12 @@ class Encoder(nn.Module):
         return (images - self.mean.float()) / self.std.float()
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Features:
-        """images: (B, 3, S, S) in [0, 1]; raises ModelError where S is no multiple of `multiple`."""
+    def forward(self, images: Tensor, *, one_at_a_time: bool = False) -> Features:
+        """images: (B, 3, S, S) in [0, 1]; raises ModelError where S is no multiple of `multiple`.
+
+        one_at_a_time: the caller is done with the features (gradients through them included) before it calls again, as
+        a training step is; they may then lie in a CUDA graph's own buffers (`core_model.graphs`).
+        """
         if images.shape[-1] % self.multiple or images.shape[-2] % self.multiple:
             low = images.shape[-1] // self.multiple * self.multiple
             raise ModelError(
@@ -79,7 +87,16 @@ class Encoder(nn.Module):
             )
         pixels = self.normalize(images)
         with own_precision(self.trunk):
-            return self.trunk(pixels.to(next(self.trunk.parameters()).dtype))
+            pixels = pixels.to(next(self.trunk.parameters()).dtype)
+            if not (one_at_a_time and self.cuda_graphs and pixels.is_cuda):
+                return self.trunk(pixels)
+            *tokens, pooled = self._graphed(pixels)
+            return Features(tokens=tuple(tokens), grids=self._grids, pooled=pooled)
+
+    def _flat(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        features = self.trunk(pixels)
+        self._grids = features.grids  # the pictures of a model are all of one size
+        return (*features.tokens, features.pooled)
 
     def train(self, mode: bool = True) -> Encoder:
         """Stays in evaluation mode: the trunk is frozen."""

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from core_model.batch import Batch
 from core_model.dialogue_format import IGNORED, Collator
 from core_model.frozen import own_precision
+from core_model.graphs import GraphedPart
 from core_model.llama import Prefix
 from core_model.losses import LossWeights, token_cross_entropy
 from core_model.tokenizer import Tokenizer
+
+LENGTHS = 16  # input lengths are rounded up to a multiple of this where each needs a CUDA graph of its own
 
 
 class LanguageModel(nn.Module):
@@ -33,6 +36,8 @@ class LanguageModel(nn.Module):
         self.register_buffer("after_ids", torch.tensor(tokenizer.encode(template.after_image)), persistent=False)
         self.stop_text = template.stop.strip()
         self._prefix: tuple[object, Prefix] | None = None
+        self.cuda_graphs = True
+        self._graphed = GraphedPart(transformer, self._whole, gradient=True)
 
     @property
     def width(self) -> int:
@@ -73,10 +78,10 @@ class LanguageModel(nn.Module):
         """
         rows, columns = answer_places(batch)
         with own_precision(self.transformer):
-            prefix = self.constant_prefix()
+            # With a prefix, attention needs a mask, which the GPU's fused kernels want to do without.
+            prefix = None if picture.is_cuda else self.constant_prefix()
             embeddings = self.assemble(picture, prompts, batch.token_ids, from_picture=prefix is not None)
-            options = {} if prefix is None else {"prefix": prefix}
-            hidden = self.transformer(embeddings, **options)
+            hidden = self._hidden(embeddings, prefix)
             offset = embeddings.shape[1] - batch.token_ids.shape[1]
             logits = self.transformer.logits(hidden[rows, offset + columns - 1])
         labels = batch.labels[rows, columns]
@@ -88,6 +93,19 @@ class LanguageModel(nn.Module):
         if weights.defective_weight != 1.0:
             losses = losses * torch.where(batch.is_defective, weights.defective_weight, 1.0)
         return losses
+
+    def _whole(self, embeddings: Tensor) -> tuple[Tensor, ...]:
+        return (self.transformer(embeddings),)
+
+    def _hidden(self, embeddings: Tensor, prefix: Prefix | None) -> Tensor:
+        """Last hidden states of (B, L, width) embeddings, by CUDA graphs where they can be used. There the length is
+        padded to a multiple of LENGTHS, so that few graphs serve all batches; causal places do not see the padding."""
+        if prefix is not None:
+            return self.transformer(embeddings, prefix=prefix)
+        if not (self.cuda_graphs and embeddings.is_cuda and getattr(self.transformer, "graphable", False)):
+            return self.transformer(embeddings)
+        padded = nn.functional.pad(embeddings, (0, 0, 0, -embeddings.shape[1] % LENGTHS))
+        return self._graphed(padded)[0]
 
     @torch.no_grad()
     def sentence_vectors(self, texts: list[str]) -> Tensor:
@@ -104,6 +122,34 @@ class LanguageModel(nn.Module):
         with own_precision(self.transformer):
             hidden = self.transformer(self.transformer.embed(ids.to(device)))[:, 1:].float()
         return (hidden * inside).sum(dim=1) / lengths.to(device)[:, None]
+
+    def _asked(
+        self, picture: Tensor, prompts: Tensor, questions: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Input embeddings (B, L, width) of B questions, padded on the right, and each question's length (B,) on the
+        host."""
+        lengths = torch.tensor([len(ids) for ids in questions])
+        ids = torch.full((len(questions), int(lengths.max())), self.tokenizer.pad_id, dtype=torch.int64)
+        for row, tokens in enumerate(questions):
+            ids[row, : len(tokens)] = torch.tensor(list(tokens))
+        return self.assemble(picture, prompts, ids.to(picture.device)), lengths
+
+    @torch.no_grad()
+    def yes_probability(self, picture: Tensor, prompts: Tensor, questions: Sequence[Sequence[int]]) -> Tensor:
+        """(B,) fp32 in [0, 1]: how probable "Yes" is beside "No" as the answer's first word.
+
+        The greedy answer says Yes where this is above one half (unless another word beats both); the number behind the
+        word makes a ranking of it, and a threshold that can be moved.
+        """
+        yes, no = (self.tokenizer.encode(self.collator.template.answer_text(word)) for word in ("Yes", "No"))
+        shared = next((place for place, pair in enumerate(zip(yes, no, strict=False)) if pair[0] != pair[1]), 0)
+        questions = [[*ids, *yes[:shared]] for ids in questions]  # e.g. a token for the space before either word
+        embeddings, lengths = self._asked(picture, prompts, questions)
+        ends = (embeddings.shape[1] - int(lengths.max()) + lengths).to(picture.device)
+        with own_precision(self.transformer):
+            hidden = self.transformer(embeddings)
+            logits = self.transformer.logits(hidden[torch.arange(len(ends), device=picture.device), ends - 1]).float()
+        return torch.sigmoid(logits[:, yes[shared]] - logits[:, no[shared]])
 
     @torch.no_grad()
     def generate(
@@ -125,12 +171,8 @@ class LanguageModel(nn.Module):
         at each token (for tests).
         """
         device = picture.device
-        lengths = torch.tensor([len(ids) for ids in questions])
+        embeddings, lengths = self._asked(picture, prompts, questions)
         longest = int(lengths.max())
-        ids = torch.full((len(questions), longest), self.tokenizer.pad_id, dtype=torch.int64)
-        for row, tokens in enumerate(questions):
-            ids[row, : len(tokens)] = torch.tensor(list(tokens))
-        embeddings = self.assemble(picture, prompts, ids.to(device))
         prefix = embeddings.shape[1] - longest
         ends = (prefix + lengths).to(device)
         draw = torch.Generator(device="cpu").manual_seed(seed)

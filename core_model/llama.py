@@ -293,6 +293,11 @@ class Llama(nn.Module):
     def embedding_table(self) -> Tensor:
         return self.model.embed_tokens.weight
 
+    @property
+    def graphable(self) -> bool:
+        """Whether a forward and backward pass may be captured as CUDA graphs."""
+        return not self.model.activation_checkpointing
+
     def set_activation_checkpointing(self, on: bool) -> None:
         self.model.activation_checkpointing = on
 

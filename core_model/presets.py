@@ -53,6 +53,7 @@ class ModelSpec:
     lora: int = 0
     lora_alpha: int = 32
     detach_map: bool = False
+    cuda_graphs: bool = True
     scoring: str = "top1"
     max_tokens: int = 512
     losses: Mapping[str, Any] = field(default_factory=dict)

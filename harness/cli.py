@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "watch": ("harness.live:watch_command", "Follow a running job in the terminal."),
     "export": ("harness.sinks:export", "Send finished runs to TensorBoard, MLflow or Weights & Biases."),
     "eval": ("harness.commands.eval:evaluate", "Evaluate weights on a data set, with or without shots."),
+    "quality": ("harness.commands.quality:quality", "Judge runs by decoder, memory and both, mean and spread over seeds."),
     "detect": ("harness.commands.detect:detect", "Score, localize and judge pictures with trained weights."),
     "chat": ("harness.commands.chat:chat", "Talk about a picture with trained weights, in the terminal."),
     "page": ("harness.commands.page:page", "Serve the detect-and-chat page (needs the extra 'gradio')."),

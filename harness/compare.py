@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -179,13 +179,19 @@ def summarize_runs(runs: Sequence[RecordedRun], *, title: str) -> Comparison:
     )
 
 
+def untimed(job: Mapping[str, Any]) -> bool:
+    """Whether a run's times are never shown: a profiler slows the steps it watches, and runs that share a machine slow
+    each other."""
+    return bool(job.get("profile")) or int(job.get("concurrent") or 1) > 1
+
+
 def run_row(run: RecordedRun) -> dict[str, Any]:
     """The figures of one run, flat; missing ones are None. Times in s (or ms where named), memory in MiB."""
     job, result = run.job, run.result
     throughput, memory = result.get("throughput") or {}, result.get("memory") or {}
     evaluation, phases = result.get("evaluation") or {}, result.get("phases") or {}
-    if job.get("profile"):
-        throughput = {}  # a profiler slows the steps it watches: such a run's times are never shown
+    if untimed(job):
+        throughput = {}
     rate, step = throughput.get("samples_per_s") or {}, throughput.get("step_s") or {}
     device, rss = _numbers(memory.get("peak_device_mib")), _numbers(memory.get("peak_rss_mib"))
     return {

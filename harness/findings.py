@@ -146,6 +146,14 @@ def _timing(run: RecordedRun) -> Iterator[Finding]:
             text=f"{run.name} ran with profile={run.job['profile']}: its times are left out everywhere.",
         )
         return
+    if (at_once := int(run.job.get("concurrent") or 1)) > 1:
+        yield Finding(
+            level="note",
+            code="concurrent",
+            text=f"{run.name} shared the machine with up to {words.plural(at_once - 1, 'other run')}: its quality counts, "
+            "its times are left out everywhere.",
+        )
+        return
     throughput = run.result.get("throughput") or {}
     timed = (throughput.get("step_s") or {}).get("n")
     if timed is not None and timed < measure.MIN_STEPS:

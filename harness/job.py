@@ -39,6 +39,7 @@ class Job:
     device: str = "auto"
     threads: int = 1
     oversubscribe: bool = False  # more workers than cores: allowed, recorded, never called scaling
+    concurrent: int = 1  # runs at a time on this machine: above 1 the run's speed is no figure, its weights are
     timeout_s: float = 300.0
     engine: Mapping[str, Any] = field(default_factory=dict)  # fields of the engine's Settings dataclass
 
@@ -116,7 +117,7 @@ class Job:
             raise JobError(f"unknown engine '{self.backend}': choose one of {', '.join(backends.names())}")
         if self.scaling not in SCALINGS:
             raise JobError(f"unknown scaling '{self.scaling}': choose one of {', '.join(SCALINGS)}")
-        for name in ("nodes", "slots", "steps", "global_batch", "accumulation", "threads", "log_every"):
+        for name in ("nodes", "slots", "steps", "global_batch", "accumulation", "threads", "log_every", "concurrent"):
             if getattr(self, name) < 1:
                 raise JobError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
         if self.backend == "single" and self.world_size > 1:

@@ -27,7 +27,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -250,12 +250,22 @@ def estimate(jobs: Sequence[Job], results: Path) -> tuple[float | None, str]:
 
 
 def run_study(
-    study: Study, results: Path, *, retry_failed: bool = False, share: bool = False, show: bool = True
+    study: Study,
+    results: Path,
+    *,
+    retry_failed: bool = False,
+    share: bool = False,
+    concurrent: int = 1,
+    show: bool = True,
 ) -> Path:
     """Runs what is not done yet and returns the study's folder. A failing job is recorded and the next one starts; an
     interrupt ends the study at once (click.exceptions.Exit with 130): the same command goes on from there.
-    share: the runs of a repeat that want the same engine and workers use the same processes, one after another."""
+    share: the runs of a repeat that want the same engine and workers use the same processes, one after another.
+    concurrent: so many runs at a time, for studies of quality on a machine with room; their times are never shown."""
     from harness import launch
+
+    if concurrent > 1:
+        study = replace(study, jobs=tuple(job.with_(concurrent=concurrent) for job in study.jobs))
 
     folder = results / study.name
     done = find_finished(folder, study.jobs)
@@ -265,6 +275,9 @@ def run_study(
     _write_study(folder, study)
     seconds, source = estimate(todo, results)
     _say(show, plan_text(study, len(todo), seconds, source))
+    if concurrent > 1:
+        _run_at_once(todo, done, results, concurrent, show)
+        return folder
     began = time.monotonic()
     finished = 0
     for group in _groups(todo) if share else [[job] for job in todo]:
@@ -287,6 +300,38 @@ def run_study(
             if not run.ok:
                 _say(show, f"failed: {run.reason} (see {run.folder / records.LOG})")
     return folder
+
+
+def _run_at_once(
+    todo: Sequence[Job], done: Mapping[str, RecordedRun], results: Path, concurrent: int, show: bool
+) -> None:
+    """Runs `todo`, up to `concurrent` at a time, each by a process of its own that supervises its launcher. An interrupt
+    reaches all of them (one process group); the runs that it ended are due again."""
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from multiprocessing import get_context
+
+    from harness import launch
+
+    for job in todo:
+        if (old := done.get(job.run)) is not None:
+            shutil.rmtree(old.folder)
+    stopped = False
+    with ProcessPoolExecutor(concurrent, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        started = {pool.submit(launch.run_job, job, results): job for job in todo}
+        try:
+            for number, future in enumerate(as_completed(started), start=1):
+                run = RecordedRun(future.result())
+                stopped = stopped or run.result.get("exit_code") in (INTERRUPTED, 143)
+                how = "ok" if run.ok else f"failed: {run.reason} (see {run.folder / records.LOG})"
+                _say(show, f"[{number}/{len(todo)}] {run.name}: {how}")
+        except KeyboardInterrupt:
+            stopped = True
+        finally:
+            for future in started:
+                future.cancel()
+    if stopped:
+        _say(True, "interrupted: the same command goes on where it stopped")
+        raise click.exceptions.Exit(INTERRUPTED)
 
 
 def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -395,8 +440,17 @@ def study_from_options(options: Mapping[str, Any]) -> Study:
 @click.option("--results", type=click.Path(), help="Results folder (default: the repository's results/).")
 @click.option("--retry-failed", is_flag=True, help="Run failed cells again; their records are replaced.")
 @click.option("--share-processes", is_flag=True, help="Runs of the same engine and workers start once per repeat.")
+@click.option(
+    "--concurrent",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="N runs at a time: for quality on a machine with room; their times are never shown.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be run and how long it takes; start nothing.")
-def compare(results: str | None, retry_failed: bool, share_processes: bool, dry_run: bool, **options: Any) -> None:
+def compare(
+    results: str | None, retry_failed: bool, share_processes: bool, concurrent: int, dry_run: bool, **options: Any
+) -> None:
     """Run engines x workers x repeats, interleaved, and report them side by side.
 
     --study takes a name, a TOML file that declares the whole matrix, or the study.json of a study that is to be done
@@ -412,7 +466,7 @@ def compare(results: str | None, retry_failed: bool, share_processes: bool, dry_
         for job in study.jobs:
             click.echo(f"  {'todo' if job in todo else 'done'}  {job.run}")
         return
-    folder = run_study(study, root, retry_failed=retry_failed, share=share_processes)
+    folder = run_study(study, root, retry_failed=retry_failed, share=share_processes, concurrent=concurrent)
     sys.exit(finish(folder, root))
 
 

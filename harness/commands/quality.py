@@ -1,0 +1,67 @@
+"""`harness quality`: trained runs on their test set by every branch and number of shots, mean and spread over seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness.job import JobError
+from harness.options import results_root
+from harness.trained import BRANCHES, model_options
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="RUN|STUDY...")
+@click.option("--branches", default=",".join(BRANCHES), show_default=True, metavar="LIST", help="Which maps to judge.")
+@click.option("--shots", default="1,2,4,all", show_default=True, metavar="LIST", help="Good pictures in the memory.")
+@click.option(
+    "--memory",
+    "memories",
+    multiple=True,
+    metavar="SPEC",
+    help="Memory as DISTANCE[:KEY=VALUE...], several for a comparison (default: cosine, the paper's): "
+    "l2:blocks=1,2:rotations=0.",
+)
+@click.option("--data", help="Test on other data than the runs were trained on: mvtec:DIR ...")
+@click.option("--no-answers", is_flag=True, help="Leave the questions out.")
+@click.option("--name", help="Folder in results/ for quality.json, .csv and .md (default: the first run's study).")
+@click.option("--results", type=click.Path(), help="Results folder (default: the repository's results/).")
+@model_options
+def quality(
+    runs: tuple[Path, ...],
+    branches: str,
+    shots: str,
+    memories: tuple[str, ...],
+    data: str | None,
+    no_answers: bool,
+    name: str | None,
+    results: str | None,
+    **options: object,
+) -> None:
+    """Judge trained runs by decoder, memory and both; a row is one engine, branch and number of shots over all seeds.
+
+    \b
+    harness quality results/mtd --shots 1,4,all                 every run of a study
+    harness quality results/mtd --memory cosine --memory l2:blocks=1,2:rotations=0
+
+    Runs that held good pictures out of training (--set data_options.holdout=0.2) are also judged at the threshold that
+    nine of ten of these pass: no test picture decides it.
+    """
+    from harness import quality as work
+
+    chosen = work.Grid(
+        branches=work.names_in(branches, BRANCHES, "branch"),
+        shots=work.shots_in(shots),
+        memories=tuple(work.memory_in(text) for text in memories or ("cosine",)),
+        answers=not no_answers,
+    )
+    folders = work.run_folders(runs)
+    if not folders:
+        raise JobError(f"{', '.join(map(str, runs))}: no run that ended well keeps weights there: train with keep_weights")
+    place = results_root(results) / (name or folders[0].parent.name)
+    place.mkdir(parents=True, exist_ok=True)
+    record = work.measure(folders, chosen, data=data, options=options)
+    work.write(record, place)
+    click.echo(work.markdown(record))
+    click.echo(f"{place / work.FILE}")

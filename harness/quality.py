@@ -1,0 +1,355 @@
+"""Trained runs judged in every way that a user of AnomalyGPT may use them, with the controls that the figures need.
+
+For each run: the decoder's map, the memory of k good pictures, and both added; the answers; and, beside every figure,
+what could have produced it without any detection: the map's median, and how near the test's good pictures are to
+training pictures. A row of the table is one engine, branch, memory and number of shots: mean and spread over its runs.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import records, words
+from harness.job import JobError
+from harness.recorded import RecordedRun
+
+FILE = "quality.json"
+ALL = 1_000_000  # shots: every good picture
+PASS = 0.9  # share of the held-out good pictures that pass the threshold
+NEAR = 0.98  # correlation above which two pictures are called near-duplicates
+FIGURES = {
+    "image_auroc": "image AUROC",
+    "image_auroc_median": "median alone*",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_auroc_defective": "within defective*",
+    "aupro": "AUPRO",
+    "held_out_accuracy": "right at held-out threshold",
+    "answer_accuracy": "answers right",
+    "answer_auroc": "answers' AUROC",
+    "answer_held_out_accuracy": "answers right at held-out threshold",
+    "place_accuracy": "place right",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What is judged. memories: keyword arguments of MemoryOptions, each with a ``label``."""
+
+    branches: tuple[str, ...]
+    shots: tuple[int, ...]
+    memories: tuple[Mapping[str, Any], ...]
+    answers: bool = True
+
+    def variants(self) -> list[tuple[str, int, Mapping[str, Any]]]:
+        """(branch, shots, memory) of every row; the decoder needs no memory."""
+        rows: list[tuple[str, int, Mapping[str, Any]]] = []
+        if "decoder" in self.branches:
+            rows.append(("decoder", 0, {}))
+        for branch in ("memory", "both"):
+            if branch in self.branches:
+                rows += [(branch, count, memory) for memory in self.memories for count in self.shots]
+        return rows
+
+
+def names_in(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:
+    """``a,b`` as names, each one of `known`. Raises JobError."""
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    for name in names:
+        if name not in known:
+            raise JobError(f"unknown {what} '{name}': choose from {', '.join(known)}")
+    return names
+
+
+def shots_in(text: str) -> tuple[int, ...]:
+    """``1,4,all`` as numbers of good pictures. Raises JobError."""
+    found = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if part != "all" and not (part.isdigit() and int(part)):
+            raise JobError(f"--shots '{part}': write numbers from 1 on, or all, with commas between them")
+        found.append(ALL if part == "all" else int(part))
+    return tuple(found)
+
+
+def memory_in(text: str) -> dict[str, Any]:
+    """``l2:blocks=1,2:rotations=0`` as keyword arguments of `core_model.memory_bank.MemoryOptions`."""
+    distance, *parts = text.split(":")
+    made: dict[str, Any] = {"label": text, "distance": distance}
+    for part in parts:
+        key, separator, value = part.partition("=")
+        if not separator or key not in ("blocks", "rotations", "weight", "limit"):
+            raise JobError(f"--memory '{text}': '{part}' must be blocks=, rotations=, weight= or limit=")
+        try:
+            numbers = [float(number) for number in value.split(",")]
+        except ValueError:
+            raise JobError(f"--memory '{text}': '{value}' is no list of numbers") from None
+        made[key] = tuple(map(int, numbers)) if key in ("blocks", "rotations") else numbers[0]
+    if "limit" in made:
+        made["limit"] = int(made["limit"])
+    return made
+
+
+def run_folders(paths: Sequence[Path]) -> list[Path]:
+    """The runs with weights among `paths`, which are runs or studies."""
+    found = []
+    for path in paths:
+        for folder in [path] if records.is_run(path) else records.runs_of(path):
+            if RecordedRun(folder).ok and (folder / records.WEIGHTS).is_file():
+                found.append(folder)
+    return found
+
+
+def measure(
+    folders: Sequence[Path], grid: Grid, *, data: str | None = None, options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """quality.json's content: what was judged, rows (aggregates), runs (every figure of every run), the controls."""
+    runs = []
+    leak: dict[str, Any] = {}
+    for folder in folders:
+        run = RecordedRun(folder)
+        figures, leak = _judge(folder, grid, data, dict(options or {}), leak)
+        runs.append(
+            {
+                "run": f"{run.study}/{run.name}", "label": run.label, "workers": run.workers, "seed": run.seed,
+                "version": run.job.get("version") or "", "figures": figures,
+            }
+        )  # fmt: skip
+    first = RecordedRun(folders[0])
+    return records.finite(
+        {
+            "schema": 1,
+            "preset": first.job.get("preset"),
+            "data": data or first.job.get("data"),
+            "grid": asdict(grid),
+            "held_out_pass": PASS,
+            "near_duplicates": leak,
+            "rows": aggregate(runs),
+            "runs": runs,
+        }
+    )
+
+
+def _judge(
+    folder: Path, grid: Grid, data: str | None, options: dict[str, Any], leak: dict[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Figures of one run, a dict a variant, and the near-duplicate control (measured once)."""
+    from core_model.memory_bank import MemoryBank, MemoryOptions
+    from harness.build import build_dataset
+    from harness.trained import load
+
+    trained = load(str(folder), changes={"data": data} if data else None, **options)
+    model, job, device = trained.model, trained.job, trained.device
+    train, test = build_dataset(job, model, "train"), build_dataset(job, model, "test")
+    held_out = build_dataset(job, model, "val") if job.data_options.get("holdout") else None
+    good: dict[int, tuple[Any, list[str]]] = {}
+    for count in grid.shots:
+        found = {name: train.good_images(name, count, seed=job.seed) for name in train.categories}
+        names = [name for name, images in found.items() for _ in range(len(images))]
+        import torch
+
+        good[count] = torch.cat(list(found.values())), names
+    banks: list[Any] = []
+    for branch, count, memory in grid.variants():
+        if branch == "decoder":
+            banks.append(None)
+            continue
+        chosen = MemoryOptions(combination=branch, **{k: v for k, v in memory.items() if k != "label"})
+        banks.append(MemoryBank.build(model, good[count][0], good[count][1], options=chosen))
+    leak = leak or _near_duplicates(train, test)
+    judged = _entries(model, test, banks, device, answers=grid.answers)
+    passed = _entries(model, held_out, banks, device, answers=grid.answers) if held_out else [[] for _ in banks]
+    rows = []
+    for (branch, count, memory), entries, kept in zip(grid.variants(), judged, passed, strict=True):
+        rows.append(
+            {
+                "branch": branch, "shots": "all" if count == ALL else count, "memory": memory.get("label", ""),
+                **_figures(entries, [entry for entry in kept if not entry["is_defective"]]),
+            }
+        )  # fmt: skip
+    return rows, leak
+
+
+def _entries(model: Any, dataset: Any, banks: Sequence[Any], device: Any, *, answers: bool) -> list[list[dict[str, Any]]]:
+    """The test entries (`harness.evaluate`) of every variant; the encoder looks at each picture once. Only the decoder
+    (bank None) answers: the answers do not depend on the memory."""
+    import torch
+
+    size = 32 if device.type == "cuda" else 8
+    found: list[list[dict[str, Any]]] = [[] for _ in banks]
+    for start in range(0, len(dataset), size):
+        samples = [dataset.get(index, 0) for index in range(start, min(start + size, len(dataset)))]
+        images = torch.stack([sample.image for sample in samples]).to(device)
+        names, questions = [s.category for s in samples], [s.turns[0][0] for s in samples]
+        features = model.features(images)
+        for variant, bank in enumerate(banks):
+            maps = model.anomaly_maps(images, names, memory=bank, features=features)
+            scores = model.scores(maps).float().cpu().tolist()
+            asked = answers and bank is None
+            replies = model.answer(images, names, questions, features=features, max_new_tokens=32) if asked else None
+            yes = model.yes_probability(images, names, questions, features=features).tolist() if asked else None
+            grids = maps.float().cpu().numpy().astype(np.float16)
+            for row, sample in enumerate(samples):
+                found[variant].append(
+                    {
+                        "id": sample.id, "category": sample.category, "kind": sample.kind,
+                        "is_defective": bool(sample.is_defective), "place": sample.place, "score": scores[row],
+                        "map": grids[row], "mask": sample.mask[0].numpy() > 0.5,
+                        "answer": replies[row] if replies else None, "yes": yes[row] if yes else None,
+                    }
+                )  # fmt: skip
+    return found
+
+
+def _figures(entries: Sequence[Mapping[str, Any]], good: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The metrics' means and kinds, and the accuracies at the thresholds that the held-out `good` entries decide."""
+    from core_model.metrics import Tally, auroc, evaluate
+
+    figures = evaluate(entries)
+    labels = np.array([entry["is_defective"] for entry in entries])
+    made = {name: figures["mean"].get(name) for name in FIGURES}
+    for figure, key in (("held_out_accuracy", "score"), ("answer_held_out_accuracy", "yes")):
+        values = [entry[key] for entry in entries]
+        if good and values[0] is not None:
+            threshold = np.quantile([entry[key] for entry in good], PASS)
+            made[figure] = float(np.mean((np.array(values) > threshold) == labels))
+    if entries[0]["yes"] is not None:
+        made["answer_auroc"] = auroc(Tally.of(np.array([entry["yes"] for entry in entries]), labels), "pictures").value
+    kinds = next(iter(figures["categories"].values()))["kinds"] if len(figures["categories"]) == 1 else {}
+    return {**made, "kinds": kinds}
+
+
+def _near_duplicates(train: Any, test: Any, side: int = 32) -> dict[str, Any]:
+    """How far "is it a copy of a training picture?" gets alone: for each test picture the highest correlation with any
+    good training picture of its category (grey, `side` x `side`), the share of good and defective ones above NEAR, and
+    the AUROC of one minus that correlation."""
+    import torch
+    import torch.nn.functional as F
+
+    from core_model.metrics import Tally, auroc
+
+    def flat(images: Any) -> Any:
+        small = F.adaptive_avg_pool2d(images.float().mean(dim=1, keepdim=True), side).flatten(1)
+        return F.normalize(small - small.mean(dim=1, keepdim=True), dim=1)
+
+    known = {name: flat(train.good_images(name, ALL, seed=0)) for name in train.categories}
+    nearest, labels = [], []
+    for index in range(len(test)):
+        sample = test.get(index, 0)
+        nearest.append(float((known[sample.category] @ flat(sample.image[None])[0]).max()))
+        labels.append(bool(sample.is_defective))
+    values, defective = np.array(nearest), np.array(labels)
+    return {
+        "correlation": NEAR,
+        "share_of_good": float(np.mean(values[~defective] > NEAR)),
+        "share_of_defective": float(np.mean(values[defective] > NEAR)),
+        "auroc_of_distance": auroc(Tally.of(1 - values, defective), "pictures").value,
+        "training_pictures": int(sum(len(rows) for rows in known.values())),
+        "torch": torch.__version__,
+    }
+
+
+def aggregate(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each label, workers, version, branch, memory and shots: mean, sd (n - 1) and n of every figure, and the
+    mean figures of each kind of picture."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        for figures in run["figures"]:
+            key = (run["label"], run["workers"], run["version"], figures["branch"], figures["memory"], figures["shots"])
+            groups.setdefault(key, []).append(figures)
+    rows = []
+    for (label, workers, version, branch, memory, shots), members in groups.items():
+        row: dict[str, Any] = {
+            "label": label, "workers": workers, "version": version, "branch": branch, "memory": memory,
+            "shots": shots, "runs": len(members),
+        }  # fmt: skip
+        for name in FIGURES:
+            values = [figures[name] for figures in members if words.is_number(figures.get(name))]
+            if values:
+                spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+                row[name] = {"mean": float(np.mean(values)), "sd": spread, "n": len(values)}
+        kinds: dict[str, dict[str, float]] = {}
+        for kind in sorted({kind for figures in members for kind in figures["kinds"]}):
+            own = [figures["kinds"][kind] for figures in members if kind in figures["kinds"]]
+            kinds[kind] = {
+                name: float(np.mean([each[name] for each in own if words.is_number(each.get(name))]))
+                for name in ("samples", "image_auroc", "pixel_auroc_defective", "answer_accuracy")
+                if any(words.is_number(each.get(name)) for each in own)
+            }
+        rows.append({**row, "kinds": kinds})
+    return rows
+
+
+def write(record: Mapping[str, Any], folder: Path) -> None:
+    """quality.json, quality.csv and quality.md."""
+    records.write_json(folder / FILE, record)
+    text = io.StringIO()
+    heads = ["label", "workers", "version", "branch", "memory", "shots", "runs"]
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow([*heads, *(f"{name}_{part}" for name in FIGURES for part in ("mean", "sd"))])
+    for row in record["rows"]:
+        cells = [row.get(name, {}).get(part) for name in FIGURES for part in ("mean", "sd")]
+        out.writerow([*(row[head] for head in heads), *("" if cell is None else f"{cell:.6g}" for cell in cells)])
+    (folder / "quality.csv").write_text(text.getvalue())
+    (folder / "quality.md").write_text(markdown(record) + "\n")
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The table, the kinds and the controls, for people."""
+    used = [name for name in FIGURES if any(name in row for row in record["rows"])]
+    versions = any(row["version"] for row in record["rows"])
+    lines = [
+        f"### Quality of {record['preset']} on {record['data']}: mean ± sd over the runs",
+        "",
+        "| engine | workers |" + (" version |" if versions else "") + " map | shots | runs | "
+        + " | ".join(FIGURES[name] for name in used) + " |",
+        "| --- | ---: |" + (" --- |" if versions else "") + " --- | ---: | ---: |" + " ---: |" * len(used),
+    ]  # fmt: skip
+    for row in record["rows"]:
+        source = row["branch"] + (f" ({row['memory']})" if row["memory"] else "")
+        cells = [row["label"], str(row["workers"])] + ([row["version"]] if versions else [])
+        cells += [source, str(row["shots"] or "–"), str(row["runs"]), *(_cell(row.get(name)) for name in used)]
+        lines.append("| " + " | ".join(cells) + " |")
+    near = record.get("near_duplicates") or {}
+    lines += [
+        "",
+        "\\* controls. median alone: image AUROC of each map's median, which a small defect cannot move. within "
+        "defective: pixel AUROC over defective pictures only. Held-out threshold: passed by "
+        f"{record['held_out_pass']:.0%} of good pictures kept out of training; no test picture decides it.",
+    ]
+    if near:
+        lines += [
+            "",
+            f"Near-duplicates: {near['share_of_good']:.0%} of the test's good pictures and "
+            f"{near['share_of_defective']:.0%} of its defective ones correlate above {near['correlation']} with one of "
+            f"{near['training_pictures']} training pictures; the correlation alone, without a model, reaches an image "
+            f"AUROC of {near['auroc_of_distance']:.3f}. A memory of the training pictures profits from that.",
+        ]
+    by_kind = [row for row in record["rows"] if row["kinds"]]
+    kinds = sorted({kind for row in by_kind for kind in row["kinds"]})
+    if kinds:
+        lines += ["", "Where it comes from: image AUROC against the good pictures / answers right, by kind", ""]
+        lines += ["| engine | workers | map | shots | " + " | ".join(kinds) + " |"]
+        lines += ["| --- | ---: | --- | ---: |" + " ---: |" * len(kinds)]
+        for row in by_kind:
+            source = row["branch"] + (f" ({row['memory']})" if row["memory"] else "")
+            if row["version"]:
+                source = f"{row['version']} {source}"
+            cells = [row["label"], str(row["workers"]), source, str(row["shots"] or "–")]
+            for kind in kinds:
+                own = row["kinds"].get(kind, {})
+                parts = [f"{own[n]:.2f}" if n in own else "–" for n in ("image_auroc", "answer_accuracy")]
+                cells.append(" / ".join(parts))
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(figure: Mapping[str, Any] | None) -> str:
+    if not figure:
+        return "–"
+    return f"{figure['mean']:.3f}" + ("" if figure["sd"] is None else f" ± {figure['sd']:.3f}")
