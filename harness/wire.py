@@ -208,8 +208,9 @@ def _engine_cause(row: Mapping[str, Any], engine: Mapping[str, Any], share: floa
         text = f"gathers its large weights {times:.1f} times a step where theory says {2 * micro}"
         if times < 2 * micro:
             text += (
-                ": weights that are used again within stage3_max_reuse_distance stay gathered from forward to backward "
-                "(deepspeed/runtime/zero/partitioned_param_coordinator.py)"
+                ": what fits into stage3_max_reuse_distance and stage3_prefetch_bucket_size stays gathered from "
+                "forward to backward (__params_to_release, deepspeed/runtime/zero/partitioned_param_coordinator.py; "
+                "with both at 0 it gathers twice)"
             )
         if kept > 0:
             text += f"; {kept / 1e6:.2f} MB of small ones are never sharded (stage3_param_persistence_threshold)"
