@@ -123,9 +123,7 @@ class LanguageModel(nn.Module):
             hidden = self.transformer(self.transformer.embed(ids.to(device)))[:, 1:].float()
         return (hidden * inside).sum(dim=1) / lengths.to(device)[:, None]
 
-    def _asked(
-        self, picture: Tensor, prompts: Tensor, questions: Sequence[Sequence[int]]
-    ) -> tuple[Tensor, Tensor]:
+    def _asked(self, picture: Tensor, prompts: Tensor, questions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Input embeddings (B, L, width) of B questions, padded on the right, and each question's length (B,) on the
         host."""
         lengths = torch.tensor([len(ids) for ids in questions])

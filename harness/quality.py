@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,17 +110,25 @@ def measure(
     folders: Sequence[Path], grid: Grid, *, data: str | None = None, options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """quality.json's content: what was judged, rows (aggregates), runs (every figure of every run), the controls."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
     runs = []
     leak: dict[str, Any] = {}
-    for folder in folders:
-        run = RecordedRun(folder)
-        figures, leak = _judge(folder, grid, data, dict(options or {}), leak)
-        runs.append(
-            {
-                "run": f"{run.study}/{run.name}", "label": run.label, "workers": run.workers, "seed": run.seed,
-                "version": run.job.get("version") or "", "figures": figures,
-            }
-        )  # fmt: skip
+    # The figures of one variant take seconds of one core (they sort ten million pixels); the encoder takes no longer.
+    cores = min(os.cpu_count() or 1, len(grid.variants()))
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+        for folder in folders:
+            run = RecordedRun(folder)
+            figures, leak = _judge(folder, grid, data, dict(options or {}), leak, pool)
+            runs.append(
+                {
+                    "run": f"{run.study}/{run.name}", "label": label_of(run), "workers": run.workers, "seed": run.seed,
+                    "figures": figures,
+                }
+            )  # fmt: skip
+        for each in runs:
+            each["figures"] = [{**about, **figures.result()} for about, figures in each["figures"]]
     first = RecordedRun(folders[0])
     return records.finite(
         {
@@ -136,9 +145,9 @@ def measure(
 
 
 def _judge(
-    folder: Path, grid: Grid, data: str | None, options: dict[str, Any], leak: dict[str, Any]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Figures of one run, a dict a variant, and the near-duplicate control (measured once)."""
+    folder: Path, grid: Grid, data: str | None, options: dict[str, Any], leak: dict[str, Any], pool: Any
+) -> tuple[list[tuple[dict[str, Any], Any]], dict[str, Any]]:
+    """What each variant is and its figures to come (from `pool`), and the near-duplicate control (measured once)."""
     from core_model.memory_bank import MemoryBank, MemoryOptions
     from harness.build import build_dataset
     from harness.trained import load
@@ -166,16 +175,19 @@ def _judge(
     passed = _entries(model, held_out, banks, device, answers=grid.answers) if held_out else [[] for _ in banks]
     rows = []
     for (branch, count, memory), entries, kept in zip(grid.variants(), judged, passed, strict=True):
-        rows.append(
-            {
-                "branch": branch, "shots": "all" if count == ALL else count, "memory": memory.get("label", ""),
-                **_figures(entries, [entry for entry in kept if not entry["is_defective"]]),
-            }
-        )  # fmt: skip
+        about = {
+            "branch": branch,
+            "shots": "all" if count == ALL else count,
+            "memory": memory.get("label", ""),
+        }
+        good_ones = [{k: entry[k] for k in ("score", "yes")} for entry in kept if not entry["is_defective"]]
+        rows.append((about, pool.submit(figures_of, entries, good_ones)))
     return rows, leak
 
 
-def _entries(model: Any, dataset: Any, banks: Sequence[Any], device: Any, *, answers: bool) -> list[list[dict[str, Any]]]:
+def _entries(
+    model: Any, dataset: Any, banks: Sequence[Any], device: Any, *, answers: bool
+) -> list[list[dict[str, Any]]]:
     """The test entries (`harness.evaluate`) of every variant; the encoder looks at each picture once. Only the decoder
     (bank None) answers: the answers do not depend on the memory."""
     import torch
@@ -206,7 +218,17 @@ def _entries(model: Any, dataset: Any, banks: Sequence[Any], device: Any, *, ans
     return found
 
 
-def _figures(entries: Sequence[Mapping[str, Any]], good: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def label_of(run: RecordedRun) -> str:
+    """The engine, and what of the model and the data was chosen beside the preset: what the rows tell apart."""
+    job = run.job
+    parts = [f"{key.replace('_', ' ')} {value}" for key, value in sorted((job.get("model") or {}).items())]
+    parts += [f"version {job['version']}"] if job.get("version") else []
+    parts += [f"{job['image_size']} px"] if job.get("image_size") else []
+    parts += [f"defects {job['defects']}"] if job.get("defects") else []
+    return ", ".join([run.label, *parts])
+
+
+def figures_of(entries: Sequence[Mapping[str, Any]], good: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The metrics' means and kinds, and the accuracies at the thresholds that the held-out `good` entries decide."""
     from core_model.metrics import Tally, auroc, evaluate
 
@@ -255,18 +277,18 @@ def _near_duplicates(train: Any, test: Any, side: int = 32) -> dict[str, Any]:
 
 
 def aggregate(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each label, workers, version, branch, memory and shots: mean, sd (n - 1) and n of every figure, and the
+    """A row for each label, workers, branch, memory and shots: mean, sd (n - 1) and n of every figure, and the
     mean figures of each kind of picture."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for run in runs:
         for figures in run["figures"]:
-            key = (run["label"], run["workers"], run["version"], figures["branch"], figures["memory"], figures["shots"])
+            key = (run["label"], run["workers"], figures["branch"], figures["memory"], figures["shots"])
             groups.setdefault(key, []).append(figures)
     rows = []
-    for (label, workers, version, branch, memory, shots), members in groups.items():
+    for (label, workers, branch, memory, shots), members in groups.items():
         row: dict[str, Any] = {
-            "label": label, "workers": workers, "version": version, "branch": branch, "memory": memory,
-            "shots": shots, "runs": len(members),
+            "label": label, "workers": workers, "branch": branch, "memory": memory, "shots": shots,
+            "runs": len(members),
         }  # fmt: skip
         for name in FIGURES:
             values = [figures[name] for figures in members if words.is_number(figures.get(name))]
@@ -289,7 +311,7 @@ def write(record: Mapping[str, Any], folder: Path) -> None:
     """quality.json, quality.csv and quality.md."""
     records.write_json(folder / FILE, record)
     text = io.StringIO()
-    heads = ["label", "workers", "version", "branch", "memory", "shots", "runs"]
+    heads = ["label", "workers", "branch", "memory", "shots", "runs"]
     out = csv.writer(text, lineterminator="\n")
     out.writerow([*heads, *(f"{name}_{part}" for name in FIGURES for part in ("mean", "sd"))])
     for row in record["rows"]:
@@ -302,18 +324,17 @@ def write(record: Mapping[str, Any], folder: Path) -> None:
 def markdown(record: Mapping[str, Any]) -> str:
     """The table, the kinds and the controls, for people."""
     used = [name for name in FIGURES if any(name in row for row in record["rows"])]
-    versions = any(row["version"] for row in record["rows"])
     lines = [
         f"### Quality of {record['preset']} on {record['data']}: mean ± sd over the runs",
         "",
-        "| engine | workers |" + (" version |" if versions else "") + " map | shots | runs | "
+        "| engine and model | workers | map | shots | runs | "
         + " | ".join(FIGURES[name] for name in used) + " |",
-        "| --- | ---: |" + (" --- |" if versions else "") + " --- | ---: | ---: |" + " ---: |" * len(used),
+        "| --- | ---: | --- | ---: | ---: |" + " ---: |" * len(used),
     ]  # fmt: skip
     for row in record["rows"]:
         source = row["branch"] + (f" ({row['memory']})" if row["memory"] else "")
-        cells = [row["label"], str(row["workers"])] + ([row["version"]] if versions else [])
-        cells += [source, str(row["shots"] or "–"), str(row["runs"]), *(_cell(row.get(name)) for name in used)]
+        cells = [row["label"], str(row["workers"]), source, str(row["shots"] or "–"), str(row["runs"])]
+        cells += [_cell(row.get(name)) for name in used]
         lines.append("| " + " | ".join(cells) + " |")
     near = record.get("near_duplicates") or {}
     lines += [
@@ -338,8 +359,6 @@ def markdown(record: Mapping[str, Any]) -> str:
         lines += ["| --- | ---: | --- | ---: |" + " ---: |" * len(kinds)]
         for row in by_kind:
             source = row["branch"] + (f" ({row['memory']})" if row["memory"] else "")
-            if row["version"]:
-                source = f"{row['version']} {source}"
             cells = [row["label"], str(row["workers"]), source, str(row["shots"] or "–")]
             for kind in kinds:
                 own = row["kinds"].get(kind, {})

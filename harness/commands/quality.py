@@ -58,7 +58,9 @@ def quality(
     )
     folders = work.run_folders(runs)
     if not folders:
-        raise JobError(f"{', '.join(map(str, runs))}: no run that ended well keeps weights there: train with keep_weights")
+        raise JobError(
+            f"{', '.join(map(str, runs))}: no run that ended well keeps weights there: train with keep_weights"
+        )
     place = results_root(results) / (name or folders[0].parent.name)
     place.mkdir(parents=True, exist_ok=True)
     record = work.measure(folders, chosen, data=data, options=options)
