@@ -78,6 +78,7 @@ class GraphedPart:
         state = (first.data_ptr(), last.data_ptr(), first.dtype, sum(weight._version for weight in weights))
         if state != self._state:
             self._captured.clear()
+            self._pool = None  # a pool lives as long as its graphs
             self._state = state
             self._plain = all(type(w) is nn.Parameter and not w.requires_grad and w.numel() for w in weights)
         return self._plain and not any(m._forward_hooks or m._forward_pre_hooks for m in self._owner.modules())

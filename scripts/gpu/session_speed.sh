@@ -10,7 +10,7 @@ mkdir -p "$results" "$OUT"
 while [ $# -ge 2 ]; do
     began=$SECONDS
     if [ "$2" = comm ]; then
-        timeout -s INT -k 10 "$1" harness comm --device cuda --slots 2 --via gloo,nccl,horovod,deepspeed --min 1k --max 1G --step 16 --budget 0.15 \
+        timeout -s INT -k 10 "$1" harness comm --device cuda --slots 2 --via nccl,horovod,deepspeed --min 1k --max 1G --step 16 --budget 0.15 \
             --out "$results/h100-x2-comm" 2>&1 | tail -n 40 | cut -c1-160
     else
         COLUMNS=170 timeout -s INT -k 20 "$1" harness compare --study "harness/studies/$2.toml" --results "$results" --share-processes >"$OUT/$2.txt" 2>&1
