@@ -23,6 +23,7 @@ from harness.recorded import RecordedRun
 
 FILE = "quality.json"
 ALL = 1_000_000  # shots: every good picture
+NONE = "-"
 PASS = 0.9  # share of the held-out good pictures that pass the threshold
 NEAR = 0.98  # correlation above which two pictures are called near-duplicates
 FIGURES = {
@@ -276,6 +277,18 @@ def _near_duplicates(train: Any, test: Any, side: int = 32) -> dict[str, Any]:
     }
 
 
+def merge(files: Sequence[Path]) -> dict[str, Any]:
+    """One record from quality.json files that judged runs in the same way: for runs judged on different machines.
+    A run that is in several counts once. Raises JobError where they were judged differently."""
+    found = [records.read_json(file) for file in files]
+    for file, each in zip(files[1:], found[1:], strict=True):
+        for key in ("grid", "data", "preset", "held_out_pass"):
+            if each.get(key) != found[0].get(key):
+                raise JobError(f"{file}: judged with another {key} than {files[0]}: judge the runs again, in one call")
+    runs = list({run["run"]: run for each in found for run in each["runs"]}.values())
+    return {**found[0], "rows": aggregate(runs), "runs": runs}
+
+
 def aggregate(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each label, workers, branch, memory and shots: mean, sd (n - 1) and n of every figure, and the
     mean figures of each kind of picture."""
@@ -333,23 +346,27 @@ def markdown(record: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     for row in record["rows"]:
         source = row["branch"] + (f" ({row['memory']})" if row["memory"] else "")
-        cells = [row["label"], str(row["workers"]), source, str(row["shots"] or "–"), str(row["runs"])]
+        cells = [row["label"], str(row["workers"]), source, str(row["shots"] or NONE), str(row["runs"])]
         cells += [_cell(row.get(name)) for name in used]
         lines.append("| " + " | ".join(cells) + " |")
     near = record.get("near_duplicates") or {}
     lines += [
         "",
-        "\\* controls. median alone: image AUROC of each map's median, which a small defect cannot move. within "
-        "defective: pixel AUROC over defective pictures only. Held-out threshold: passed by "
-        f"{record['held_out_pass']:.0%} of good pictures kept out of training; no test picture decides it.",
+        (
+            "\\* controls. median alone: image AUROC of each map's median, which a small defect cannot move. within "
+            "defective: pixel AUROC over defective pictures only. Held-out threshold: passed by "
+            f"{record['held_out_pass']:.0%} of good pictures kept out of training; no test picture decides it."
+        ),
     ]
     if near:
         lines += [
             "",
-            f"Near-duplicates: {near['share_of_good']:.0%} of the test's good pictures and "
-            f"{near['share_of_defective']:.0%} of its defective ones correlate above {near['correlation']} with one of "
-            f"{near['training_pictures']} training pictures; the correlation alone, without a model, reaches an image "
-            f"AUROC of {near['auroc_of_distance']:.3f}. A memory of the training pictures profits from that.",
+            (
+                f"Near-duplicates: {near['share_of_good']:.0%} of the test's good pictures and "
+                f"{near['share_of_defective']:.0%} of its defective ones correlate above {near['correlation']} with one of "
+                f"{near['training_pictures']} training pictures; the correlation alone, without a model, reaches an image "
+                f"AUROC of {near['auroc_of_distance']:.3f}. A memory of the training pictures profits from that."
+            ),
         ]
     by_kind = [row for row in record["rows"] if row["kinds"]]
     kinds = sorted({kind for row in by_kind for kind in row["kinds"]})
@@ -359,10 +376,10 @@ def markdown(record: Mapping[str, Any]) -> str:
         lines += ["| --- | ---: | --- | ---: |" + " ---: |" * len(kinds)]
         for row in by_kind:
             source = row["branch"] + (f" ({row['memory']})" if row["memory"] else "")
-            cells = [row["label"], str(row["workers"]), source, str(row["shots"] or "–")]
+            cells = [row["label"], str(row["workers"]), source, str(row["shots"] or NONE)]
             for kind in kinds:
                 own = row["kinds"].get(kind, {})
-                parts = [f"{own[n]:.2f}" if n in own else "–" for n in ("image_auroc", "answer_accuracy")]
+                parts = [f"{own[n]:.2f}" if n in own else NONE for n in ("image_auroc", "answer_accuracy")]
                 cells.append(" / ".join(parts))
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -370,5 +387,5 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 def _cell(figure: Mapping[str, Any] | None) -> str:
     if not figure:
-        return "–"
+        return NONE
     return f"{figure['mean']:.3f}" + ("" if figure["sd"] is None else f" ± {figure['sd']:.3f}")

@@ -39,5 +39,7 @@ def _body(study: Path, root: Path) -> str:
     lines = [f"*{setting(comparison)}*", ""]
     lines += [f"- {sentence}" for sentence in verdict(comparison, findings(comparison))]
     links = f"[report]({where}/report.html), [records]({where})"
+    if (study / "quality.md").is_file():
+        links += f", [every branch and number of shots]({where}/quality.md)"
     lines += ["", markdown(comparison_table(comparison)).strip(), "", links, ""]
     return "\n".join(lines)

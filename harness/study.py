@@ -305,8 +305,8 @@ def run_study(
 def _run_at_once(
     todo: Sequence[Job], done: Mapping[str, RecordedRun], results: Path, concurrent: int, show: bool
 ) -> None:
-    """Runs `todo`, up to `concurrent` at a time, each by a process of its own that supervises its launcher. An interrupt
-    reaches all of them (one process group); the runs that it ended are due again."""
+    """Runs `todo`, up to `concurrent` at a time, each by a process of its own that supervises its launcher. An
+    interrupt reaches all of them (one process group); the runs that it ended are due again."""
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
 

@@ -91,6 +91,8 @@ def _speed(comparison: Comparison) -> list[str]:
     pairs = [pair for pair in comparison.speed if pair.group == 0]
     main = comparison.main[comparison.main["samples_per_s"].notna()]
     if not len(main):
+        if any(int(run.job.get("concurrent") or 1) > 1 for run in comparison.members(0)):
+            return ["Speed was not measured: the runs shared the machine. Their quality was."]
         return ["No step was timed."]
     if not pairs:
         best = main.sort_values("samples_per_s").iloc[-1]
@@ -111,12 +113,26 @@ def _speed(comparison: Comparison) -> list[str]:
 
 
 def _scaling(comparison: Comparison) -> list[str]:
-    cells = comparison.main[(comparison.main["workers"] > 1) & comparison.main["efficiency"].notna()]
-    if not len(cells):
-        return []
-    most = int(cells["workers"].max())
-    parts = [f"{cell.label} {words.percent(cell.efficiency)}" for cell in cells[cells["workers"] == most].itertuples()]
-    return [f"Scaling efficiency from 1 to {most} workers: {words.joined(parts)}."]
+    """Efficiency at the most workers; where the study holds the other kind of scaling too, that one as well, with the
+    difference in speed there."""
+    sentences = []
+    kinds = comparison.cells.drop_duplicates("scaling") if len(comparison.cells) else comparison.cells
+    for group, kind in zip(kinds.get("group", ()), kinds.get("scaling", ()), strict=True):
+        cells = comparison.cells[comparison.cells["group"] == group]
+        cells = cells[(cells["workers"] > 1) & cells["efficiency"].notna()]
+        if not len(cells):
+            continue
+        most = int(cells["workers"].max())
+        here = cells[cells["workers"] == most]
+        parts = [f"{cell.label} {words.percent(cell.efficiency)}" for cell in here.itertuples()]
+        named = "Scaling efficiency" if len(kinds) == 1 else f"{str(kind).capitalize()} scaling efficiency"
+        sentences.append(f"{named} from 1 to {most} workers: {words.joined(parts)}.")
+        if group:
+            fastest = here.sort_values("samples_per_s").iloc[-1]["label"]
+            pairs = [p for p in comparison.speed if p.group == group and p.workers == most]
+            facing = [_facing(p, fastest) for p in pairs if fastest in (p.difference.a, p.difference.b)]
+            sentences += [f"{str(kind).capitalize()} scaling: {speed_sentence(pair)}" for pair in facing[:2]]
+    return sentences
 
 
 def _memory(comparison: Comparison) -> list[str]:

@@ -12,7 +12,9 @@ from harness.trained import BRANCHES, model_options
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="RUN|STUDY...")
+@click.argument(
+    "runs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="RUN|STUDY|quality.json..."
+)
 @click.option("--branches", default=",".join(BRANCHES), show_default=True, metavar="LIST", help="Which maps to judge.")
 @click.option("--shots", default="1,2,4,all", show_default=True, metavar="LIST", help="Good pictures in the memory.")
 @click.option(
@@ -45,11 +47,21 @@ def quality(
     harness quality results/mtd --shots 1,4,all                 every run of a study
     harness quality results/mtd --memory cosine --memory l2:blocks=1,2:rotations=0
 
-    Runs that held good pictures out of training (--set data_options.holdout=0.2) are also judged at the threshold that
+    Files quality.json that were made in the same way on other machines are merged. Runs that held good pictures out of training (--set data_options.holdout=0.2) are also judged at the threshold that
     nine of ten of these pass: no test picture decides it.
     """
     from harness import quality as work
 
+    files = [path for path in runs if path.suffix == ".json"]
+    if files:
+        if len(files) < len(runs) or name is None:
+            raise JobError("give either quality.json files with a --name, or runs and studies")
+        record = work.merge(files)
+        place = results_root(results) / name
+        place.mkdir(parents=True, exist_ok=True)
+        work.write(record, place)
+        click.echo(work.markdown(record))
+        return
     chosen = work.Grid(
         branches=work.names_in(branches, BRANCHES, "branch"),
         shots=work.shots_in(shots),
