@@ -263,12 +263,13 @@ class Llama(nn.Module):
         self.config = config
         self.model = LlamaModel(config)
         self.lm_head = nn.Linear(config.width, config.vocab, bias=False)
-        if config.tied:
-            self.tie()
+        self.tie()
 
     def tie(self) -> None:
-        """The output layer shares the input embedding's tensor; call again after the tensors were replaced."""
-        self.lm_head.weight = self.model.embed_tokens.weight
+        """Where the configuration says so, the output layer shares the input embedding's tensor; call again after the
+        tensors were replaced."""
+        if self.config.tied:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     def embed(self, token_ids: Tensor) -> Tensor:
         return self.model.embed_tokens(token_ids)

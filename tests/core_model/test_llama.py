@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from core_model.frozen import materialize
 from core_model.llama import Llama, LlamaConfig, parameter_count
 from core_model.weights import assign
 
@@ -84,3 +85,15 @@ def test_tied_output_layer_survives_assignment() -> None:
     assign(model, tensors, "test")
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert not model.lm_head.weight.is_meta
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_random_weights_tie_the_output_layer_only_where_the_configuration_does(tied: bool) -> None:
+    """A tied twin of an untied model would have fewer weights than its name says, and FSDP2 refuses it."""
+    config = LlamaConfig(vocab=100, width=64, layers=2, heads=2, kv_heads=2, mlp=96, tied=tied)
+    with torch.device("meta"):
+        llama = Llama(config)
+    llama = materialize(llama, device="cpu", dtype=torch.float32, seed=0)
+    assert (llama.lm_head.weight is llama.model.embed_tokens.weight) == tied
+    assert sum(parameter.numel() for parameter in llama.parameters()) == parameter_count(config)
+    assert llama.lm_head.weight.std() > 0.01
