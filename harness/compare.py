@@ -110,12 +110,23 @@ TABLE_CAPTION = (
 )
 
 
+def group_names(comparison: Comparison) -> dict[int, str]:
+    """What stands behind a label to tell groups apart: the kind of scaling where that does it, else the number."""
+    if not len(comparison.cells):
+        return {}
+    kinds = comparison.cells.drop_duplicates("group")[["group", "scaling"]]
+    if len(kinds) > 1 and kinds["scaling"].nunique() == len(kinds):
+        return {int(group): f" [{scaling}]" for group, scaling in kinds.itertuples(index=False)}
+    return {int(group): f" [group {int(group) + 1}]" for group in kinds["group"] if group > 0}
+
+
 def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """The comparison table as text, one dict per cell: ``texts`` by column name, ``short_rate`` (samples/s and half
     the range) and ``short_answers`` for narrow places, ``group``, and the numbers of ``ok`` and ``failed`` runs."""
+    names = group_names(comparison)
     rows = []
     for cell in comparison.cells.to_dict("records"):
-        label = cell["label"] + (f" [group {int(cell['group']) + 1}]" if cell["group"] > 0 else "")
+        label = cell["label"] + names.get(cell["group"], "")
         failed = f"{cell['failed']} failed" if cell["failed"] else ""
         unusable = cell["unusable_answers"]
         short_answers = answers = words.percent(cell["answer_accuracy"], 1)

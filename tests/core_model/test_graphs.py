@@ -28,10 +28,12 @@ def test_on_the_cpu_the_part_runs_as_it_is() -> None:
 
 
 def test_the_switch_reaches_encoder_and_language_model(tiny) -> None:
-    assert tiny.encoder.cuda_graphs and tiny.language.cuda_graphs
+    assert tiny.encoder.cuda_graphs
+    assert tiny.language.cuda_graphs
     changed = copy.deepcopy(tiny)
     changed.set_cuda_graphs(False)
-    assert not changed.encoder.cuda_graphs and not changed.language.cuda_graphs
+    assert not changed.encoder.cuda_graphs
+    assert not changed.language.cuda_graphs
     assert not changed.describe()["cuda_graphs"]
     assert changed.language._graphed._owner is changed.language.transformer  # the copy's, not the original's
 
@@ -86,7 +88,8 @@ def test_a_training_step_is_the_same_with_and_without_graphs(tiny, samples) -> N
         with torch.autocast("cuda", torch.bfloat16):
             model(batch)["loss"].backward()
         results.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-    assert model.language._graphed.replays == 2 and model.encoder._graphed.replays == 2
+    assert model.language._graphed.replays == 2
+    assert model.encoder._graphed.replays == 2
     for name, wanted in results[0].items():
         for other in results[1:]:
             torch.testing.assert_close(other[name], wanted, rtol=2e-2, atol=1e-4, msg=name)
