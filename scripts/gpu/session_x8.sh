@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Scaling curves on 8 GPUs of one host, in two calls of less than 600 s on the SAME warm machine (after install.sh, weights.sh
+# and .gpu/data): `session_x8.sh 1`, then `session_x8.sh 2`. The studies are resumable: call 2 goes on where call 1 ended.
+# Before the calls, `harness predict results/h100-x2-small` draws the curve from 1 and 2 GPUs, which the points are laid on.
+# `session_x8.sh plan` prints what would be run, anywhere, and starts nothing.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+case "${1:-}" in
+    1) set -- 400 h100-x8-small 165 h100-x8-llama ;;
+    2) set -- 300 h100-x8-llama 265 h100-x8-7b ;;
+    plan)
+        for study in small llama 7b; do
+            "${HARNESS:-harness}" compare --study "harness/studies/h100-x8-$study.toml" --share-processes --dry-run | sed -n 1p
+        done
+        exit 0
+        ;;
+    *)
+        echo "usage: session_x8.sh 1|2|plan" >&2
+        exit 2
+        ;;
+esac
+exec bash scripts/gpu/session_speed.sh "$@"
