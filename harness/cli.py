@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "page": ("harness.commands.page:page", "Serve the detect-and-chat page (needs the extra 'gradio')."),
     "nodes": ("harness.nodes:nodes", "Virtual nodes: several hosts with limited links on one machine."),
     "doctor": ("harness.doctor:doctor", "Find what is wrong with a cluster before a job starts."),
+    "fit": ("harness.fit:fit", "Find the largest model that each engine setting trains on so many workers."),
     "comm": ("harness.comm:comm", "Measure collectives through MPI, gloo, NCCL and both engines."),
     "template": ("harness.templates_cluster:template", "Write a Slurm script or a Kubernetes MPIJob for a job."),
     "predict": ("harness.predict:predict", "Fit a model of the step to a scaling study and draw it to more nodes."),

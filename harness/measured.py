@@ -45,6 +45,12 @@ def _wire(record: Mapping[str, Any], folder: Path) -> str:
     return headline(record["rows"])
 
 
+def _fit(record: Mapping[str, Any], folder: Path) -> str:
+    from harness.fit_report import headline
+
+    return headline(record)
+
+
 def _overhead(record: Mapping[str, Any], folder: Path) -> str:
     rows = record["rows"]
     worst = max(rows, key=lambda row: row["ratio"])
@@ -63,6 +69,11 @@ _KINDS: dict[str, _Kind] = {
         _wire,
         "Bytes on the wire in a step, by engine and ZeRO stage, against ring theory (`harness wire`)",
         ("wire.md", "wire.csv", "wire.json"),
+    ),
+    "fit.json": (
+        _fit,
+        "The largest LLaMA-type model that each engine setting trains, against the memory model (`harness fit`)",
+        ("fit.md", "fit.csv", "fit.json", "fit.png", "fit.svg"),
     ),
     "overhead.json": (
         _overhead,
