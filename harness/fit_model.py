@@ -140,9 +140,8 @@ def _phases(setting: Setting, shape: Shape, workers: int, training: Training) ->
         own = count / workers
         table = 4.0 * shape.spec.vocab * shape.spec.width
         unit = 4.0 * max(shape.layer, shape.spec.vocab * shape.spec.width)
-        # Gathered beside the one in use; in backward also its gradient, whole, and before and after the exchange. gloo
-        # copies what it gathers and reduces once more.
-        ahead, behind = (1, 3) if training.on_gpu else (2, 5)
+        # Gathered beside the one in use; in backward also its gradient, whole, before and after the exchange.
+        ahead, behind = 1, 3
         whole = 4.0 * count if not setting.option("reshard_after_forward", True) else 0.0
         state, step = 12 * own, (16 + temporary) * own
         if setting.option("cpu_offload", False):
