@@ -22,7 +22,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "watch": ("harness.live:watch_command", "Follow a running job in the terminal."),
     "export": ("harness.sinks:export", "Send finished runs to TensorBoard, MLflow or Weights & Biases."),
     "eval": ("harness.commands.eval:evaluate", "Evaluate weights on a data set, with or without shots."),
-    "quality": ("harness.commands.quality:quality", "Judge runs by decoder, memory and both, mean and spread over seeds."),
+    "quality": (
+        "harness.commands.quality:quality",
+        "Judge runs by decoder, memory and both, mean and spread over seeds.",
+    ),
     "detect": ("harness.commands.detect:detect", "Score, localize and judge pictures with trained weights."),
     "chat": ("harness.commands.chat:chat", "Talk about a picture with trained weights, in the terminal."),
     "page": ("harness.commands.page:page", "Serve the detect-and-chat page (needs the extra 'gradio')."),
@@ -61,7 +64,10 @@ def cli() -> None:
 def main(argv: list[str] | None = None) -> Any:
     """Console entry point: errors a user can cause are one line and exit code 2; a failed job exits with 1."""
     try:
-        cli.main(args=argv, standalone_mode=False)
+        # What a command ends with by click's Exit comes back as a value here.
+        code = cli.main(args=argv, standalone_mode=False)
+        if isinstance(code, int) and code:
+            sys.exit(code)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.Abort:

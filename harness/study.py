@@ -13,6 +13,9 @@ A study is asked for by options or by a TOML file::
     steps = 60
     [matrix]                        # optional: every combination of these job fields
     precision = ["fp32", "bf16"]
+    [estimate]                      # optional: what the plan goes by while no earlier run of this kind is recorded
+    start_s = 20                    # seconds that a start of processes takes, and that a run takes besides
+    run_s = 10
 
 Within a repeat, engines run right after one another at each number of workers, and the order turns from repeat to
 repeat (A B, B A, ...): a slow drift of the machine then hits all engines alike and cancels in the paired comparison.
@@ -42,7 +45,7 @@ from harness.recorded import RecordedRun
 STUDY = "study.json"
 # What the worker fills in, or what does not decide the figures: two jobs that differ only here are one job.
 _FILLED_IN = ("run", "image_size", "launcher", "resume", "timeout_s", "hostfile", "study")
-_KEYS = {"name", "title", "backends", "workers", "repeats", "seeds", "job", "matrix"}
+_KEYS = {"name", "title", "backends", "workers", "repeats", "seeds", "job", "matrix", "estimate"}
 INTERRUPTED = 130
 
 
@@ -53,6 +56,7 @@ class Study:
     name: str
     jobs: tuple[Job, ...]
     title: str = ""
+    declared: tuple[float, float] | None = None  # [estimate]: seconds of a start of processes, and of a run
 
     @classmethod
     def from_matrix(
@@ -66,6 +70,7 @@ class Study:
         job: Mapping[str, Any] | None = None,
         matrix: Mapping[str, Sequence[Any]] | None = None,
         title: str = "",
+        estimate: Mapping[str, float] | None = None,
     ) -> Study:
         """Every combination, validated. backends: ``name`` or ``name:key=value+key=value`` with the engine's settings.
         Raises JobError for the first that cannot work."""
@@ -92,7 +97,7 @@ class Study:
                             jobs.append(made)
         if not jobs:
             raise JobError("no job is left: engine 'single' runs with one worker only, add 1 to --workers")
-        return cls(name=check_name("study", name), jobs=tuple(jobs), title=title)
+        return cls(name=check_name("study", name), jobs=tuple(jobs), title=title, declared=_declared(estimate))
 
     @classmethod
     def from_toml(cls, path: Path, **overrides: Any) -> Study:
@@ -131,6 +136,15 @@ class Study:
     def to_dict(self) -> dict[str, Any]:
         """For study.json: the resolved jobs in running order."""
         return {"name": self.name, "title": self.title, "jobs": [job.to_dict() for job in self.jobs]}
+
+
+def _declared(estimate: Mapping[str, float] | None) -> tuple[float, float] | None:
+    """The [estimate] of a study file. Raises JobError that names what is wrong in it."""
+    if estimate is None:
+        return None
+    if set(estimate) != {"start_s", "run_s"} or not all(words.is_number(value) for value in estimate.values()):
+        raise JobError("[estimate] has start_s and run_s, seconds of a start of processes and of a run")
+    return float(estimate["start_s"]), float(estimate["run_s"])
 
 
 def parse_backend(text: str) -> dict[str, Any]:
@@ -228,7 +242,9 @@ def estimate(jobs: Sequence[Job], results: Path) -> tuple[float | None, str]:
                 recorded = run.job
             except records.RecordError:
                 continue
-            if run.ok and words.is_number(wall) and words.is_number(train):
+            # Runs that shared the machine with others took longer than the next one will.
+            alone = int(recorded.get("concurrent", 1)) == 1
+            if run.ok and alone and words.is_number(wall) and words.is_number(train):
                 samples = max(1, int(recorded.get("steps", 1)) * int(recorded.get("global_batch", 1)))
                 key = (recorded.get("preset"), recorded.get("data"), run.workers, run.backend)
                 past.append((key, wall - train, train / samples))
@@ -247,6 +263,19 @@ def estimate(jobs: Sequence[Job], results: Path) -> tuple[float | None, str]:
         per_sample = sorted(item[2] for item in alike)[len(alike) // 2]
         total += outside + per_sample * job.steps * job.global_batch
     return total, f"from {words.plural(len(past), 'earlier run')}"
+
+
+def estimate_study(
+    study: Study, todo: Sequence[Job], results: Path, *, share: bool = False
+) -> tuple[float | None, str]:
+    """`estimate` of what is left of a study; where no earlier run can tell, by the study's own [estimate]."""
+    seconds, source = estimate(todo, results)
+    if seconds is not None or study.declared is None:
+        return seconds, source
+    start_s, run_s = study.declared
+    starts = len(_groups(todo)) if share else len(todo)
+    text = f"{words.plural(starts, 'start')} of {start_s:g} s and {run_s:g} s a run, as the study says; {source}"
+    return starts * start_s + len(todo) * run_s, text
 
 
 def run_study(
@@ -273,7 +302,7 @@ def run_study(
     for job in {(job.backend, job.world_size): job for job in todo}.values():
         launch.preflight(job)  # all that can be refused is refused before the first run
     _write_study(folder, study)
-    seconds, source = estimate(todo, results)
+    seconds, source = estimate_study(study, todo, results, share=share)
     _say(show, plan_text(study, len(todo), seconds, source))
     if concurrent > 1:
         _run_at_once(todo, done, results, concurrent, show)
@@ -462,7 +491,7 @@ def compare(
     if dry_run:
         done = find_finished(root / study.name, study.jobs)
         todo = [job for job in study.jobs if _due(done.get(job.run), retry_failed)]
-        click.echo(plan_text(study, len(todo), *estimate(todo, root)))
+        click.echo(plan_text(study, len(todo), *estimate_study(study, todo, root, share=share_processes)))
         for job in study.jobs:
             click.echo(f"  {'todo' if job in todo else 'done'}  {job.run}")
         return

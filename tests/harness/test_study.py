@@ -269,3 +269,35 @@ def test_studies_of_the_project_are_valid(path: Path) -> None:
     assert made.name == path.stem
     assert len(made.jobs) >= 6
     assert len({(job.backend, str(job.engine)) for job in made.jobs}) >= 2
+
+
+def test_a_studys_own_estimate_counts_until_a_run_is_recorded(tmp_path: Path) -> None:
+    from harness.study import estimate_study
+
+    file = tmp_path / "new.toml"
+    text = 'backends = ["ddp"]\nworkers = [1, 2]\nrepeats = 2\n[job]\npreset = "tiny"\n'
+    text += '[matrix]\nscaling = ["weak", "strong"]\n'
+    file.write_text(text + "[estimate]\nstart_s = 20\nrun_s = 5\n")
+    study = Study.from_toml(file)
+    apart, shared = (estimate_study(study, study.jobs, tmp_path, share=share) for share in (False, True))
+    assert apart[0] == 8 * 20 + 8 * 5
+    assert shared[0] == 4 * 20 + 8 * 5
+    assert "as the study says" in shared[1]
+    file.write_text(text + "[estimate]\nstart = 20\n")
+    with pytest.raises(JobError, match="start_s and run_s"):
+        Study.from_toml(file)
+
+
+def test_an_interrupted_commands_exit_status_reaches_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    import click
+
+    from harness import cli
+
+    @click.command()
+    def stop() -> None:
+        raise click.exceptions.Exit(130)
+
+    monkeypatch.setattr(cli, "cli", stop)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([])
+    assert ended.value.code == 130
