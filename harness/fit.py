@@ -241,7 +241,7 @@ def fit(**options: Any) -> None:
     search = _search(options)
     workers = _workers(options["workers"])
     texts = [text.strip() for text in options["backends"].split(",") if text.strip()]
-    cells = [new_cell(text, count, search) for text in texts for count in workers]
+    cells = [new_cell(text, count, search) for count in workers for text in texts]
     for cell in cells:
         _check(cell, search)
     folder = results_root(options["results"]) / options["study"]
