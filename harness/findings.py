@@ -150,8 +150,8 @@ def _timing(run: RecordedRun) -> Iterator[Finding]:
         yield Finding(
             level="note",
             code="concurrent",
-            text=f"{run.name} shared the machine with up to {words.plural(at_once - 1, 'other run')}: its quality counts, "
-            "its times are left out everywhere.",
+            text=f"{run.name} shared the machine with up to {words.plural(at_once - 1, 'other run')}: its quality "
+            "counts, its times are left out everywhere.",
         )
         return
     throughput = run.result.get("throughput") or {}

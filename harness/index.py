@@ -51,7 +51,8 @@ def _entry(study: Path, comparison: Comparison) -> str:
     lines = [f"## {study.name}", "", f"{setting(comparison)}; {', '.join(facts)}.", ""]
     lines += [f"- {sentence}" for sentence in verdict(comparison, found)]
     lines += [f"- **{finding.text}**" for finding in found if finding.level == "wrong"]
-    files = [name for name in ("report.html", "comparison.csv", "scaling.png", "quality.md", "findings.md") if (study / name).exists()]
+    known = ("report.html", "comparison.csv", "scaling.png", "quality.md")
+    files = [name for name in known if (study / name).exists()]
     lines += ["", "Files: " + ", ".join(f"[{name}]({study.name}/{name})" for name in files), ""] if files else [""]
     return "\n".join(lines)
 

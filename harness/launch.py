@@ -289,6 +289,16 @@ class _Watcher:
 def _seal(
     job: Job, folder: Path, launch: Launch, outcome: mpi.process.Outcome, started: float, log: Path | None = None
 ) -> None:
+    """`_tell_the_truth`, then the log without this machine's folders: records are published."""
+    _tell_the_truth(job, folder, launch, outcome, started, log)
+    places = {str(folder.parent.parent): "results/", str(ROOT): "", sys.prefix: "PYTHON/"}
+    places[tempfile.gettempdir()] = "TMP/"
+    records.hide_places(folder / records.LOG, places)
+
+
+def _tell_the_truth(
+    job: Job, folder: Path, launch: Launch, outcome: mpi.process.Outcome, started: float, log: Path | None = None
+) -> None:
     """Makes sure that result.json tells the truth about a job that did not end by itself and well."""
     (folder / _ROOM).unlink(missing_ok=True)
     try:

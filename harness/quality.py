@@ -363,9 +363,10 @@ def markdown(record: Mapping[str, Any]) -> str:
             "",
             (
                 f"Near-duplicates: {near['share_of_good']:.0%} of the test's good pictures and "
-                f"{near['share_of_defective']:.0%} of its defective ones correlate above {near['correlation']} with one of "
-                f"{near['training_pictures']} training pictures; the correlation alone, without a model, reaches an image "
-                f"AUROC of {near['auroc_of_distance']:.3f}. A memory of the training pictures profits from that."
+                f"{near['share_of_defective']:.0%} of its defective ones correlate above {near['correlation']} "
+                f"with one of {near['training_pictures']} training pictures; the correlation alone, without a model, "
+                f"reaches an image AUROC of {near['auroc_of_distance']:.3f}. A memory of the training pictures profits "
+                "from that."
             ),
         ]
     by_kind = [row for row in record["rows"] if row["kinds"]]

@@ -88,6 +88,22 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
+def hide_places(file: Path, places: Mapping[str, str]) -> None:
+    """Replaces folders of this machine in a text file: a record is read, and published, elsewhere. places: path to what
+    stands for it; longer paths first. Leaves the file alone where it has none of them, or cannot be read."""
+    try:
+        text = file.read_text(errors="surrogateescape")
+    except OSError:
+        return
+    hidden = text
+    for place in sorted(places, key=len, reverse=True):
+        hidden = hidden.replace(place.rstrip("/") + "/", places[place])
+    if hidden != text:
+        temporary = file.with_name(f".{file.name}.tmp")
+        temporary.write_text(hidden, errors="surrogateescape")
+        temporary.replace(file)
+
+
 def is_run(folder: Path) -> bool:
     """Whether `folder` is a run's: it holds a job.json."""
     return (folder / JOB).is_file()

@@ -47,8 +47,9 @@ def quality(
     harness quality results/mtd --shots 1,4,all                 every run of a study
     harness quality results/mtd --memory cosine --memory l2:blocks=1,2:rotations=0
 
-    Files quality.json that were made in the same way on other machines are merged. Runs that held good pictures out of training (--set data_options.holdout=0.2) are also judged at the threshold that
-    nine of ten of these pass: no test picture decides it.
+    Files quality.json that were made in the same way on other machines are merged. Runs that held good pictures out of
+    training (--set data_options.holdout=0.2) are also judged at the threshold that nine of ten of these pass: no test
+    picture decides it.
     """
     from harness import quality as work
 

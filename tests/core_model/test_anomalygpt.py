@@ -273,3 +273,20 @@ def test_description_is_json(tiny) -> None:
     described = json.loads(json.dumps(tiny.describe()))
     assert described["spec"]["preset"] == "tiny"
     assert described["trainable_parameters"] == sum(p.numel() for p in tiny.parameters() if p.requires_grad)
+
+
+def test_yes_probability_is_what_the_greedy_answer_follows(tiny, samples) -> None:
+    pictures = torch.stack([sample.image for sample in samples(3)])
+    names = [sample.category for sample in samples(3)]
+    questions = ["Is it broken?", "Is there any defect in this picture at all?", "Well?"]
+    together = tiny.yes_probability(pictures, names, questions)
+    assert together.shape == (3,)
+    assert ((together > 0) & (together < 1)).all()
+    for row in range(3):  # padding of the shorter questions changes nothing
+        alone = tiny.yes_probability(pictures[row : row + 1], names[row : row + 1], questions[row : row + 1])
+        torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-5)
+    # Push the logits of "Y" and "N" (the byte tokenizer's first differing tokens) and the probability follows.
+    table = tiny.language.transformer.lm_head.weight
+    with torch.no_grad():
+        table[ord("Y")], table[ord("N")] = table[ord("N")].clone(), table[ord("Y")].clone()
+    torch.testing.assert_close(tiny.yes_probability(pictures, names, questions), 1 - together, rtol=1e-3, atol=1e-4)

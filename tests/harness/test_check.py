@@ -35,7 +35,17 @@ def test_honest_study_holds(study: Path) -> None:
 
 def test_every_schema_is_a_schema_and_job_fits_its_own() -> None:
     names = [path.name.removesuffix(".schema.json") for path in SCHEMAS.glob("*.schema.json")]
-    assert sorted(names) == ["environment", "evaluation", "fit", "job", "resources", "result", "split", "steps", "study"]
+    assert sorted(names) == [
+        "environment",
+        "evaluation",
+        "fit",
+        "job",
+        "resources",
+        "result",
+        "split",
+        "steps",
+        "study",
+    ]
     for name in names:
         validator(name)
     assert schema_errors("job", {"schema": 1, **Job().to_dict()}) == []

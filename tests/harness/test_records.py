@@ -58,3 +58,12 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         claim_run_folder(Job(), blocked)
     with pytest.raises(JobError, match="use letters"):
         claim_run_folder(Job(study="../up"), tmp_path)
+
+
+def test_a_log_loses_this_machines_folders_and_nothing_else(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("see /a/b/results/run/log.txt and /a/b/harness/run.py:3, not /a/bc\n")
+    records.hide_places(log, {"/a/b": "", "/a/b/results": "results/"})
+    assert log.read_text() == "see results/run/log.txt and harness/run.py:3, not /a/bc\n"
+    records.hide_places(tmp_path / "absent", {"/a": ""})
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]

@@ -1,0 +1,94 @@
+"""`harness quality`: what is asked for, how runs become rows, and how records of several machines are merged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness import quality
+from harness.job import JobError
+
+
+def figures(branch: str, auroc: float, **more: object) -> dict:
+    return {"branch": branch, "memory": "", "shots": 0, "image_auroc": auroc, "kinds": {}, **more}
+
+
+def run(name: str, *rows: dict, label: str = "Horovod") -> dict:
+    return {"run": name, "label": label, "workers": 2, "seed": 0, "figures": list(rows)}
+
+
+def test_shots_and_memories_are_read_and_bad_ones_named() -> None:
+    assert quality.shots_in("1, 4,all") == (1, 4, quality.ALL)
+    memory = quality.memory_in("l2:blocks=1,2:rotations=0:weight=0.5")
+    assert memory == {
+        "label": "l2:blocks=1,2:rotations=0:weight=0.5",
+        "distance": "l2",
+        "blocks": (1, 2),
+        "rotations": (0,),
+        "weight": 0.5,
+    }
+    for text in ("0", "some"):
+        with pytest.raises(JobError, match="--shots"):
+            quality.shots_in(text)
+    with pytest.raises(JobError, match="colour"):
+        quality.memory_in("l2:colour=1")
+    with pytest.raises(JobError, match="decoders"):
+        quality.names_in("decoders", ("decoder",), "branch")
+
+
+def test_the_decoder_is_judged_once_the_memory_for_every_number_of_shots() -> None:
+    grid = quality.Grid(branches=("decoder", "memory"), shots=(1, 4), memories=({"label": "a"}, {"label": "b"}))
+    rows = [(branch, shots, memory.get("label")) for branch, shots, memory in grid.variants()]
+    assert rows == [("decoder", 0, None), *(("memory", shots, label) for label in "ab" for shots in (1, 4))]
+
+
+def test_rows_hold_mean_and_spread_of_an_engines_runs_alone() -> None:
+    runs = [
+        run("a", figures("decoder", 0.8)),
+        run("b", figures("decoder", 0.9)),
+        run("c", figures("decoder", 0.5), label="DDP"),
+    ]
+    horovod, ddp = quality.aggregate(runs)
+    assert horovod["image_auroc"] == {"mean": pytest.approx(0.85), "sd": pytest.approx(0.0707, abs=1e-4), "n": 2}
+    assert ddp["image_auroc"] == {"mean": 0.5, "sd": None, "n": 1}
+    assert "pixel_auroc" not in ddp
+
+
+def record(path: Path, runs: list[dict], **more: object) -> Path:
+    base = {"schema": 1, "preset": "small", "data": "d", "grid": {}, "held_out_pass": 0.9, "near_duplicates": {}}
+    path.write_text(json.dumps({**base, "runs": runs, "rows": quality.aggregate(runs), **more}))
+    return path
+
+
+def test_records_of_two_machines_are_merged_each_run_once(tmp_path: Path) -> None:
+    first = record(tmp_path / "a.json", [run("x", figures("decoder", 0.1)), run("y", figures("decoder", 0.7))])
+    second = record(tmp_path / "b.json", [run("x", figures("decoder", 0.9))])
+    merged = quality.merge([first, second])
+    assert [row["image_auroc"]["mean"] for row in merged["rows"]] == [pytest.approx(0.8)]
+    assert "0.800 ± 0.141" in quality.markdown(merged)
+    other = record(tmp_path / "c.json", [], grid={"shots": [1]})
+    with pytest.raises(JobError, match="another grid"):
+        quality.merge([first, other])
+
+
+def test_thresholds_come_from_the_held_out_pictures() -> None:
+    import numpy as np
+
+    def entry(name: str, defective: bool, score: float, yes: float) -> dict:
+        return {
+            "id": name, "category": "c", "kind": "scratch" if defective else "good", "is_defective": defective,
+            "place": "", "score": score, "map": np.full((4, 4), score, np.float16),
+            "mask": np.full((4, 4), defective), "answer": "No.", "yes": yes,
+        }  # fmt: skip
+
+    test = [entry("a", False, 0.2, 0.1), entry("b", True, 0.4, 0.3), entry("c", True, 0.6, 0.05)]
+    held_out = [{"score": 0.3, "yes": 0.2}] * 10
+    made = quality.figures_of(test, held_out)
+    assert made["held_out_accuracy"] == 1.0  # 0.4 and 0.6 are above 0.3, 0.2 is not
+    assert made["answer_held_out_accuracy"] == pytest.approx(2 / 3)  # 0.05 is not above 0.2
+    assert made["answer_accuracy"] == pytest.approx(1 / 3)
+    assert made["answer_auroc"] == 0.5
+    assert made["held_out_accuracy"] is not None
+    assert quality.figures_of(test, [])["held_out_accuracy"] is None
