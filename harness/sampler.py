@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Any
 
 _MIB = 2**20
+BUDGET = 0.003  # of a core, for reading the GPUs: NVML takes 5 to 15 ms a reading on some machines
+LONGEST_S = 10.0  # between two readings of the GPUs, however dear they are
 _RAPL = Path("/sys/class/powercap")
 
 
@@ -24,7 +26,8 @@ class ResourceSampler:
     rank: written into the rows. devices: NVML indices to watch (None: those of CUDA_VISIBLE_DEVICES, else all; only the
     first process of a host should watch them, pass () elsewhere). hz: 1 to 10. `on_row` is called on the thread.
     Energy: the GPU's own counter where it has one, else power integrated over time; CPU packages by RAPL where the
-    kernel lets us read it. The peaks since `start` are in `peaks()`.
+    kernel lets us read it. The peaks since `start` are in `peaks()`. Where reading the GPUs is dear, they are read in
+    fewer rows than the rest (BUDGET); energy counters run on meanwhile, so nothing is missed in them.
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class ResourceSampler:
 
         self._psutil, self._process = psutil, psutil.Process()
         self._gpus, self._rapl = _Gpus(self._devices), _rapl_counters()
+        self._gpus.read()  # NVML's first answers take many times longer than the others
+        self._gpus_due = 0.0
         self._began = time.monotonic()
         self._seen = (self._began, time.process_time())  # of all threads; 40 times cheaper than psutil's cpu_percent
         self._thread = threading.Thread(target=self._watch, name="resource-sampler", daemon=True)
@@ -99,6 +104,10 @@ class ResourceSampler:
                 # Late samples are dropped, not caught up: a burst would disturb what is watched.
                 due = max(due + self._period, time.monotonic())
                 if self._stop.wait(due - time.monotonic()):
+                    if self._gpus_due > time.monotonic():  # the counters' last state, or energy would end too early
+                        self._gpus_due = 0.0
+                        self._on_row(self._sample())
+                        self._cpu_s = time.thread_time()
                     return
         except Exception as error:  # watching must never end the run; the worker records the reason
             self.error = f"{type(error).__name__}: {error}"
@@ -119,7 +128,7 @@ class ResourceSampler:
             "rss_mib": rss / _MIB,
             "net_sent_bytes": net.bytes_sent if net else None,
             "net_recv_bytes": net.bytes_recv if net else None,
-            "gpus": self._gpus.read(),
+            "gpus": self._read_gpus(now),
         }
         if self._rapl:
             row["cpu_energy_j"] = sum(int(path.read_text()) for path in self._rapl) / 1e6
@@ -127,6 +136,15 @@ class ResourceSampler:
             if gpu["mem_mib"] is not None:
                 self._peak_gpu[gpu["index"]] = max(self._peak_gpu.get(gpu["index"], 0), int(gpu["mem_mib"] * _MIB))
         return row
+
+    def _read_gpus(self, now: float) -> list[dict[str, Any]]:
+        """The GPUs' readings, [] where it is too soon for another: each reading pays for the wait behind it."""
+        if now < self._gpus_due:
+            return []
+        before = time.thread_time()
+        rows = self._gpus.read()
+        self._gpus_due = now + min((time.thread_time() - before) / BUDGET, LONGEST_S) - 1e-3
+        return rows
 
 
 class _Gpus:
