@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +25,7 @@ from harness.fit_search import State, state
 from harness.fit_shapes import Grid
 from harness.fit_try import Try, run_try
 from harness.job import Job, JobError
-from harness.launch import preflight
+from harness.launch import ROOT, preflight
 from harness.options import results_root
 
 FILE = "fit.json"
@@ -278,6 +280,8 @@ def fit(**options: Any) -> None:
         save()
         write_tables(record, folder)
         plot(record, folder / "fit")
+        places = {str(folder.parent): "results/", str(ROOT): "", sys.prefix: "PYTHON/", tempfile.gettempdir(): "TMP/"}
+        records.hide_places(folder / records.LOG, places)
     click.echo((folder / "fit.md").read_text())
     if not finished:
         click.echo("the budget is used up: the same command goes on from here", err=True)

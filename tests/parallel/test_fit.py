@@ -42,6 +42,7 @@ def test_finds_the_largest_model_in_fresh_processes_and_goes_on_where_it_stopped
     # 16 bytes a weight and Adam's temporary fit 154 MiB; a DDP worker holds everything
     assert abs(ddp["error"]) <= 0.35
     assert ddp["largest"]["parameters"] * 20 < 1.1 * 0.15 * 2**30
+    assert str(tmp_path) not in (tmp_path / "fit" / "log.txt").read_text()
     for name in ("fit.csv", "fit.md", "fit.png", "fit.svg"):
         assert (tmp_path / "fit" / name).stat().st_size > 0
 
