@@ -25,9 +25,10 @@ UNIT_ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11}
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """One cell against the single process. difference: ||a-b||/||b||, worst tensor; of_update: ||a-b||/||b-start|| over
-    all tensors together; same_split: `difference` against the single process that splits its batches into as many
-    parts; status: equal | differs | refused | failed; cause: why it is not equal, "" where it is; explained: the cause
-    is shown by a control or by the engine's source; reason: what failed or was refused."""
+    all tensors together; same_split, same_split_of_update: both against the single process that splits its batches into
+    as many parts; split_of_update: how far that one is from the whole one; status: equal | differs | refused | failed;
+    cause: why it is not equal, "" where it is; explained: the cause is shown by a control or by the engine's source;
+    reason: what failed or was refused."""
 
     cell: Cell
     status: str
@@ -35,6 +36,8 @@ class Verdict:
     tensor: str = ""
     of_update: float | None = None
     same_split: float | None = None
+    same_split_of_update: float | None = None
+    split_of_update: float | None = None
     loss_difference: float | None = None
     bound: float | None = None
     skipped: tuple[int, ...] = ()
@@ -67,29 +70,30 @@ def judge(cell: Cell, out: Path, steps: int, failures: Mapping[Cell, str]) -> Ve
         odd = sorted(set(mine) ^ set(theirs))[0]
         return Verdict(cell=cell, status="differs", reason=f"tensor '{odd}' is in one of the two only")
     tensor, difference = _worst(mine, theirs)
-    apart = sum(float((mine[n].double() - theirs[n].double()).square().sum()) for n in theirs)
-    moved = sum(float((theirs[n].double() - start[n].double()).square().sum()) for n in theirs)
     rows, reference_rows = told["rows"], json.loads((out / f"{reference.name}.json").read_text())["rows"]
     losses = [
         abs(a["loss"] - b["loss"]) / max(abs(b["loss"]), 1e-12)
         for a, b in zip(rows, reference_rows, strict=True)
         if a["loss"] is not None and b["loss"] is not None and math.isfinite(a["loss"]) and math.isfinite(b["loss"])
     ]
-    figures = {"difference": difference, "of_update": math.sqrt(apart / moved) if moved else math.inf}
+    figures = {"difference": difference, "of_update": _of_update(mine, theirs, start)}
     which, limit = bound(cell, steps)
     skipped = tuple(row["step"] for row in rows if row["skipped"])
     reference_skipped = tuple(row["step"] for row in reference_rows if row["skipped"])
     reason, equal = "", figures[which] <= limit
     if cell.precision_mode == "matched" and skipped != reference_skipped:
         equal, reason = False, f"skipped steps {list(skipped)}, the single process {list(reference_skipped)}"
-    split = out / f"{cell.same_split().name}.safetensors"
+    alike = out / f"{cell.same_split().name}.safetensors"
+    split = load_file(alike) if alike.exists() else None
     return Verdict(
         cell=cell,
         status="equal" if equal else "differs",
         difference=difference,
         tensor=tensor,
         of_update=figures["of_update"],
-        same_split=_worst(mine, load_file(split))[1] if split.exists() else None,
+        same_split=None if split is None else _worst(mine, split)[1],
+        same_split_of_update=None if split is None else _of_update(mine, split, start),
+        split_of_update=None if split is None else _of_update(split, theirs, start),
         loss_difference=max(losses) if losses else None,
         bound=limit,
         skipped=skipped,
@@ -123,7 +127,23 @@ def cause_of(verdict: Verdict, out: Path, control: Control | None = None) -> tup
             "with the same weights (column same split)"
         )
         shown = True
+    elif _is_splitting(verdict) and not departures and not verdict.reason:
+        known.append(
+            f"rounding of the parts, no engine's: a single process that sums its batches in {cell.parts} parts departs "
+            f"from the one that does not by {verdict.split_of_update:.1e} of the update in {cell.precision}, and the "
+            f"cell from that single process by {verdict.same_split_of_update:.1e} only (bound {verdict.bound:.1e})"
+        )
+        shown = True
     return "; ".join(known), shown
+
+
+def _is_splitting(verdict: Verdict) -> bool:
+    """Whether a half-precision cell is within its bound of the single process that splits alike, and that one is not
+    within it of the whole one."""
+    mine, alone, limit = verdict.same_split_of_update, verdict.split_of_update, verdict.bound
+    if verdict.cell.precision == "fp32" or mine is None or alone is None or limit is None:
+        return False
+    return mine <= limit < alone
 
 
 def native_departures(described: Mapping[str, Any], skipped: tuple[int, ...] = ()) -> list[str]:
@@ -150,6 +170,13 @@ def row_of(verdict: Verdict) -> dict[str, Any]:
     cell = asdict(verdict.cell)
     cell["settings"] = dict(verdict.cell.settings)
     return {"engine": verdict.cell.engine, **cell, **{k: v for k, v in asdict(verdict).items() if k != "cell"}}
+
+
+def _of_update(a: Mapping[str, Any], b: Mapping[str, Any], start: Mapping[str, Any]) -> float:
+    """||a - b|| / ||b - start|| over all tensors together, in double precision."""
+    apart = sum(float((a[name].double() - b[name].double()).square().sum()) for name in b)
+    moved = sum(float((b[name].double() - start[name].double()).square().sum()) for name in b)
+    return math.sqrt(apart / moved) if moved else math.inf
 
 
 def _worst(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, float]:

@@ -66,6 +66,18 @@ def test_like_the_single_process_that_splits_alike(out: Path) -> None:
     assert "splits its batches into 4 parts" in text
 
 
+def test_half_precision_that_only_the_split_explains(out: Path) -> None:
+    cell = replace(CELL, precision="fp16")  # bound 2^-11 sqrt(3) = 8.5e-4 of the update, which is 1
+    write(out, cell.same_split(), torch.ones(4) * 2.005)
+    write(out, cell, torch.ones(4) * 2.0055)
+    text, shown = cause_of(judge(cell, out, 3, {}), out)
+    assert shown
+    assert "departs from the one that does not by 5.0e-03 of the update in fp16" in text
+    assert "from that single process by 5.0e-04 only" in text
+    write(out, cell, torch.ones(4) * 2.01)  # as far from the one that splits alike
+    assert cause_of(judge(cell, out, 3, {}), out) == ("", False)
+
+
 def test_an_engines_departure_is_its_cause_but_not_of_another_skipped_step(out: Path) -> None:
     cell = replace(CELL, precision="bf16")
     write(out, cell, torch.ones(4) * 2.2, engine={"departures": ["rounds elsewhere (linear.py)"]})
