@@ -41,7 +41,7 @@ def test_several_turns_through_a_pipe(tmp_path: Path) -> None:
     lines += [f"/map {tmp_path}/map.txt", "/what", "/reset", "Where is it?", "/quit", "not read"]
     done = piped("\n".join(lines) + "\n", trained(), "--threads", 1)
     assert done.returncode == 0, done.stderr
-    out = done.stdout.splitlines()
+    out = done.stdout.removesuffix("\n").split("\n")  # an untrained model may say what splitlines takes for a line
 
     session = Session(load(str(trained()), threads=1))
     (look,) = session.look([np.asarray(Image.open(picture))], [str(picture)], ["plate"])
