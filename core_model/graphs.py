@@ -118,7 +118,7 @@ class _Replay(torch.autograd.Function):
     """Replays the forward graph, and the backward graph when the gradient comes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, captured: _Captured, part: GraphedPart) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, captured: _Captured, part: GraphedPart) -> Tensor:
         ctx.captured, ctx.part = captured, part
         part.awaits_backward = True
         with torch.no_grad():
@@ -127,7 +127,7 @@ class _Replay(torch.autograd.Function):
         return captured.made[0].detach()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         captured = ctx.captured
         ctx.part.awaits_backward = False
         captured.made_grad.copy_(gradient)

@@ -114,7 +114,7 @@ def measure(
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    runs = []
+    runs: list[dict[str, Any]] = []
     leak: dict[str, Any] = {}
     # The figures of one variant take seconds of one core (they sort ten million pixels); the encoder takes no longer.
     cores = min(os.cpu_count() or 1, len(grid.variants()))
