@@ -19,6 +19,7 @@ import click
 from harness import records
 from harness.job import JobError
 from harness.launch import find_hostfile
+from harness.options import names_in
 from mpi import hostfile
 from mpi.launch import command, missing_program, render
 from mpi.network import find, free_port
@@ -64,8 +65,8 @@ def comm(
     dry_run: bool,
 ) -> None:
     """Measure collectives through MPI, gloo, NCCL and both engines."""
-    names = _checked(via, TRANSPORTS, "library")
-    operations = _checked(ops, OPERATIONS, "operation")
+    names = names_in(via, TRANSPORTS, "library")
+    operations = names_in(ops, OPERATIONS, "operation")
     line_rate = bytes_per_second(rate) if rate else 0.0
     if step < 2:
         raise JobError(f"step is {step}: each size must be at least 2 times the one before")
@@ -106,14 +107,6 @@ def size(text: str) -> int:
     if not match or int(match.group(1)) < 1:
         raise JobError(f"'{text}' is not a size: write it like 1k, 64k or 16M")
     return int(match.group(1)) << {"": 0, "k": 10, "m": 20, "g": 30}[match.group(2).lower()]
-
-
-def _checked(text: str, allowed: Any, what: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in allowed:
-            raise JobError(f"unknown {what} '{name}': choose of {', '.join(allowed)}")
-    return names
 
 
 def _hosts(nodes: int, slots: int, path: str) -> tuple[hostfile.Host, ...]:

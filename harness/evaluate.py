@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from core_model.batch import Sample
 from core_model.metrics import evaluate as figures_of
@@ -50,12 +51,19 @@ def score_samples(
     images = torch.stack([sample.image for sample in samples]).to(device)
     categories = [sample.category for sample in samples]
     maps = model.anomaly_maps(images, categories, memory=memory)
-    scores = model.scores(maps).float().cpu().tolist()
+    scores = model.scores(maps)
     questions = [sample.turns[0][0] for sample in samples]
-    replies = (
-        model.answer(images, categories, questions, max_new_tokens=max_new_tokens) if answers else [None] * len(samples)
-    )
+    replies = model.answer(images, categories, questions, max_new_tokens=max_new_tokens) if answers else None
+    return entries_of(samples, maps, scores, replies)
+
+
+def entries_of(
+    samples: Sequence[Sample], maps: Tensor, scores: Tensor, answers: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    """What the metrics read of each sample (see `score_samples`), from maps (B, S, S), scores (B,) and the answers to
+    each sample's first question, None = not asked."""
     grids = maps.float().cpu().numpy().astype(np.float16)
+    replies = answers if answers is not None else [None] * len(samples)
     return [
         {
             "id": sample.id,
@@ -66,11 +74,11 @@ def score_samples(
             "score": score,
             "map": grid,
             "mask": sample.mask[0].numpy() > 0.5,
-            "question": question,
+            "question": sample.turns[0][0],
             "expected": sample.turns[0][1],
             "answer": reply,
         }
-        for sample, score, grid, question, reply in zip(samples, scores, grids, questions, replies, strict=True)
+        for sample, score, grid, reply in zip(samples, scores.float().cpu().tolist(), grids, replies, strict=True)
     ]
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +23,7 @@ from harness.fit_search import State, state
 from harness.fit_shapes import Grid
 from harness.fit_try import Try, run_try
 from harness.job import Job, JobError
-from harness.launch import ROOT, preflight
+from harness.launch import preflight
 from harness.options import results_root
 
 FILE = "fit.json"
@@ -280,8 +278,7 @@ def fit(**options: Any) -> None:
         save()
         write_tables(record, folder)
         plot(record, folder / "fit")
-        places = {str(folder.parent): "results/", str(ROOT): "", sys.prefix: "PYTHON/", tempfile.gettempdir(): "TMP/"}
-        records.hide_places(folder / records.LOG, places)
+        records.hide_machine(folder / records.LOG, folder.parent)
     click.echo((folder / "fit.md").read_text())
     if not finished:
         click.echo("the budget is used up: the same command goes on from here", err=True)
@@ -290,11 +287,13 @@ def fit(**options: Any) -> None:
 
 
 def _search(options: Mapping[str, Any]) -> Search:
+    import psutil
+
     gpus = _gpu_mib()
     if options["device"] == "cuda" and not gpus:
         raise JobError("--device cuda: no NVIDIA GPU is here: use --device cpu")
     on_gpu = options["device"] != "cpu" and bool(gpus)
-    free = _available_mib()
+    free = psutil.virtual_memory().available / 2**20  # what can be had without swapping
     most = max(_workers(options["workers"]))
     own = min(gpus) - _OUTSIDE_MIB if on_gpu else free
     limit = options["memory_gib"]
@@ -400,11 +399,3 @@ def _gpu_mib() -> list[float]:
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     told = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
     return [float(line) for line in told.stdout.splitlines() if line.strip().replace(".", "").isdigit()]
-
-
-def _available_mib() -> float:
-    """Host memory that can be had without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) / 1024
-    raise JobError("/proc/meminfo names no MemAvailable: give --host-gib and --memory-gib")

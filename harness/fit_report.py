@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness import words
+from harness import records, words
 from harness.palette import styles
 from harness.tables import Table, csv_text, markdown
 
@@ -18,9 +17,7 @@ _WORDS = {"open": "open", "none": "nothing fits", "failed": "failed"}
 def write_tables(record: Mapping[str, Any], folder: Path) -> None:
     """Writes fit.csv and fit.md into `folder`. record: fit.json's."""
     for name, text in (("fit.csv", csv_text(raw_table(record))), ("fit.md", page(record))):
-        temporary = folder / f".{name}.tmp"
-        temporary.write_text(text)
-        os.replace(temporary, folder / name)
+        records.write_text(folder / name, text)
 
 
 def raw_table(record: Mapping[str, Any]) -> Table:

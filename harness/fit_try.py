@@ -15,9 +15,10 @@ from typing import Any
 import mpi.launch
 import mpi.network
 import mpi.process
-from harness.fit_worker import MODULE, OUT_OF_MEMORY, pack
+from harness.fit_worker import MODULE, OUT_OF_MEMORY
 from harness.job import Job
 from harness.launch import ROOT
+from harness.packed import pack
 from mpi import hostfile
 
 _TIMED_OUT = 124

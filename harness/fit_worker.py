@@ -9,8 +9,6 @@ Each rank writes OUT/rank-R.json: ``status`` ok, oom or failed, ``phase`` build,
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import json
 import math
 import os
@@ -24,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from backends.process import ProcessFacts, detect
+from harness import own_memory
+from harness.packed import unpack
 
 MODULE = "harness.fit_worker"
 # How the libraries say that memory is used up. Wide enough for all engines, narrow enough for no other error.
@@ -33,11 +33,6 @@ OUT_OF_MEMORY = re.compile(
     r"Resource temporarily unavailable",
     re.IGNORECASE,
 )
-
-
-def pack(task: Mapping[str, Any]) -> str:
-    """`task` as one word of a command line."""
-    return base64.urlsafe_b64encode(json.dumps(task).encode()).decode()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -53,7 +48,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def main(packed: str, out: str) -> int:
     """Runs the try; returns the exit code: 0 trained, 3 out of memory, 1 anything else."""
     facts = detect()
-    task = json.loads(base64.urlsafe_b64decode(packed))
+    task = unpack(packed)
     file = Path(out) / f"rank-{facts.rank}.json"
     told: dict[str, Any] = {"status": "failed", "phase": "start", "seconds": {}}
     # Made now, so that the way out needs no memory.
@@ -145,8 +140,8 @@ class Meter:
     def __init__(self, torch: Any, device: Any, limit_gib: float | None) -> None:
         self._torch, self._device = torch, device
         self._rss = 0.0
-        self._base = _status("VmRSS")
-        _reset_peak()
+        self._base = own_memory.mib("VmRSS")
+        own_memory.reset_peak()
         self.limit = None if limit_gib is None else limit_gib * 1024
         if device.type == "cuda":
             total = torch.cuda.get_device_properties(device).total_memory
@@ -154,11 +149,11 @@ class Meter:
                 torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gib * 2**30 / total), device)
         elif limit_gib is not None:
             # Private memory, mapped or from the heap. What the interpreter and the engine took so far does not count.
-            allowed = int(_status("VmData") * 2**20 + limit_gib * 2**30)
+            allowed = int(own_memory.mib("VmData") * 2**20 + limit_gib * 2**30)
             resource.setrlimit(resource.RLIMIT_DATA, (allowed, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
     def read(self) -> None:
-        self._rss = max(self._rss, _status("VmHWM") - self._base)
+        self._rss = max(self._rss, own_memory.mib("VmHWM") - self._base)
 
     def figures(self) -> dict[str, Any]:
         """peak_mib: of the device (on a CPU, of the process); host_mib: of the process beside a GPU; outside_mib: GPU
@@ -214,20 +209,6 @@ def _batch(job: Any, model: Any, rank: int, device: Any) -> Any:
         labels=ids[:, 1:].contiguous(),
         lengths=torch.full((count,), spec.length),
     ).to(device)
-
-
-def _status(name: str) -> float:
-    """A field of /proc/self/status, kB there, in MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def _reset_peak() -> None:
-    """Lets VmHWM count from here."""
-    with contextlib.suppress(OSError):  # not allowed in some containers: the peak then includes the start
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 if __name__ == "__main__":

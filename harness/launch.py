@@ -6,7 +6,6 @@ that says ok or failed and why. It raises JobError (and its kin) only for what i
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -29,6 +28,7 @@ from harness.ending import end_lines
 from harness.folders import claim_run_folder
 from harness.job import Job, JobError
 from harness.output import Progress
+from harness.packed import pack
 from harness.worker import FAILURE_MARK
 from mpi import hostfile
 from mpi.launchers.base import Launch
@@ -99,12 +99,7 @@ def slots_from_hostfile(nodes: int, given: str) -> int:
 
 def launch_of(job: Job, folder: Path, scratch: Path, launcher_args: Sequence[str] = ()) -> Launch:
     """The launch command of a job whose run folder is `folder`. Pure but for looking up the network."""
-    return _launch(job, ["--job-b64", _packed(job.to_dict()), "--run-dir", str(folder)], scratch, launcher_args)
-
-
-def _packed(value: Any) -> str:
-    """JSON that passes through any launcher's quoting."""
-    return base64.urlsafe_b64encode(json.dumps(value).encode()).decode()
+    return _launch(job, ["--job-b64", pack(job.to_dict()), "--run-dir", str(folder)], scratch, launcher_args)
 
 
 def _launch(job: Job, arguments: Sequence[str], scratch: Path, launcher_args: Sequence[str] = ()) -> Launch:
@@ -145,7 +140,7 @@ def describe(job: Job, results: Path, launcher_args: Sequence[str] = ()) -> str:
         return mpi.launch.render(launch_of(job, folder, scratch, launcher_args))
     from harness import tuning
 
-    arguments = ["--job-b64", _packed(job.to_dict()), "--tune-log", str(folder / tuning.LOG)]
+    arguments = ["--job-b64", pack(job.to_dict()), "--tune-log", str(folder / tuning.LOG)]
     phase = mpi.launch.render(_launch(job, arguments, scratch, launcher_args))
     return f"{phase}\n# ... and then the run, fixed to what {folder / tuning.FILE} says"
 
@@ -172,7 +167,7 @@ def run_job(
         if missing:
             raise JobError(missing)
         job, folder = claim_run_folder(job, results)
-        arguments = ["--job-b64", _packed(job.to_dict()), "--run-dir", str(folder)]
+        arguments = ["--job-b64", pack(job.to_dict()), "--run-dir", str(folder)]
         launch = _launch(job, arguments, Path(scratch), launcher_args)
         started = time.time()
         records.write_json(
@@ -184,7 +179,7 @@ def run_job(
             if not outcome.ok:
                 _seal(job, folder, launch, outcome, started)
                 return folder
-            launch = _launch(job, [*arguments, "--tuned", _packed(tuned)], Path(scratch), launcher_args)
+            launch = _launch(job, [*arguments, "--tuned", pack(tuned)], Path(scratch), launcher_args)
         watcher = _Watcher(job, folder, show, on_rows)
         outcome = mpi.process.supervise(launch, log_path=folder / records.LOG, timeout=limit_s, on_poll=watcher.poll)
         watcher.close()
@@ -200,7 +195,7 @@ def _tune(
 
     if show:
         click.echo(f"tuning Horovod over at most {job.tune_steps} steps", err=True)
-    arguments = ["--job-b64", _packed(job.to_dict()), "--tune-log", str(folder / tuning.LOG)]
+    arguments = ["--job-b64", pack(job.to_dict()), "--tune-log", str(folder / tuning.LOG)]
     launch = _launch(job, arguments, scratch, launcher_args)
     outcome = mpi.process.supervise(launch, log_path=folder / records.LOG, timeout=limit_s)
     if not outcome.ok:
@@ -291,9 +286,7 @@ def _seal(
 ) -> None:
     """`_tell_the_truth`, then the log without this machine's folders: records are published."""
     _tell_the_truth(job, folder, launch, outcome, started, log)
-    places = {str(folder.parent.parent): "results/", str(ROOT): "", sys.prefix: "PYTHON/"}
-    places[tempfile.gettempdir()] = "TMP/"
-    records.hide_places(folder / records.LOG, places)
+    records.hide_machine(folder / records.LOG, folder.parent.parent)
 
 
 def _tell_the_truth(

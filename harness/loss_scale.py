@@ -6,15 +6,13 @@ overflow, and rises again within the figure.
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import palette, words
+from harness import palette, records, words
 from harness.job import Job, JobError
 from harness.parity_cells import Cell, cells_of
 from harness.parity_launch import train_cells
@@ -73,13 +71,8 @@ def write(curves: Curves, folder: Path) -> list[Path]:
     """Writes loss_scale.csv, .png and .svg into `folder`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{NAME}.csv"
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("engine", *COLUMNS))
-        for engine, rows in curves.items():
-            writer.writerows([engine, *(row[name] for name in COLUMNS)] for row in rows)
-    os.replace(temporary, path)
+    rows = [{"engine": engine, **{name: row[name] for name in COLUMNS}} for engine in curves for row in curves[engine]]
+    records.write_text(path, records.csv_of(rows))
     return [path, *figure_files(folder, NAME, lambda figure: _draw(curves, figure), size=(7.2, 6.6))]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,15 @@ def job_values(options: Mapping[str, Any]) -> dict[str, Any]:
         given = {**version(given["version"]).optimization, **given}
     apply_settings(given, settings)
     return given
+
+
+def names_in(text: str, known: Collection[str], what: str) -> list[str]:
+    """``a,b`` as names, each one of `known`. Raises JobError that calls them `what`."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise JobError(f"unknown {what} '{name}': choose of {', '.join(known)}")
+    return names
 
 
 def results_root(folder: str | None) -> Path:

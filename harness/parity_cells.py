@@ -7,7 +7,6 @@ what is proven is what is measured.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import packed as packing
 from harness.job import Job, JobError
 from harness.options import parse_value
 
@@ -135,14 +135,13 @@ def cells_of(
 
 def worker_argv(module: str, base: Job, cells: Sequence[Cell], out: Path) -> list[str]:
     """argv of the worker module that runs `cells` and writes each one's files into `out`."""
-    text = json.dumps({"job": base.to_dict(), "cells": [asdict(cell) for cell in cells]})
-    packed = base64.urlsafe_b64encode(text.encode()).decode()
+    packed = packing.pack({"job": base.to_dict(), "cells": [asdict(cell) for cell in cells]})
     return [sys.executable, "-m", module, packed, str(out)]
 
 
 def unpack(packed: str) -> tuple[Job, list[Cell]]:
     """The reverse of what `worker_argv` packs."""
-    value: dict[str, Any] = json.loads(base64.urlsafe_b64decode(packed))
+    value: dict[str, Any] = packing.unpack(packed)
     cells = [Cell(**{**cell, "settings": tuple(map(tuple, cell["settings"]))}) for cell in value["cells"]]
     return Job.from_dict(value["job"]), cells
 

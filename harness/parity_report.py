@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -118,10 +116,4 @@ def markdown(verdicts: Sequence[Verdict], base: Job) -> str:
 
 def write_csv(verdicts: Sequence[Verdict], path: Path) -> None:
     """One row a cell, atomically."""
-    rows = [row_of(verdict) for verdict in verdicts]
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    records.write_text(path, records.csv_of([row_of(verdict) for verdict in verdicts]))

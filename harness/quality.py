@@ -7,8 +7,6 @@ training pictures. A row of the table is one engine, branch, memory and number o
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,10 +18,10 @@ import numpy as np
 from harness import records, words
 from harness.job import JobError
 from harness.recorded import RecordedRun
+from harness.tables import Table, csv_text
 
 FILE = "quality.json"
 ALL = 1_000_000  # shots: every good picture
-NONE = "-"
 PASS = 0.9  # share of the held-out good pictures that pass the threshold
 NEAR = 0.98  # correlation above which two pictures are called near-duplicates
 FIGURES = {
@@ -58,15 +56,6 @@ class Grid:
             if branch in self.branches:
                 rows += [(branch, count, memory) for memory in self.memories for count in self.shots]
         return rows
-
-
-def names_in(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:
-    """``a,b`` as names, each one of `known`. Raises JobError."""
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
-    for name in names:
-        if name not in known:
-            raise JobError(f"unknown {what} '{name}': choose from {', '.join(known)}")
-    return names
 
 
 def shots_in(text: str) -> tuple[int, ...]:
@@ -149,28 +138,23 @@ def _judge(
     folder: Path, grid: Grid, data: str | None, options: dict[str, Any], leak: dict[str, Any], pool: Any
 ) -> tuple[list[tuple[dict[str, Any], Any]], dict[str, Any]]:
     """What each variant is and its figures to come (from `pool`), and the near-duplicate control (measured once)."""
-    from core_model.memory_bank import MemoryBank, MemoryOptions
+    from core_model.memory_bank import MemoryOptions
     from harness.build import build_dataset
+    from harness.shots import bank, pictures_of
     from harness.trained import load
 
     trained = load(str(folder), changes={"data": data} if data else None, **options)
     model, job, device = trained.model, trained.job, trained.device
     train, test = build_dataset(job, model, "train"), build_dataset(job, model, "test")
     held_out = build_dataset(job, model, "val") if job.data_options.get("holdout") else None
-    good: dict[int, tuple[Any, list[str]]] = {}
-    for count in grid.shots:
-        found = {name: train.good_images(name, count, seed=job.seed) for name in train.categories}
-        names = [name for name, images in found.items() for _ in range(len(images))]
-        import torch
-
-        good[count] = torch.cat(list(found.values())), names
+    good = {count: pictures_of(train, count, job.seed) for count in grid.shots}
     banks: list[Any] = []
     for branch, count, memory in grid.variants():
         if branch == "decoder":
             banks.append(None)
             continue
         chosen = MemoryOptions(combination=branch, **{k: v for k, v in memory.items() if k != "label"})
-        banks.append(MemoryBank.build(model, good[count][0], good[count][1], options=chosen))
+        banks.append(bank(model, *good[count], device, options=chosen))
     leak = leak or _near_duplicates(train, test)
     judged = _entries(model, test, banks, device, answers=grid.answers)
     passed = _entries(model, held_out, banks, device, answers=grid.answers) if held_out else [[] for _ in banks]
@@ -193,6 +177,8 @@ def _entries(
     (bank None) answers: the answers do not depend on the memory."""
     import torch
 
+    from harness.evaluate import entries_of
+
     size = 32 if device.type == "cuda" else 8
     found: list[list[dict[str, Any]]] = [[] for _ in banks]
     for start in range(0, len(dataset), size):
@@ -201,21 +187,12 @@ def _entries(
         names, questions = [s.category for s in samples], [s.turns[0][0] for s in samples]
         features = model.features(images)
         for variant, bank in enumerate(banks):
-            maps = model.anomaly_maps(images, names, memory=bank, features=features)
-            scores = model.scores(maps).float().cpu().tolist()
             asked = answers and bank is None
+            maps = model.anomaly_maps(images, names, memory=bank, features=features)
             replies = model.answer(images, names, questions, features=features, max_new_tokens=32) if asked else None
+            entries = entries_of(samples, maps, model.scores(maps), replies)
             yes = model.yes_probability(images, names, questions, features=features).tolist() if asked else None
-            grids = maps.float().cpu().numpy().astype(np.float16)
-            for row, sample in enumerate(samples):
-                found[variant].append(
-                    {
-                        "id": sample.id, "category": sample.category, "kind": sample.kind,
-                        "is_defective": bool(sample.is_defective), "place": sample.place, "score": scores[row],
-                        "map": grids[row], "mask": sample.mask[0].numpy() > 0.5,
-                        "answer": replies[row] if replies else None, "yes": yes[row] if yes else None,
-                    }
-                )  # fmt: skip
+            found[variant] += [{**entry, "yes": yes[row] if yes else None} for row, entry in enumerate(entries)]
     return found
 
 
@@ -323,15 +300,15 @@ def aggregate(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def write(record: Mapping[str, Any], folder: Path) -> None:
     """quality.json, quality.csv and quality.md."""
     records.write_json(folder / FILE, record)
-    text = io.StringIO()
     heads = ["label", "workers", "branch", "memory", "shots", "runs"]
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow([*heads, *(f"{name}_{part}" for name in FIGURES for part in ("mean", "sd"))])
+    columns = [*heads, *(f"{name}_{part}" for name in FIGURES for part in ("mean", "sd"))]
+    rows = []
     for row in record["rows"]:
         cells = [row.get(name, {}).get(part) for name in FIGURES for part in ("mean", "sd")]
-        out.writerow([*(row[head] for head in heads), *("" if cell is None else f"{cell:.6g}" for cell in cells)])
-    (folder / "quality.csv").write_text(text.getvalue())
-    (folder / "quality.md").write_text(markdown(record) + "\n")
+        rows.append([*(str(row[head]) for head in heads), *("" if cell is None else f"{cell:.6g}" for cell in cells)])
+    text = csv_text(Table(id="quality", title="", columns=columns, rows=rows))
+    records.write_text(folder / "quality.csv", text)
+    records.write_text(folder / "quality.md", markdown(record) + "\n")
 
 
 def markdown(record: Mapping[str, Any]) -> str:
@@ -346,7 +323,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     for row in record["rows"]:
         source = row["branch"] + (f" ({row['memory']})" if row["memory"] else "")
-        cells = [row["label"], str(row["workers"]), source, str(row["shots"] or NONE), str(row["runs"])]
+        cells = [row["label"], str(row["workers"]), source, str(row["shots"] or words.DASH), str(row["runs"])]
         cells += [_cell(row.get(name)) for name in used]
         lines.append("| " + " | ".join(cells) + " |")
     near = record.get("near_duplicates") or {}
@@ -377,10 +354,10 @@ def markdown(record: Mapping[str, Any]) -> str:
         lines += ["| --- | ---: | --- | ---: |" + " ---: |" * len(kinds)]
         for row in by_kind:
             source = row["branch"] + (f" ({row['memory']})" if row["memory"] else "")
-            cells = [row["label"], str(row["workers"]), source, str(row["shots"] or NONE)]
+            cells = [row["label"], str(row["workers"]), source, str(row["shots"] or words.DASH)]
             for kind in kinds:
                 own = row["kinds"].get(kind, {})
-                parts = [f"{own[n]:.2f}" if n in own else NONE for n in ("image_auroc", "answer_accuracy")]
+                parts = [f"{own[n]:.2f}" if n in own else words.DASH for n in ("image_auroc", "answer_accuracy")]
                 cells.append(" / ".join(parts))
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -388,5 +365,5 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 def _cell(figure: Mapping[str, Any] | None) -> str:
     if not figure:
-        return NONE
+        return words.DASH
     return f"{figure['mean']:.3f}" + ("" if figure["sd"] is None else f" ± {figure['sd']:.3f}")

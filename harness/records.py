@@ -23,10 +23,13 @@ a killed run leaves valid files.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +45,14 @@ class RecordError(RuntimeError):
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes `value` with the schema version to `path` atomically (temporary file, fsync, rename)."""
-    text = json.dumps({"schema": SCHEMA_VERSION, **value}, indent=1, allow_nan=False, default=_plain) + "\n"
+    write_text(path, json.dumps({"schema": SCHEMA_VERSION, **value}, indent=1, allow_nan=False, default=_plain) + "\n")
+
+
+def write_text(path: Path, text: str, errors: str | None = None) -> None:
+    """Writes `text` to `path` whole or not at all (temporary file, fsync, rename). errors: as those of `open`."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w") as file:
+        with os.fdopen(handle, "w", errors=errors, newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -54,6 +61,16 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """CSV with a column for every name in `rows`, in the order in which they appear; lines end as the csv module ends
+    them."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -99,9 +116,14 @@ def hide_places(file: Path, places: Mapping[str, str]) -> None:
     for place in sorted(places, key=len, reverse=True):
         hidden = hidden.replace(place.rstrip("/") + "/", places[place])
     if hidden != text:
-        temporary = file.with_name(f".{file.name}.tmp")
-        temporary.write_text(hidden, errors="surrogateescape")
-        temporary.replace(file)
+        write_text(file, hidden, errors="surrogateescape")
+
+
+def hide_machine(file: Path, results: Path) -> None:
+    """`hide_places` for a log written here: the results folder, the repository, Python's and the temporary folder."""
+    root = Path(__file__).resolve().parent.parent
+    places = {str(results): "results/", str(root): "", sys.prefix: "PYTHON/", tempfile.gettempdir(): "TMP/"}
+    hide_places(file, places)
 
 
 def is_run(folder: Path) -> bool:

@@ -7,13 +7,16 @@ two calls) compare with the same bank.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from harness.build import build_dataset
 from harness.job import Job, JobError
+
+if TYPE_CHECKING:
+    from core_model.memory_bank import MemoryOptions
 
 
 def good_pictures(model: Any, job: Job) -> tuple[Tensor, list[str]]:
@@ -23,8 +26,12 @@ def good_pictures(model: Any, job: Job) -> tuple[Tensor, list[str]]:
     """
     if job.shots < 1:
         raise JobError(f"shots is {job.shots}: the memory needs at least one good picture a category")
-    dataset = build_dataset(job, model, "train")
-    found = {name: dataset.good_images(name, job.shots, seed=job.seed) for name in dataset.categories}
+    return pictures_of(build_dataset(job, model, "train"), job.shots, job.seed)
+
+
+def pictures_of(dataset: Any, shots: int, seed: int) -> tuple[Tensor, list[str]]:
+    """`shots` good pictures a category of a training set, all where there are fewer, and the category of each."""
+    found = {name: dataset.good_images(name, shots, seed=seed) for name in dataset.categories}
     names = [name for name, images in found.items() for _ in range(len(images))]
     return torch.cat(list(found.values())), names
 
@@ -36,13 +43,23 @@ def memory_of(model: Any, job: Job, device: torch.device, *, combination: str = 
     return bank(model, images, names, device, combination=combination)
 
 
-def bank(model: Any, images: Tensor, names: list[str], device: torch.device, *, combination: str = "memory") -> Any:
-    """A memory bank of the given pictures (N, 3, S, S) and the category of each, made in evaluation mode."""
+def bank(
+    model: Any,
+    images: Tensor,
+    names: list[str],
+    device: torch.device,
+    *,
+    combination: str = "memory",
+    options: MemoryOptions | None = None,
+) -> Any:
+    """A memory bank of the given pictures (N, 3, S, S) and the category of each, made in evaluation mode. options: all
+    that can be chosen of it (then `combination` is theirs)."""
     from core_model.memory_bank import MemoryBank, MemoryOptions
 
+    options = options or MemoryOptions(combination=combination)
     was_training = model.training
     model.eval()
     try:
-        return MemoryBank.build(model, images.to(device), names, options=MemoryOptions(combination=combination))
+        return MemoryBank.build(model, images.to(device), names, options=options)
     finally:
         model.train(was_training)

@@ -8,7 +8,6 @@ run on virtual nodes made for it; with one, on its hosts, one worker each.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
@@ -236,14 +235,8 @@ def write(rows: Sequence[Mapping[str, Any]], base: Job, folder: Path) -> None:
     records.write_json(
         folder / "wire.json", {"job": base.to_dict(), "environment": environment(), "rows": [dict(row) for row in rows]}
     )
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    temporary = folder / ".wire.csv.tmp"
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=names)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, folder / "wire.csv")
-    (folder / "wire.md").write_text(markdown(rows, base))
+    records.write_text(folder / "wire.csv", records.csv_of(rows))
+    records.write_text(folder / "wire.md", markdown(rows, base))
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], base: Job) -> str:

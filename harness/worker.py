@@ -6,8 +6,6 @@ once (``os._exit``): a clean interpreter exit could wait for collectives that th
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import hashlib
 import json
 import os
@@ -24,13 +22,14 @@ from typing import Any
 import click
 
 from backends.process import ProcessFacts, detect
-from harness import records
+from harness import own_memory, records
 from harness.cli import is_user_error
 from harness.ending import end_lines
 from harness.folders import claim_run_folder
 from harness.job import Job, JobError
 from harness.options import job_options, job_values, results_root
 from harness.output import Output, Progress
+from harness.packed import unpack
 
 FAILURE_MARK = "HARNESS-FAILURE"
 
@@ -63,7 +62,7 @@ def worker(
     if jobs_file:
         os._exit(_one_by_one(json.loads(Path(jobs_file).read_text()), facts, results_root(results)))
     if job_b64:
-        job = Job.from_dict(json.loads(base64.urlsafe_b64decode(job_b64)))
+        job = Job.from_dict(unpack(job_b64))
         output = Output(rank=facts.rank, redirect=False)
     else:
         job = _job_under_launcher(options, facts)
@@ -73,7 +72,7 @@ def worker(
         from harness.tuning import tune_and_leave
 
         tune_and_leave(job, facts, Path(tune_log))
-    found = json.loads(base64.urlsafe_b64decode(tuned)) if tuned else None
+    found = unpack(tuned) if tuned else None
     os._exit(_guarded(job, facts, output, results_root(results), Path(run_dir) if run_dir else None, tuned=found))
 
 
@@ -475,7 +474,7 @@ class Run:
 
         device = self.backend.device
         cuda = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
-        return {"rss_mib": _peak_rss_mib(), "device_mib": cuda}
+        return {"rss_mib": own_memory.mib("VmHWM"), "device_mib": cuda}
 
     def _evaluate(self, model: Any, weights: dict[str, Any]) -> Any:
         """Figures and entries on rank 0. The consolidated weights are what is evaluated, in the raw model where it
@@ -620,18 +619,10 @@ def _statistics(model: Any) -> dict[str, Any]:
 
 
 def _reset_peaks(torch: Any, device: Any) -> None:
-    """Peak memory counts from here: training, not loading. Linux resets a process's peak by a 5 in clear_refs."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    """Peak memory counts from here: training, not loading."""
+    own_memory.reset_peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak_rss_mib() -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-    return 0.0
 
 
 def iso(seconds: float) -> str:

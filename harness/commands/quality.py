@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from harness.job import JobError
-from harness.options import results_root
+from harness.options import names_in, results_root
 from harness.trained import BRANCHES, model_options
 
 
@@ -64,7 +64,7 @@ def quality(
         click.echo(work.markdown(record))
         return
     chosen = work.Grid(
-        branches=work.names_in(branches, BRANCHES, "branch"),
+        branches=tuple(names_in(branches, BRANCHES, "branch")),
         shots=work.shots_in(shots),
         memories=tuple(work.memory_in(text) for text in memories or ("cosine",)),
         answers=not no_answers,

@@ -9,6 +9,7 @@ import pytest
 
 from harness import quality
 from harness.job import JobError
+from harness.options import names_in
 
 
 def figures(branch: str, auroc: float, **more: object) -> dict:
@@ -35,7 +36,7 @@ def test_shots_and_memories_are_read_and_bad_ones_named() -> None:
     with pytest.raises(JobError, match="colour"):
         quality.memory_in("l2:colour=1")
     with pytest.raises(JobError, match="decoders"):
-        quality.names_in("decoders", ("decoder",), "branch")
+        names_in("decoders", ("decoder",), "branch")
 
 
 def test_the_decoder_is_judged_once_the_memory_for_every_number_of_shots() -> None:
