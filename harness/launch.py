@@ -206,18 +206,29 @@ def _tune(
     return outcome, found
 
 
+def process_key(job: Job) -> tuple[Any, ...]:
+    """Equal for jobs that can use the same processes one after another. PyTorch's own engines go together; Horovod
+    reads its settings once a process, so only jobs with the same ones do; an elastic job, and one with a tuning phase,
+    starts processes in a way of its own."""
+    engine = "torch" if job.backend in ("ddp", "fsdp2") else job.backend
+    settings = str(sorted(job.engine.items())) if job.backend == "horovod" else ""
+    alone = job.run if job.elastic or job.tune_steps else ""
+    return (engine, job.launcher, job.nodes, job.slots, job.hostfile, settings, alone)
+
+
 def run_jobs(jobs: Sequence[Job], results: Path, *, show: bool = False, limit_s: float = DAY_S) -> list[Path]:
-    """Runs `jobs`, which want the same engine and workers here, one by one in ONE launch; returns their folders.
+    """Runs `jobs`, which can use the same processes (`process_key`), one by one in ONE launch; returns their folders.
 
     Saves the start of the processes for each but the first. A job that fails ends the processes; those after it are
     recorded as failed and not started. Raises only for what is wrong before the start.
     """
     jobs = [preflight(job) for job in jobs]
     first = jobs[0]
-    if any((job.backend, job.nodes, job.slots) != (first.backend, 1, first.slots) for job in jobs):
-        raise JobError("jobs that share processes need the same engine and workers on this machine: run them apart")
-    if any(job.elastic or job.tune_steps for job in jobs):
-        raise JobError("an elastic job, and one with a tuning phase, needs processes of its own: run it apart")
+    if first.nodes > 1 or len({process_key(job) for job in jobs}) > 1:
+        raise JobError(
+            "jobs that share processes need the same engine, settings read at start, launcher and workers, on this "
+            "machine, and no elastic run or tuning phase: run them apart"
+        )
     with tempfile.TemporaryDirectory(prefix="harness-launch-") as scratch:
         file = Path(scratch) / "jobs.json"
         launch = _launch(first, ["--jobs-file", str(file)], Path(scratch))

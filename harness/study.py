@@ -364,14 +364,12 @@ def _run_at_once(
 
 
 def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
-    """The jobs that can use the same processes, repeat by repeat, in the order of their first. Horovod reads its
-    settings once a process, so only jobs with the same ones go together."""
+    """The jobs that can use the same processes, repeat by repeat, in the order of their first."""
+    from harness.launch import process_key
+
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs:
-        settings = str(sorted(job.engine.items())) if job.backend == "horovod" else ""
-        if job.elastic or job.tune_steps:  # these start processes in a way of their own
-            settings = job.run
-        groups.setdefault((job.repeat, job.world_size, job.nodes, job.backend, settings), []).append(job)
+        groups.setdefault((job.repeat, *process_key(job)), []).append(job)
     return list(groups.values())
 
 
@@ -468,7 +466,7 @@ def study_from_options(options: Mapping[str, Any]) -> Study:
 @job_options
 @click.option("--results", type=click.Path(), help="Results folder (default: the repository's results/).")
 @click.option("--retry-failed", is_flag=True, help="Run failed cells again; their records are replaced.")
-@click.option("--share-processes", is_flag=True, help="Runs of the same engine and workers start once per repeat.")
+@click.option("--share-processes", is_flag=True, help="Runs of one engine and worker count start once a repeat.")
 @click.option(
     "--concurrent",
     type=click.IntRange(min=1),

@@ -1,6 +1,7 @@
 """A study: its matrix, its order, what is not done twice, what is refused before anything starts."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -301,3 +302,16 @@ def test_an_interrupted_commands_exit_status_reaches_the_shell(monkeypatch: pyte
     with pytest.raises(SystemExit) as ended:
         cli.main([])
     assert ended.value.code == 130
+
+
+def test_only_jobs_that_can_use_the_same_processes_share_them() -> None:
+    zero, horovod = ["deepspeed:zero_stage=1", "deepspeed:zero_stage=2"], ["horovod", "horovod:cycle_time_ms=2"]
+    backends = ["ddp", "fsdp2", *zero, *horovod]
+    jobs = matrix(backends=backends, workers=[2], repeats=1).jobs
+    together = sorted([job.backend for job in group] for group in study._groups(jobs))
+    assert together == [["ddp", "fsdp2"], ["deepspeed", "deepspeed"], ["horovod"], ["horovod"]]
+    assert len(study._groups(matrix(backends=["ddp", "fsdp2"], workers=[1, 2], repeats=2).jobs)) == 4
+    through_mpi = [replace(job, launcher="mpirun") if job.backend == "fsdp2" else job for job in jobs]
+    assert len(study._groups(through_mpi)) == 5
+    with pytest.raises(JobError, match="run them apart"):
+        launch.run_jobs([jobs[0], jobs[-1]], Path("nowhere"))

@@ -78,3 +78,18 @@ def test_slowed_rank_is_found_and_named(tmp_path: Path) -> None:
     # Whole step times do not show it: everybody waits.
     rows = [json.loads(line) for line in next(tmp_path.glob("slow/*/steps.jsonl")).read_text().splitlines()]
     assert rows[-1]["step_s"] > 0.35
+
+
+def test_shared_processes_train_what_processes_of_their_own_do(study: Path, tmp_path: Path) -> None:
+    engines = "ddp,fsdp2,deepspeed:zero_stage=1,deepspeed:zero_stage=2"
+    done = harness(
+        "compare", "--backends", engines, "--workers", "2", "--repeats", "1", "--study", "shared", "--share-processes",
+        *TINY, "--results", str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert check_runs([tmp_path / "shared"]) == []
+    runs = summarize_study(tmp_path / "shared").runs
+    assert [run.result["status"] for run in runs] == ["ok"] * 4
+    alone = next(run for run in summarize_study(study).runs if run.job["backend"] == "deepspeed")
+    for run in runs:  # also those that came second into used processes
+        assert run.result["final"]["loss"] == pytest.approx(alone.result["final"]["loss"], rel=1e-4), run.job["run"]
