@@ -394,6 +394,7 @@ class DeepSpeedBackend(TorchCollectives, Backend):
     def release(self) -> None:
         if self.engine is not None:
             self.engine.destroy()
+            _forget(self.engine)
         self.engine = self._inner = self._module = None
 
     def _departures(self) -> list[str]:
@@ -428,6 +429,15 @@ class DeepSpeedBackend(TorchCollectives, Backend):
     def close(self) -> None:
         self.release()
         leave()
+
+
+def _forget(engine: Any) -> None:
+    """Lets go of the engine's tensors. ``destroy()`` leaves closures of the engine and of its optimizer in hooks that
+    autograd keeps for good, so that neither is ever collected: the next engine of the process would have weights,
+    masters and moments of this one beside its own (5.8 GiB more at 608 M parameters on an H100)."""
+    for holder in (engine.optimizer, getattr(engine.optimizer, "parameter_offload", None), engine):
+        if holder is not None:
+            holder.__dict__.clear()
 
 
 class _StageZeroScaler:

@@ -29,9 +29,9 @@ from backends.torch_step import DTYPES
 @dataclass(frozen=True, kw_only=True)
 class Fsdp2Settings(EngineSettings):
     """reshard_after_forward: free the whole parameters after forward and gather them again in backward (ZeRO-3), or
-    keep them (ZeRO-2's traffic). wrap_min_parameters: blocks of a ModuleList and single linear or convolution layers
-    with at least so many trainable parameters are gathered on their own; the rest with the root. cpu_offload: shards
-    and optimizer state live on the CPU. extra: passed to ``fully_shard`` as they are."""
+    keep them (ZeRO-2's traffic). wrap_min_parameters: blocks of a ModuleList, and linear or convolution layers outside
+    of them, with at least so many trainable parameters are gathered on their own; the rest with the root. cpu_offload:
+    shards and optimizer state live on the CPU. extra: passed to ``fully_shard`` as they are."""
 
     reshard_after_forward: bool = True
     wrap_min_parameters: int = 1_000_000
@@ -206,14 +206,20 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _groups(model: torch.nn.Module, minimum: int) -> Iterable[tuple[str, torch.nn.Module]]:
-    """Modules that are gathered on their own, innermost first: blocks of a ModuleList, linear and convolution layers.
+    """Modules that are gathered on their own: blocks of a ModuleList, linear and convolution layers outside of them.
 
+    A block is gathered as a whole, as torchtitan does: a group for every layer within it made 168 small collectives
+    a pass out of 24 on a transformer of 608 M parameters, and the step 5 times as long on two H100.
     Only modules that are surely called (``module(x)``) qualify, because the gathering hangs on that call.
     """
     leaves = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
     blocks = {id(block) for m in model.modules() if isinstance(m, torch.nn.ModuleList) for block in m}
-    for name, module in reversed(list(model.named_modules())):
+    chosen: list[str] = []
+    for name, module in model.named_modules():  # outer before inner
         if module is model or not (isinstance(module, leaves) or id(module) in blocks):
             continue
+        if any(name.startswith(f"{outer}.") for outer in chosen):
+            continue
         if sum(p.numel() for p in module.parameters() if p.requires_grad) >= minimum:
+            chosen.append(name)
             yield name, module

@@ -199,7 +199,7 @@ def untimed(job: Mapping[str, Any]) -> bool:
 def run_row(run: RecordedRun) -> dict[str, Any]:
     """The figures of one run, flat; missing ones are None. Times in s (or ms where named), memory in MiB."""
     job, result = run.job, run.result
-    throughput, memory = result.get("throughput") or {}, result.get("memory") or {}
+    throughput, memory = result.get("throughput") or {}, run.memory
     evaluation, phases = result.get("evaluation") or {}, result.get("phases") or {}
     if untimed(job):
         throughput = {}

@@ -34,7 +34,7 @@ def findings(comparison: Comparison) -> list[Finding]:
     """All findings of a comparison, the gravest first."""
     runs = comparison.runs
     found: list[Finding] = []
-    for check in (_unusable, _stragglers, _timing, _skipped, _own_warnings):
+    for check in (_unusable, _stragglers, _timing, _memory, _skipped, _own_warnings):
         for run in runs:
             if run.ok:
                 found += check(run)
@@ -178,6 +178,15 @@ def _timing(run: RecordedRun) -> Iterator[Finding]:
             code="data-bound",
             text=f"{run.name}: {words.percent(share)} of a step is waiting for data: this compares the loader, not the "
             "engine; more --loader-workers.",
+        )
+
+
+def _memory(run: RecordedRun) -> Iterator[Finding]:
+    if run.result.get("memory") and not run.memory:
+        yield Finding(
+            level="note",
+            code="memory-held",
+            text=f"{run.name}: an earlier run of the same processes still held GPU memory: its memory is left out.",
         )
 
 

@@ -29,6 +29,7 @@ from harness.folders import claim_run_folder
 from harness.job import Job, JobError
 from harness.output import Progress
 from harness.packed import pack
+from harness.recorded import SHARED_LOG
 from harness.worker import FAILURE_MARK
 from mpi import hostfile
 from mpi.launchers.base import Launch
@@ -241,7 +242,7 @@ def run_jobs(jobs: Sequence[Job], results: Path, *, show: bool = False, limit_s:
         outcome = mpi.process.supervise(launch, log_path=log, timeout=limit_s)
     for job, folder in claimed:
         if folder != log.parent:
-            (folder / records.LOG).write_text(f"the processes' output is in ../{log.parent.name}/{records.LOG}\n")
+            (folder / records.LOG).write_text(f"{SHARED_LOG}../{log.parent.name}/{records.LOG}\n")
         _seal(job, folder, launch, outcome, started, log)
         if show:
             click.echo("\n".join(end_lines(folder)), err=True)

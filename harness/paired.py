@@ -23,6 +23,8 @@ import numpy as np
 LEVEL = 0.95
 _DRAWS = 2000
 
+_UNBOUNDED = 100.0  # an interval that reaches to a 100th and to 100 times bounds nothing
+
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
@@ -59,6 +61,8 @@ def relative_difference(a: str, b: str, rates: Sequence[tuple[float, float]], *,
     logs = np.log([second / first for first, second in rates])
     centre = float(logs.mean())
     half = _half_width(logs, comparisons)
+    if half is not None and half > math.log(_UNBOUNDED):  # two pairs, and many comparisons that must hold together
+        half = None
     return Difference(
         a=a,
         b=b,

@@ -18,6 +18,7 @@ ENGINE_NAMES = {
     "deepspeed": "DeepSpeed",
     "horovod": "Horovod",
 }
+SHARED_LOG = "the processes' output is in "  # how the log of a run begins that used another run's processes
 _SETTING_WORDS = {"zero_stage": "ZeRO-{}", "compression": "{} on the wire"}
 _QUIET_SETTINGS = frozenset({"extra"})
 
@@ -48,6 +49,31 @@ class RecordedRun:
     @cached_property
     def result(self) -> dict[str, Any]:
         return self._optional(records.RESULT) or {"status": "failed", "reason": "no result was recorded (killed?)"}
+
+    @cached_property
+    def memory(self) -> dict[str, Any]:
+        """The result's record of memory; {} where an earlier run of the same processes still held some of the GPU's.
+
+        Since that is recorded (``held_before_mib``), more than 1 % of the peak; before, any DeepSpeed run that was not
+        the first of its processes: its predecessor's engine outlived it.
+        """
+        memory = self.result.get("memory") or {}
+        peaks = [value for value in memory.get("peak_device_mib") or () if value is not None]
+        if not peaks:
+            return memory
+        if "held_before_mib" in memory:
+            held = max(value or 0.0 for value in memory["held_before_mib"])
+            return {} if held > 0.01 * max(peaks) else memory
+        return {} if self.backend == "deepspeed" and self.came_later else memory
+
+    @cached_property
+    def came_later(self) -> bool:
+        """Whether the run used the processes of an earlier one (`harness compare --share-processes`)."""
+        try:
+            with (self.folder / records.LOG).open(errors="replace") as log:
+                return log.readline().startswith(SHARED_LOG)
+        except FileNotFoundError:
+            return False
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:

@@ -368,7 +368,7 @@ def memory_table(comparison: Comparison) -> Table | None:
     """Peak memory, and by kind beside theory where the run measured it."""
     rows = []
     for label, workers, runs in cell_runs(comparison):
-        memory = runs[0].result.get("memory") or {}
+        memory = runs[0].memory
         kinds = memory.get("kinds") or {}
         theory = memory.get("theory") or {}
         row = [
@@ -485,9 +485,7 @@ def _mean_of(runs: Sequence[RecordedRun], category: str | None, figure: str) -> 
 
 
 def _highest(runs: Sequence[RecordedRun], name: str) -> float | None:
-    values = [
-        value for run in runs for value in (run.result.get("memory") or {}).get(name) or () if words.is_number(value)
-    ]
+    values = [value for run in runs for value in run.memory.get(name) or () if words.is_number(value)]
     return max(values, default=None)
 
 

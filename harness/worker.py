@@ -198,6 +198,7 @@ class Run:
         self._started = time.time()
         self._finished = False
         self.phases: dict[str, float] = {}
+        self._held_before: float | None = None
         self.warnings: list[str] = []
         self.tuned: dict[str, Any] | None = None  # what Horovod's tuner found in the phase before this run
         self.extra: dict[str, Any] = {}  # further parts of the result
@@ -216,6 +217,8 @@ class Run:
         self._conclude(model, steps, sampler.cost, hashes)
         if leave:
             self.backend.close()
+        else:
+            self.backend.release()
 
     def _build(self) -> tuple[Any, Any, Any, dict[str, Any]]:
         """(model, training set, this rank's batches, hashes), the engine prepared."""
@@ -236,6 +239,7 @@ class Run:
             timeout_s=self.job.timeout_s,
         )
         self.backend = backend
+        self._held_before = _allocated(torch, backend.device)
         self._open_folder()
         job = self.job
 
@@ -474,7 +478,7 @@ class Run:
 
         device = self.backend.device
         cuda = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
-        return {"rss_mib": own_memory.mib("VmHWM"), "device_mib": cuda}
+        return {"rss_mib": own_memory.mib("VmHWM"), "device_mib": cuda, "held_before_mib": self._held_before}
 
     def _evaluate(self, model: Any, weights: dict[str, Any]) -> Any:
         """Figures and entries on rank 0. The consolidated weights are what is evaluated, in the raw model where it
@@ -546,6 +550,7 @@ class Run:
             "memory": {
                 "peak_rss_mib": [rank["rss_mib"] for rank in peaks],
                 "peak_device_mib": [rank["device_mib"] for rank in peaks],
+                "held_before_mib": [rank["held_before_mib"] for rank in peaks],
                 **memory_by_kind(peaks, theory_of(self.job.to_dict(), description, self.model_sizes)),
             },
             "measurement": {
@@ -616,6 +621,11 @@ def _statistics(model: Any) -> dict[str, Any]:
     """Running statistics of batch-norm layers: trained, though no parameters. Rank 0's (they differ by rank)."""
     kept = ("running_mean", "running_var", "num_batches_tracked")
     return {name: buffer.detach().cpu() for name, buffer in model.named_buffers() if name.rsplit(".", 1)[-1] in kept}
+
+
+def _allocated(torch: Any, device: Any) -> float | None:
+    """MiB of device memory that tensors of this process hold; None on a CPU."""
+    return float(torch.cuda.memory_allocated(device)) / 2**20 if device.type == "cuda" else None
 
 
 def _reset_peaks(torch: Any, device: Any) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One call of a session on two GPUs, after install.sh and all weights, with .gpu/data: what both engines train on real
-# photographs (18 runs at a time, so no speed), beside the decoder's variants, judged by every branch. Records into $OUT.
+# photographs (6 or 12 runs at a time, so no speed), beside the decoder's variants, judged by every branch. Records into $OUT.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-/tmp/gpu-out}
@@ -8,8 +8,9 @@ OUT=${OUT:-/tmp/gpu-out}
 results=/tmp/results-quality
 mkdir -p "$results" "$OUT"
 python3 -m pytest -q -p no:cacheprovider tests/core_model/test_graphs.py >"$OUT/graphs.txt" 2>&1 &
-COLUMNS=200 timeout -s INT -k 30 "${1:-300}" harness compare --study harness/studies/h100-x2-mtd.toml --results "$results" --concurrent 6 >"$OUT/mtd.txt" 2>&1 &
+COLUMNS=200 timeout -s INT -k 30 "${1:-300}" harness compare --study harness/studies/h100-x2-mtd-batchnorm.toml --results "$results" --concurrent 6 >"$OUT/mtd.txt" 2>&1 &
 mtd=$!
+wait "$mtd" # a process of `small` needs up to 12 GB here: 18 runs at once ran out of 80 GB
 # The decoder's variants, 3 seeds each: the paper's linear layer, the study's (V1; V2; V3 to V6).
 number=0
 variant() {
@@ -19,7 +20,7 @@ variant() {
         CUDA_VISIBLE_DEVICES=$((number % 2)) timeout 280 harness run --backend single --preset small --data mvtec:.gpu/data/mtd \
             --precision bf16 --global-batch 64 --steps 240 --loader-workers 2 --threads 1 --log-every 20 --eval-samples -1 \
             --results "$results" --study mtd-variants --run-name "$name-s$seed" --seed "$seed" --defects realistic \
-            --set concurrent=18 --set model.decoder_layers="$layers" --set data_options.holdout=0.2 \
+            --set concurrent=12 --set model.decoder_layers="$layers" --set data_options.holdout=0.2 \
             >"$results/$name-s$seed.out" 2>&1 &
         waited+=("$!")
     done
@@ -37,12 +38,11 @@ judge() { # GPU NAME RUN|STUDY... [options]: a quality record of that name
 }
 judge 0 mtd-variants "$results/mtd-variants" --shots all --branches decoder &
 variants=$!
-wait "$mtd"
 tail -n 25 "$OUT/mtd.txt"
 memories=(--memory cosine --memory l2:blocks=1,2:rotations=0)
-judge 0 mtd-deepspeed "$results"/h100-x2-mtd/deepspeed-* "${memories[@]}" & # `harness quality` merges the two
+judge 0 mtd-deepspeed "$results"/h100-x2-mtd-batchnorm/deepspeed-* "${memories[@]}" & # `harness quality` merges the two
 deepspeed=$!
-judge 1 mtd-horovod "$results"/h100-x2-mtd/horovod-* "${memories[@]}"
+judge 1 mtd-horovod "$results"/h100-x2-mtd-batchnorm/horovod-* "${memories[@]}"
 wait "$variants" "$deepspeed"
 tail -n 4 "$OUT/graphs.txt"
 find "$results" -name '*.safetensors' -delete

@@ -7,10 +7,11 @@ import pytest
 
 import harness
 from harness.compare import summarize_runs, summarize_study
+from harness.findings import findings
 from harness.frames import KINDS
 from harness.job import Job
 from harness.recorded import RecordedRun, label_of, load_runs
-from harness.records import RecordError
+from harness.records import RecordError, write_json
 from harness.verdict import verdict
 from tests.harness.made_runs import write_run, write_study
 
@@ -163,3 +164,22 @@ def test_runs_of_two_studies_stand_together(study: Path, tmp_path: Path) -> None
     other = write_study(tmp_path / "other", speeds={"ddp": 0.5}, workers=(2,), repeats=1, steps=60)
     comparison = summarize_runs(load_runs([study, other]), title="both")
     assert len(comparison.frame) == 15
+
+
+def test_memory_is_left_out_where_an_earlier_run_of_the_processes_still_held_some(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "shared", steps=40)
+    runs = {run.name: run for run in load_runs([folder])}
+    deepspeed = next(run for run in runs.values() if run.backend == "deepspeed" and run.workers == 2)
+    peaks = {"peak_rss_mib": [900.0, 900.0], "peak_device_mib": [4000.0, 4100.0]}
+    for held, log, kept in (
+        ({}, "the engine said something", True),
+        ({}, "the processes' output is in ../other/log.txt", False),
+        ({"held_before_mib": [0.0, 3.0]}, "the processes' output is in ../other/log.txt", True),
+        ({"held_before_mib": [0.0, 700.0]}, "the engine said something", False),
+    ):
+        (deepspeed.folder / "log.txt").write_text(log + "\n")
+        write_json(deepspeed.folder / "result.json", {**deepspeed.result, "memory": {**peaks, **held}})
+        again = RecordedRun(deepspeed.folder)
+        assert bool(again.memory) is kept, (held, log)
+        found = [one for one in findings(summarize_study(folder)) if one.code == "memory-held"]
+        assert bool(found) is not kept

@@ -38,6 +38,8 @@ def test_step_bootstrap_covers_a_real_slowdown_and_no_slowdown() -> None:
 def test_two_pairs_are_wide_and_one_pair_has_no_interval() -> None:
     two = paired.relative_difference("a", "b", [(100, 104), (100, 106)])
     assert two.low < 0 < two.high  # Student's t with one degree of freedom
+    many = paired.relative_difference("a", "b", [(100, 104), (100, 120)], comparisons=100)
+    assert many.interval() == "no interval", "it reached from nothing to many times as fast"
     one = paired.plain_difference("a", "b", [(0.5, 0.6)])
     assert one.low is None
     assert not one.real
