@@ -15,6 +15,16 @@ from pathlib import Path
 from typing import IO
 
 
+def write_line(text: str, stream: IO[str]) -> None:
+    """Writes one line in one piece.
+
+    Without a buffer (PYTHONUNBUFFERED) print() sends the line's end by itself, and mpirun may put the line of another
+    rank before it.
+    """
+    stream.write(text + "\n")
+    stream.flush()
+
+
 class Output:
     """Redirects this process's output. `screen` is the terminal for rank 0 of a hand-started job, else None."""
 
@@ -46,11 +56,11 @@ class Output:
 
     def say(self, text: str) -> None:
         """One line to the person at the terminal of a hand-started job; to the log otherwise."""
-        print(text, file=self.screen or sys.stderr, flush=True)
+        write_line(text, self.screen or sys.stderr)
 
     def complain(self, text: str) -> None:
         """One line that must reach the terminal, from any rank."""
-        print(text, file=self._terminal or sys.stderr, flush=True)
+        write_line(text, self._terminal or sys.stderr)
 
     def close(self) -> None:
         if self._buffer is not None:

@@ -44,6 +44,7 @@ def tune_and_leave(job: Job, facts: ProcessFacts, log: Path) -> None:
         code = 0
     except BaseException as error:
         from harness.cli import is_user_error
+        from harness.output import write_line
         from harness.worker import FAILURE_MARK
 
         user = is_user_error(error)
@@ -51,7 +52,7 @@ def tune_and_leave(job: Job, facts: ProcessFacts, log: Path) -> None:
             traceback.print_exc()
         text = " ".join(str(error).split())[:500]
         kind = "" if user else f"{type(error).__name__}: "
-        print(f"{FAILURE_MARK} rank={facts.rank} user={int(user)} tuning phase: {kind}{text}", file=sys.stderr)
+        write_line(f"{FAILURE_MARK} rank={facts.rank} user={int(user)} tuning phase: {kind}{text}", sys.stderr)
         code = 2 if user else 1
     sys.stdout.flush()
     sys.stderr.flush()

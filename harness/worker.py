@@ -28,7 +28,7 @@ from harness.ending import end_lines
 from harness.folders import claim_run_folder
 from harness.job import Job, JobError
 from harness.options import job_options, job_values, results_root
-from harness.output import Output, Progress
+from harness.output import Output, Progress, write_line
 from harness.packed import unpack
 
 FAILURE_MARK = "HARNESS-FAILURE"
@@ -158,7 +158,7 @@ def _guarded(
             import traceback
 
             traceback.print_exc()
-        print(f"{FAILURE_MARK} rank={facts.rank} user={int(user)} {text}", file=sys.stderr, flush=True)
+        write_line(f"{FAILURE_MARK} rank={facts.rank} user={int(user)} {text}", sys.stderr)
         run.fail(text)
         if run_dir is None and (facts.rank == 0 or not user):
             output.complain(f"error: {text}" if user else f"rank {facts.rank} failed: {text}")

@@ -17,10 +17,11 @@ from pathlib import Path
 def worker() -> None:
     """Says who it is, then does what its last argument says."""
     from backends.process import detect
+    from harness.output import write_line
 
     facts = detect()
     say = [facts.rank, facts.world_size, facts.local_rank, facts.local_size, facts.hostname, sys.argv[2:]]
-    print("WORKER " + json.dumps([*say, os.environ["HARNESS_NOTE"], os.environ["OMP_NUM_THREADS"]]), flush=True)
+    write_line("WORKER " + json.dumps([*say, os.environ["HARNESS_NOTE"], os.environ["OMP_NUM_THREADS"]]), sys.stdout)
     action = sys.argv[-1]
     if action == "wait" or (action in ("kill", "raise") and facts.rank == 0):
         time.sleep(300)
