@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -337,6 +337,7 @@ def _pairs(runs: Sequence[RecordedRun], frame: pd.DataFrame) -> tuple[list[Paire
     for (group, workers), cell in good.groupby(["group", "workers"], sort=True):
         labels = list(dict.fromkeys(cell["label"]))
         many = len(labels) * (len(labels) - 1) // 2
+        together = {(found.a, found.b): found for found in paired.block_differences(_rates(cell, labels))}
         for a, b in itertools.combinations(labels, 2):
             first = {(row.repeat, row.seed): row for row in cell[cell["label"] == a].itertuples()}
             second = {(row.repeat, row.seed): row for row in cell[cell["label"] == b].itertuples()}
@@ -347,7 +348,9 @@ def _pairs(runs: Sequence[RecordedRun], frame: pd.DataFrame) -> tuple[list[Paire
                 for key in shared
                 if words.is_number(first[key].samples_per_s) and words.is_number(second[key].samples_per_s)
             ]
-            if len(rates) == 1:
+            if (a, b) in together:
+                speed.append(PairedFigure(figure="samples_per_s", difference=together[a, b], **where))
+            elif len(rates) == 1:
                 difference = paired.step_difference(
                     a, b, *(_timed_steps(by_name[side[shared[0]].key]) for side in (first, second)), comparisons=many
                 )
@@ -365,6 +368,18 @@ def _pairs(runs: Sequence[RecordedRun], frame: pd.DataFrame) -> tuple[list[Paire
                     difference = paired.plain_difference(a, b, figures, comparisons=many * len(HEADLINE))
                     quality.append(PairedFigure(figure=name, difference=difference, **where))
     return speed, quality
+
+
+def _rates(cell: pd.DataFrame, labels: Sequence[str]) -> dict[str, dict[Hashable, float]]:
+    """Samples/s of every label by repeat."""
+    return {
+        label: {
+            (row.repeat, row.seed): row.samples_per_s
+            for row in cell[cell["label"] == label].itertuples()
+            if words.is_number(row.samples_per_s)
+        }
+        for label in labels
+    }
 
 
 def _timed_steps(run: RecordedRun) -> list[float]:

@@ -5,18 +5,26 @@ the machine hits both and cancels in the ratio. Ratios of throughputs are compar
 and "4 % slower" are symmetric; quality figures by their plain difference.
 
 - n >= 2 pairs: Student's t interval over the pairs (n - 1 degrees of freedom: honestly wide where pairs are few);
+- three or more engines, each in two or more repeats: one additive model of all of them, log(throughput) = engine +
+  repeat (a randomized complete block design with the repeats as blocks, by least squares, so missing runs do no harm).
+  Its residuals say how much the machine scatters with (engines - 1) x (repeats - 1) degrees of freedom instead of
+  repeats - 1, and Tukey and Kramer's studentized range holds all the comparisons together. It takes the scatter to be
+  the same share of the throughput for every engine. For two engines it is Student's interval over the pairs;
 - one pair: a moving-block bootstrap of the steps inside the two runs (blocks keep the correlation between neighbouring
   steps, Kuensch 1989). It says nothing of the variation between runs, and the sentence says that.
 
 With several comparisons at once, some would come out "real" by chance alone: the intervals of one cell are widened so
-that all of them hold together with 95 % (Bonferroni).
+that all of them hold together with 95 % (Tukey and Kramer for the model above, Bonferroni elsewhere).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +47,7 @@ class Difference:
     pairs: int
     relative: bool = True
     comparisons: int = 1  # that the interval holds for together
+    engines: int = 2  # whose runs say how much the machine scatters
 
     @property
     def real(self) -> bool:
@@ -53,25 +62,55 @@ class Difference:
 
     def basis(self) -> str:
         """What the interval stands on."""
+        if self.engines > 2:
+            return f"{self.pairs} interleaved repeats of {self.engines} engines"
         return f"{self.pairs} interleaved pairs" if self.pairs > 1 else "steps of one run each: repeat it to be sure"
 
 
 def relative_difference(a: str, b: str, rates: Sequence[tuple[float, float]], *, comparisons: int = 1) -> Difference:
     """`b` against `a` from pairs of positive figures (a's, b's), one pair a repeat."""
     logs = np.log([second / first for first, second in rates])
-    centre = float(logs.mean())
-    half = _half_width(logs, comparisons)
-    if half is not None and half > math.log(_UNBOUNDED):  # two pairs, and many comparisons that must hold together
-        half = None
-    return Difference(
-        a=a,
-        b=b,
-        value=math.expm1(centre),
-        low=None if half is None else math.expm1(centre - half),
-        high=None if half is None else math.expm1(centre + half),
-        pairs=len(rates),
-        comparisons=comparisons,
-    )
+    ends = _unlogged(float(logs.mean()), _half_width(logs, comparisons))
+    return Difference(a=a, b=b, **ends, pairs=len(rates), comparisons=comparisons)
+
+
+def block_differences(rates: Mapping[str, Mapping[Hashable, float]]) -> list[Difference]:
+    """Every two of three or more engines, from the positive figures (by repeat) of each, in one additive model.
+
+    Engines with fewer than two repeats are left out. Empty where two engines or fewer are left, where the repeats do
+    not connect them, or where nothing is left over to estimate the scatter from.
+    """
+    labels = [label for label, figures in rates.items() if len(figures) > 1]
+    blocks = list(dict.fromkeys(block for label in labels for block in rates[label]))
+    rows = [(labels.index(label), blocks.index(block)) for label in labels for block in rates[label]]
+    design = np.zeros((len(rows), len(labels) + len(blocks)))
+    for row, (label, block) in enumerate(rows):
+        design[row, [label, len(labels) + block]] = 1
+    rank = np.linalg.matrix_rank(design) if rows else 0
+    freedom = len(rows) - int(rank)
+    if len(labels) < 3 or rank < len(labels) + len(blocks) - 1 or freedom < 1:
+        return []
+    logs = np.log([rates[labels[label]][blocks[block]] for label, block in rows])
+    inverse = np.linalg.pinv(design.T @ design)  # of deficient rank: only contrasts have a meaning, and they are exact
+    effects = inverse @ design.T @ logs
+    scatter = math.sqrt(float(((logs - design @ effects) ** 2).sum()) / freedom)
+    quantile = _studentized_range(len(labels), freedom) / math.sqrt(2)
+    found = []
+    for first, second in combinations(range(len(labels)), 2):
+        a, b = labels[first], labels[second]
+        variance = inverse[first, first] + inverse[second, second] - 2 * inverse[first, second]
+        ends = _unlogged(float(effects[second] - effects[first]), quantile * scatter * math.sqrt(float(variance)))
+        pairs = len(rates[a].keys() & rates[b].keys())
+        many = len(labels) * (len(labels) - 1) // 2
+        found.append(Difference(a=a, b=b, **ends, pairs=pairs, comparisons=many, engines=len(labels)))
+    return found
+
+
+def _unlogged(centre: float, half: float | None) -> dict[str, Any]:
+    """A difference of logarithms and half its interval as shares."""
+    if half is None or half > math.log(_UNBOUNDED):  # two pairs, and many comparisons that must hold together
+        return {"value": math.expm1(centre), "low": None, "high": None}
+    return {"value": math.expm1(centre), "low": math.expm1(centre - half), "high": math.expm1(centre + half)}
 
 
 def plain_difference(a: str, b: str, figures: Sequence[tuple[float, float]], *, comparisons: int = 1) -> Difference:
@@ -103,6 +142,14 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and the half width of its 95 % interval over seeds (None for a single one)."""
     array = np.asarray(values, dtype=float)
     return float(array.mean()), _half_width(array)
+
+
+@cache
+def _studentized_range(means: int, freedom: int) -> float:
+    """The 95 % quantile of the range of `means` equal means in units of their estimated deviation."""
+    from scipy.stats import studentized_range  # here: it takes a second to import
+
+    return float(studentized_range.ppf(LEVEL, means, freedom))
 
 
 def _half_width(values: np.ndarray, comparisons: int = 1) -> float | None:

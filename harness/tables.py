@@ -148,9 +148,10 @@ def difference_table(comparison: Comparison) -> Table | None:
         title="Which differences in speed are real",
         columns=["throughput of", "workers", "difference", "95 % interval", "pairs", "real"],
         rows=rows,
-        note="Paired by repeat; the engines ran interleaved, so a drift of the machine cancels. With one pair the "
-        "interval comes from the steps of the two runs and leaves out the variation between runs. "
-        "The intervals of one number of workers hold all together (Bonferroni).",
+        note="Paired by repeat; the engines ran interleaved, so a drift of the machine cancels. Three or more engines "
+        "with repeats: one additive model of engine and repeat, intervals by Tukey and Kramer. Two: Student's t over "
+        "the pairs. With one pair the interval comes from the steps of the two runs and leaves out the variation "
+        "between runs. The intervals of one number of workers hold all together.",
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from harness import words
 from harness.compare import HEADLINE, QUALITY_NAMES, Comparison, PairedFigure
 from harness.findings import Finding
+from harness.paired import Difference
 
 _SAME_MEMORY = 0.03
 _TOO_WIDE = 0.3  # width of an interval of a speed difference that says nothing
@@ -67,8 +67,7 @@ def speed_sentence(pair: PairedFigure) -> str:
     """``Horovod is 4.0 % faster than DeepSpeed ZeRO-1 at 2 workers (95 % CI 2.0 to 6.1 %, 3 interleaved pairs).``"""
     difference, at = pair.difference, f"at {words.plural(pair.workers, 'worker')}"
     if not difference.real:
-        width = math.inf if difference.low is None or difference.high is None else difference.high - difference.low
-        if width > _TOO_WIDE:
+        if _says_nothing(difference):
             return (
                 f"Which of {difference.a} and {difference.b} is faster {at} cannot be told: "
                 f"{_signed(difference.value)} ({difference.interval(0)}, {difference.basis()}); more --repeats on a "
@@ -80,9 +79,34 @@ def speed_sentence(pair: PairedFigure) -> str:
         )
     if difference.value < 0:  # say who is faster, not who is slower
         return speed_sentence(_turned(pair))
+    if difference.value >= 1 and difference.low is not None and difference.high is not None:
+        return (
+            f"{difference.b} trains {1 + difference.value:.2f} times as many samples/s as {difference.a} {at} "
+            f"(95 % CI {1 + difference.low:.2f} to {1 + difference.high:.2f} times, {difference.basis()})."
+        )
     return (
         f"{difference.b} is {words.percent(difference.value, 1)} faster than {difference.a} {at} "
         f"({difference.interval()}, {difference.basis()})."
+    )
+
+
+def _says_nothing(difference: Difference) -> bool:
+    """Its interval is too wide for "no real difference"."""
+    return difference.low is None or difference.high is None or difference.high - difference.low > _TOO_WIDE
+
+
+def _tie_sentence(fastest: str, equal: Sequence[PairedFigure]) -> str:
+    """Two or more engines that the measurement cannot tell from the fastest, in one sentence."""
+    turned = [_facing(pair, pair.difference.a).difference for pair in equal]  # every other one against the fastest
+    others = words.joined(
+        [f"{other.b} ({_signed(other.value)}, {other.interval(0 if _says_nothing(other) else 1)})" for other in turned]
+    )
+    at = words.plural(equal[0].workers, "worker")
+    if not any(_says_nothing(other) for other in turned):
+        return f"No real difference in speed at {at} between {fastest} and {others}; {turned[0].basis()}."
+    return (
+        f"At {at} {fastest} trained the most samples/s, but cannot be told from {others}; {turned[0].basis()}, more "
+        "--repeats on a quiet machine would tell."
     )
 
 
@@ -104,7 +128,10 @@ def _speed(comparison: Comparison) -> list[str]:
     fastest = main[main["workers"] == most].sort_values("samples_per_s").iloc[-1]["label"]
     with_fastest = [_facing(pair, fastest) for pair in at_most if fastest in (pair.difference.a, pair.difference.b)]
     with_fastest.sort(key=lambda pair: pair.difference.value)
-    sentences = [speed_sentence(pair) for pair in with_fastest[:4]]
+    equal = [pair for pair in with_fastest if not pair.difference.real]
+    slower = [pair for pair in with_fastest if pair.difference.real]
+    sentences = [_tie_sentence(fastest, equal)] if len(equal) > 1 else [speed_sentence(pair) for pair in equal]
+    sentences += [speed_sentence(pair) for pair in slower[:4]]
     for workers in sorted({pair.workers for pair in pairs} - {most}, reverse=True):
         first = with_fastest[0].difference
         here = [p for p in pairs if p.workers == workers and {p.difference.a, p.difference.b} == {first.a, first.b}]

@@ -1,5 +1,6 @@
 """A study summarized: cells, efficiencies, pairs, and what must never be mixed."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -67,6 +68,17 @@ def test_speed_difference_is_paired_and_the_verdict_says_it_first(study: Path) -
     assert first.startswith("Horovod is ")
     assert "faster than DeepSpeed ZeRO-1 at 2 workers (95 % CI " in first
     assert first.endswith("3 interleaved pairs).")
+
+
+def test_four_engines_with_two_repeats_two_of_them_alike_and_one_far_behind(tmp_path: Path) -> None:
+    speeds = {"ddp": 0.5, "horovod": 0.5, "deepspeed": 2.0, "fsdp2": 0.5}
+    folder = write_study(tmp_path / "four", speeds=speeds, repeats=2, workers=(2,), steps=60)
+    tie, behind = verdict(summarize_study(folder))[:2]
+    assert tie.startswith("No real difference in speed at 2 workers between ")
+    assert "DeepSpeed" not in tie
+    assert "2 interleaved repeats of 4 engines" in tie
+    assert "times as many samples/s as DeepSpeed ZeRO-1 at 2 workers (95 % CI " in behind
+    assert re.search(r"trains (3\.9|4\.0)\d times", behind)
 
 
 def test_equal_engines_are_not_told_apart(tmp_path: Path) -> None:

@@ -82,3 +82,59 @@ def test_many_comparisons_widen_the_interval_so_that_all_hold_together() -> None
 
 def test_few_steps_give_no_interval() -> None:
     assert paired.step_difference("a", "b", [1.0] * 5, [1.1] * 5).low is None
+
+
+def _blocks(rng: np.random.Generator, engines: dict[str, float], repeats: int, scatter: float) -> dict:
+    """Throughputs by engine and repeat on a machine that slows down by a tenth from repeat to repeat."""
+    return {
+        name: {repeat: speed * 0.9**repeat * rng.lognormal(0, scatter) for repeat in range(repeats)}
+        for name, speed in engines.items()
+    }
+
+
+def test_six_engines_with_two_repeats_tell_what_two_pairs_cannot() -> None:
+    rng = np.random.default_rng(5)
+    rates = _blocks(rng, {"a": 100, "b": 101, "c": 100, "d": 99, "e": 100, "slow": 40}, 2, 0.03)
+    found = {(d.a, d.b): d for d in paired.block_differences(rates)}
+    assert len(found) == 15
+    slow = found["a", "slow"]
+    assert slow.real
+    assert slow.low < -0.6 < slow.high
+    assert slow.basis() == "2 interleaved repeats of 6 engines"
+    assert not any(d.real for names, d in found.items() if "slow" not in names)
+    alone = list(zip(rates["a"].values(), rates["slow"].values(), strict=True))
+    assert not paired.relative_difference("a", "slow", alone, comparisons=15).real, "one degree of freedom"
+
+
+def test_blocks_of_equal_engines_are_called_real_as_rarely_as_they_claim() -> None:
+    rng = np.random.default_rng(6)
+    wrong = sum(
+        any(d.real for d in paired.block_differences(_blocks(rng, dict.fromkeys("abcd", 100.0), 3, 0.02)))
+        for _ in range(200)
+    )
+    assert wrong / 200 < 0.09  # 5 % by construction
+
+
+def test_blocks_agree_with_the_textbook_and_survive_a_missing_run() -> None:
+    from scipy import stats
+
+    rng = np.random.default_rng(7)
+    rates = _blocks(rng, {"a": 100, "b": 110, "c": 121}, 4, 0.02)
+    first = paired.block_differences(rates)[0]
+    logs = np.log([[rates[name][repeat] for repeat in range(4)] for name in "abc"])
+    rest = logs - logs.mean(0, keepdims=True) - logs.mean(1, keepdims=True) + logs.mean()
+    half = stats.studentized_range.ppf(0.95, 3, 6) * np.sqrt((rest**2).sum() / 6 / 4)
+    assert np.log1p(first.value) == pytest.approx(logs[1].mean() - logs[0].mean())
+    assert np.log1p(first.high) - np.log1p(first.value) == pytest.approx(half)
+    del rates["c"][3]  # the slowest repeat: its mean alone would look faster
+    third = {(d.a, d.b): d for d in paired.block_differences(rates)}["a", "c"]
+    assert third.value == pytest.approx(0.21, abs=0.05)
+    assert third.pairs == 3
+
+
+def test_blocks_need_three_engines_repeats_and_a_shared_repeat() -> None:
+    assert paired.block_differences({"a": {0: 1.0, 1: 1.1}, "b": {0: 2.0, 1: 2.1}}) == []
+    assert paired.block_differences({name: {0: 1.0} for name in "abc"}) == []
+    apart = {"a": {0: 1.0, 1: 1.1}, "b": {2: 1.0, 3: 1.2}, "c": {4: 1.0, 5: 1.0}}
+    assert paired.block_differences(apart) == []
+    assert paired.block_differences({}) == []
