@@ -17,7 +17,7 @@ from typing import Any
 from harness import palette, words
 
 WIDTH, HEIGHT = 520, 330
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 32, 48
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 32, 48
 MARKERS = ("circle", "square", "triangle", "diamond", "down", "plus", "cross", "star")
 
 
@@ -73,8 +73,8 @@ def line_chart(
         return None
     xs = [point[0] for item in series for point in item.points]
     ys = [value for item in series for point in item.points for value in point[1:] if value is not None]
-    to_x, x_ticks = _scale(xs, x, _LEFT, WIDTH - _RIGHT)
-    to_y, y_ticks = _scale(ys, y, HEIGHT - _BOTTOM, _TOP)
+    to_x, x_ticks = scale(xs, x, LEFT, WIDTH - RIGHT)
+    to_y, y_ticks = scale(ys, y, HEIGHT - BOTTOM, TOP)
     parts = _grid(to_x, x_ticks, x, to_y, y_ticks, y)
     data: list[dict[str, Any]] = []
     for number, item in enumerate(series):
@@ -90,9 +90,9 @@ def line_chart(
                 _whisker(to_x(point[0]), to_y(point[2]), to_y(point[3])) for point in item.points if len(point) > 3
             ]
             if item.markers:
-                parts += [_marker(slot, px, py) for px, py in places]
+                parts += [marker(slot, px, py) for px, py in places]
             values = [
-                [round(px, 1), round(py, 1), x.form(point[0]), _value(y, point)]
+                [round(px, 1), round(py, 1), x.form(point[0]), value_text(y, point)]
                 for (px, py), point in zip(places, item.points, strict=True)
             ]
             data.append({"series": number, "label": item.label, "slot": slot, "points": values})
@@ -102,64 +102,8 @@ def line_chart(
         id=id,
         title=title,
         description=description or _describe(series, x, y),
-        svg=_svg(id, title, parts),
-        data=_json({"x": x.label, "y": y.label, "series": data}),
-        legend=legend,
-        note=note,
-    )
-
-
-def stacked_bars(
-    id: str,
-    title: str,
-    rows: Sequence[tuple[str, dict[str, float]]],
-    parts: Sequence[str],
-    *,
-    unit: str,
-    note: str = "",
-) -> Chart | None:
-    """Horizontal bars of named parts, one a row; None without rows. The parts' order is that of `parts`."""
-    if not rows:
-        return None
-    most = max(sum(values.values()) for _, values in rows)
-    height = 34 * len(rows) + 62
-    left = min(190, 20 + 7 * max(len(label) for label, _ in rows))
-    axis = Axis(label=unit, from_zero=True)
-    to_x, ticks = _scale([0, most], axis, left, WIDTH - _RIGHT)
-    form = axis.tick_form(ticks)
-    drawn = [
-        f'<line class="grid" x1="{to_x(tick):.1f}" x2="{to_x(tick):.1f}" y1="8" y2="{height - 44}"/>'
-        f'<text class="tick" x="{to_x(tick):.1f}" y="{height - 26}" text-anchor="middle">{form(tick)}</text>'
-        for tick in ticks
-    ]
-    drawn.append(
-        f'<text class="axis" x="{(left + WIDTH) / 2:.0f}" y="{height - 6}" text-anchor="middle">{escape(unit)}</text>'
-    )
-    data = []
-    for position, (label, values) in enumerate(rows):
-        top = 12 + 34 * position
-        drawn.append(f'<text class="tick" x="{left - 6}" y="{top + 16}" text-anchor="end">{escape(label)}</text>')
-        done = 0.0
-        points = []
-        for slot, name in enumerate(parts):
-            value = values.get(name, 0.0)
-            begin, end = to_x(done), to_x(done + value)
-            size = f'width="{max(0.0, end - begin):.1f}" height="24"'
-            drawn.append(f'<rect class="bar c{slot % 8} h{slot % 8}" x="{begin:.1f}" y="{top}" {size}/>')
-            points.append([round((begin + end) / 2, 1), top + 12, name, f"{words.number(value)} {unit}"])
-            done += value
-        data.append({"series": position, "label": label, "slot": -1, "points": points})
-    legend = [{"label": name, "slot": slot % 8, "series": None, "bar": True} for slot, name in enumerate(parts)]
-    words_of = "; ".join(
-        f"{label}: " + ", ".join(f"{name} {words.number(values.get(name, 0.0))} {unit}" for name in parts)
-        for label, values in rows
-    )
-    return Chart(
-        id=id,
-        title=title,
-        description=words_of,
-        svg=_svg(id, title, drawn, height),
-        data=_json({"x": "part", "y": unit, "series": data}),
+        svg=svg(id, title, parts),
+        data=data_json({"x": x.label, "y": y.label, "series": data}),
         legend=legend,
         note=note,
     )
@@ -172,7 +116,7 @@ def thin(points: Sequence[tuple[float, float]], most: int = 150) -> list[tuple[f
     return [points[round(index * (len(points) - 1) / (most - 1))] for index in range(most)]
 
 
-def _scale(
+def scale(
     values: Sequence[float], axis: Axis, begin: float, end: float
 ) -> tuple[Callable[[float], float], list[float]]:
     """value -> coordinate, and the ticks."""
@@ -215,30 +159,30 @@ def _log2_ticks(low: float, high: float) -> list[float]:
 
 
 def _grid(to_x: Any, x_ticks: Sequence[float], x: Axis, to_y: Any, y_ticks: Sequence[float], y: Axis) -> list[str]:
-    bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     x_form, y_form = x.tick_form(x_ticks), y.tick_form(y_ticks)
     parts = []
     for tick in y_ticks:
         at = to_y(tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(
-            f'<text class="tick" x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{escape(y_form(tick))}</text>'
+            f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{escape(y_form(tick))}</text>'
         )
     for tick in x_ticks:
         at = to_x(tick)
-        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{bottom}"/>')
+        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{bottom}"/>')
         parts.append(
             f'<text class="tick" x="{at:.1f}" y="{bottom + 17}" text-anchor="middle">{escape(x_form(tick))}</text>'
         )
-    parts.append(f'<path class="frame" d="M{_LEFT} {_TOP}V{bottom}H{right}"/>')
-    middle = (_LEFT + right) / 2
+    parts.append(f'<path class="frame" d="M{LEFT} {TOP}V{bottom}H{right}"/>')
+    middle = (LEFT + right) / 2
     parts.append(f'<text class="axis" x="{middle:.0f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x.label)}</text>')
     # Above the axis and not turned: it can be read on a phone and never meets the ticks.
     parts.append(f'<text class="axis" x="2" y="14">{escape(y.label)}</text>')
     return parts
 
 
-def _marker(slot: int, x: float, y: float) -> str:
+def marker(slot: int, x: float, y: float) -> str:
     """Eight shapes, told apart in grey."""
     kind, r = MARKERS[slot], 4.5
     if kind == "circle":
@@ -261,7 +205,8 @@ def _whisker(x: float, low: float, high: float) -> str:
     return f'<path class="whisker" d="M{x:.1f} {low:.1f}V{high:.1f}M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8"/>'
 
 
-def _value(axis: Axis, point: Sequence[float]) -> str:
+def value_text(axis: Axis, point: Sequence[float]) -> str:
+    """The value of a point in words, with its ends where it has them."""
     text = axis.form(point[1])
     return f"{text} ({axis.form(point[2])} to {axis.form(point[3])})" if len(point) > 3 else text
 
@@ -287,7 +232,7 @@ def _swatch(slot: int, dash: str) -> str:
     pattern = f' stroke-dasharray="{dash}"' if dash else ""
     return (
         f'<svg class="swatch series c{slot}" viewBox="0 0 34 14" width="34" height="14" aria-hidden="true">'
-        f'<path d="M1 7H33"{pattern}/>{_marker(slot, 17, 7)}</svg>'
+        f'<path d="M1 7H33"{pattern}/>{marker(slot, 17, 7)}</svg>'
     )
 
 
@@ -305,13 +250,14 @@ def _describe(series: Sequence[Series], x: Axis, y: Axis) -> str:
     return f"{y.label} over {x.label}. " + "; ".join(sentences) + "."
 
 
-def _svg(id: str, title: str, parts: Sequence[str], height: int = HEIGHT) -> str:
+def svg(id: str, title: str, parts: Sequence[str], height: int = HEIGHT) -> str:
+    """The drawing with its title."""
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="{id}-title" focusable="false">'
         f'<title id="{id}-title">{escape(title)}</title>{"".join(parts)}</svg>'
     )
 
 
-def _json(value: Any) -> str:
+def data_json(value: Any) -> str:
     """JSON that is safe inside a script element."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import charts, measure, palette, plots, tables, words
+from harness import bars, charts, measure, palette, plots, tables, words
 from harness.compare import Comparison
 from harness.findings import findings
 from harness.job import Job
@@ -106,7 +106,8 @@ def _facts(comparison: Comparison) -> str:
 
 # -- charts ---------------------------------------------------------------------------------------------------------
 def scaling_charts(comparison: Comparison, group: int) -> list[charts.Chart]:
-    """Throughput with ideal lines and efficiency of one group, over workers (log2)."""
+    """Throughput with ideal lines and efficiency of one group, over workers (log2); the engines in a row where there is
+    a single number of workers."""
     cells = comparison.cells[comparison.cells["group"] == group] if len(comparison.cells) else comparison.cells
     workers = sorted({int(count) for count in cells["workers"]}) if len(cells) else []
     slots = {label: slot for slot, label in enumerate(comparison.labels)}
@@ -133,6 +134,11 @@ def scaling_charts(comparison: Comparison, group: int) -> list[charts.Chart]:
     if share_series:
         ends = [(workers[0], 1.0), (workers[-1], 1.0)]
         share_series.append(charts.Series(label="ideal", slot=5, points=ends, ideal=True))
+    if len(workers) == 1:
+        at = words.plural(workers[0], "worker")
+        note = "Bars: lowest to highest repeat, or quartiles of the steps where there is one run."
+        chart = bars.ranked("chart-scaling", f"Throughput at {at}", rate_series, unit="samples per second", note=note)
+        return [] if chart is None else [chart]
     x = charts.Axis(label="workers", scale="log2", ticks=workers, form=lambda value: f"{value:.0f}")
     number = f"-{group + 1}" if group else ""
     made = [
@@ -219,7 +225,7 @@ def split_chart(comparison: Comparison) -> charts.Chart | None:
         parts = tables.split_means(runs)
         if parts is not None:
             rows.append((f"{label}, {workers}", parts))
-    return charts.stacked_bars(
+    return bars.stacked_bars(
         "chart-split", "Parts of a step (engine, workers)", rows[:16], tables.SPLIT_PARTS, unit="ms"
     )
 

@@ -70,9 +70,12 @@ def figure_files(
 
 
 def _scaling(comparison: Comparison, figure: Figure) -> bool:
-    """Throughput over workers, both axes log2, each engine's ideal line from its one-worker point."""
+    """Throughput over workers, both axes log2, each engine's ideal line from its one-worker point; the engines in a row
+    where there is a single number of workers."""
     axes = figure.add_subplot()
     drawn = False
+    if len(comparison.main) and comparison.main["workers"].nunique() == 1:
+        return _ranked(comparison, figure, axes)
     for label, style, cells in _series(comparison, "samples_per_s"):
         workers = [cell["workers"] for cell in cells]
         rates = [cell["samples_per_s"] for cell in cells]
@@ -89,6 +92,29 @@ def _scaling(comparison: Comparison, figure: Figure) -> bool:
     axes.set(xlabel="workers", ylabel="samples per second", title=_title(comparison, "Throughput"))
     _note(figure, f"Points: median of the repeats. Bars: {_bar_words(comparison)}. Dotted: ideal from the first point.")
     axes.legend()
+    return True
+
+
+def _ranked(comparison: Comparison, figure: Figure, axes: Axes) -> bool:
+    """Throughput at the only number of workers: a row an engine, fastest on top, from zero."""
+    rows = [(label, style, cells[0]) for label, style, cells in _series(comparison, "samples_per_s")]
+    rows.sort(key=lambda row: row[2]["samples_per_s"])
+    for place, (_, style, cell) in enumerate(rows):
+        rate = cell["samples_per_s"]
+        axes.plot([0, rate], [place, place], color=style.light, linewidth=1.2, alpha=0.5)
+        axes.errorbar(
+            [rate], [place], xerr=_bars([cell], "samples_per_s"), color=style.light, marker=style.marker, capsize=4
+        )
+    if not rows:
+        return False
+    for place, (label, _, _) in enumerate(rows):  # above its line: a long label would push the figure aside
+        axes.annotate(label, (0, place), xytext=(4, 6), textcoords="offset points", fontsize="small")
+    axes.set_yticks([])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlim(left=0)
+    at = words.plural(int(rows[0][2]["workers"]), "worker")
+    axes.set(xlabel="samples per second", title=_title(comparison, f"Throughput at {at}"))
+    _note(figure, f"Points: median of the repeats. Bars: {_bar_words(comparison)}.")
     return True
 
 

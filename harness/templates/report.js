@@ -35,7 +35,7 @@
       const scale = svg.clientWidth / box.width;
       const x = point[0] * scale, y = point[1] * scale;
       dot.style.left = x + "px"; dot.style.top = y + "px";
-      const text = series.label + ": " + point[3] + (data.x === "part" ? ", " + point[2] : " at " + point[2] + " " + data.x);
+      const text = series.label + ": " + point[3] + (data.x === "part" ? ", " + point[2] : point[2] === "" ? "" : " at " + point[2] + " " + data.x);
       tip.textContent = text;
       const half = tip.offsetWidth / 2;
       tip.style.left = Math.min(Math.max(x, half), plot.clientWidth - half) + "px"; tip.style.top = Math.max(y, tip.offsetHeight + 12) + "px";

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import charts, palette, words
+from harness import bars, charts, palette, words
 from harness.job import Job
 from harness.peak import mfu, peak_flops
 from harness.price import Prices, cost_of, energy_kwh
@@ -52,14 +52,14 @@ def test_chart_is_valid_svg_with_words() -> None:
 
 
 def test_log2_axis_is_linear_in_the_exponent() -> None:
-    to_x, _ = charts._scale([1, 16], charts.Axis(label="", scale="log2"), 0, 100)
+    to_x, _ = charts.scale([1, 16], charts.Axis(label="", scale="log2"), 0, 100)
     steps = [to_x(2**power) for power in range(5)]
     assert all(math.isclose(b - a, steps[1] - steps[0]) for a, b in itertools.pairwise(steps))
 
 
 def test_ticks_are_round_and_written_alike() -> None:
     axis = charts.Axis(label="")
-    _, ticks = charts._scale([0.613, 3.02], axis, 0, 100)
+    _, ticks = charts.scale([0.613, 3.02], axis, 0, 100)
     assert ticks == [1.0, 1.5, 2.0, 2.5, 3.0]
     assert [axis.tick_form(ticks)(tick) for tick in ticks] == ["1.0", "1.5", "2.0", "2.5", "3.0"]
 
@@ -69,6 +69,20 @@ def test_empty_and_constant_charts() -> None:
     assert charts.line_chart("c", "t", [charts.Series(label="a", points=[])], x, y) is None
     flat = charts.line_chart("c", "t", [charts.Series(label="a", points=[(1, 0.0), (2, 0.0)])], x, y)
     assert "nan" not in flat.svg
+
+
+def test_engines_are_ranked_from_zero_where_workers_do_not_vary() -> None:
+    series = [
+        charts.Series(label="slow <", slot=0, points=[(2, 10.0, 9.0, 11.0)]),
+        charts.Series(label="fast", slot=1, points=[(2, 40.0)]),
+        charts.Series(label="none", slot=2, points=[]),
+    ]
+    chart = bars.ranked("c", "t", series, unit="samples/s")
+    assert chart.description == "samples/s, highest first. fast: 40.0; slow <: 10.0 (9.00 to 11.0)."
+    root = ElementTree.fromstring(chart.svg)
+    assert [text.text for text in root.iter("text") if text.get("x") == "20"] == ["fast", "slow <"]
+    assert root.findall(".//path[@class='whisker']")
+    assert bars.ranked("c", "t", series[2:], unit="samples/s") is None
 
 
 def test_thinning_keeps_the_ends() -> None:
