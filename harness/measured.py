@@ -58,6 +58,16 @@ def _overhead(record: Mapping[str, Any], folder: Path) -> str:
     return f"at most {worst['ratio']:.3f} x a hand-written loop ({where}) over {len(rows)} cells."
 
 
+def _faults(record: Mapping[str, Any], folder: Path) -> str:
+    rows = record["rows"]
+    ended = [row["seconds"] for row in rows if row["seconds"] is not None]
+    went_on = len(rows) - len(ended)
+    return (
+        f"{words.plural(len(rows), 'fault')} planted: {len(ended)} jobs ended with the right reason within "
+        f"{max(ended):.0f} s, {went_on} rightly went on."
+    )
+
+
 _Kind = tuple[Callable[[Mapping[str, Any], Path], str], str, tuple[str, ...]]
 _KINDS: dict[str, _Kind] = {
     "parity.json": (
@@ -74,6 +84,11 @@ _KINDS: dict[str, _Kind] = {
         _fit,
         "The largest LLaMA-type model that each engine setting trains, against the memory model (`harness fit`)",
         ("fit.md", "fit.csv", "fit.json", "fit.png", "fit.svg"),
+    ),
+    "faults.json": (
+        _faults,
+        "Faults planted in running jobs on virtual nodes, both engines (tests/nodes/test_faults.py)",
+        ("faults.md", "faults.json"),
     ),
     "overhead.json": (
         _overhead,

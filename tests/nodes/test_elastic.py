@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.nodes import fault_table
+
 pytestmark = [pytest.mark.parallel, pytest.mark.slow, pytest.mark.timeout(240)]
 
 
@@ -24,7 +26,8 @@ def test_the_rest_carries_on_when_a_node_is_cut_off(make_nodes, tmp_path):
         nodes.cut("c")
         began = time.monotonic()
         _wait(lambda: _at(tmp_path)[1] == 2, process, tmp_path, "the rest goes on")
-        assert time.monotonic() - began < 60
+        carried_on = time.monotonic() - began
+        assert carried_on < 60
         out, _ = process.communicate(timeout=120)
     outcome = json.loads(out.splitlines()[-1])
     assert outcome["returncode"] == 0, outcome
@@ -36,6 +39,8 @@ def test_the_rest_carries_on_when_a_node_is_cut_off(make_nodes, tmp_path):
     while nodes.processes("c") and time.monotonic() < deadline:
         time.sleep(0.2)
     assert [nodes.processes(name) for name in ("a", "b", "c")] == [[], [], []]
+    went_on = f"elastic: the other two carried on after {carried_on:.0f} s and trained all {summary['steps']} steps"
+    fault_table.note("a node is cut off, elastic job of three", "horovod", seconds=None, status="ok", reason=went_on)
 
 
 def _at(folder: Path) -> tuple[int, int]:

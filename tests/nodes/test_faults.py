@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from mpi.nodes.cluster import Cluster
+from tests.nodes import fault_table
 
 pytestmark = [pytest.mark.parallel, pytest.mark.slow, pytest.mark.timeout(240)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +104,12 @@ def assert_nothing_left(nodes: Cluster, limit: float = 3.0) -> None:
         assert left == [], f"on node {node.name}"
 
 
+def noted(fault: str, engine: str, result: dict[str, Any]) -> None:
+    fault_table.note(
+        fault, engine, seconds=result["seconds"], status=result["status"], reason=result.get("reason") or ""
+    )
+
+
 def tried_with(*always: str) -> pytest.MarkDecorator:
     left_out = pytest.mark.skipif(not ALL, reason="HARNESS_ALL_FAULTS=1 tries it too")
     return pytest.mark.parametrize(
@@ -154,6 +161,7 @@ def test_a_worker_is_killed(two, intact, engine):
     assert any(words in result["reason"] for words in named), result["reason"]
     assert result["seconds"] < 30
     assert_nothing_left(two)
+    noted("a worker is killed (SIGKILL)", engine, result)
 
 
 @tried_with("horovod")
@@ -166,6 +174,7 @@ def test_a_node_is_cut_off_in_the_middle_of_a_step(fresh, intact, engine):
     assert result["status"] == "failed"
     assert result["reason"].startswith("node b: lost the connection"), result["reason"]
     assert_nothing_left(nodes, limit=30)  # the cut-off node's guard waits 20 s for a word
+    noted("a node is cut off in the middle of a step", engine, result)
 
 
 @tried_with("deepspeed")
@@ -179,6 +188,7 @@ def test_sshd_is_down_at_the_start(fresh, intact, engine):
     assert "node b" in result["reason"]
     assert "Connection refused" in result["reason"]
     assert_nothing_left(nodes)
+    noted("sshd is down at the start", engine, result)
 
 
 @tried_with("horovod")
@@ -196,6 +206,7 @@ def test_another_python_on_one_node(fresh, intact, engine, tmp_path):
     assert result["status"] == "failed"
     assert "node b" in result["reason"] or "is not installed" in result["reason"], result["reason"]
     assert_nothing_left(nodes)
+    noted("another Python on one node", engine, result)
 
 
 @tried_with("deepspeed")
@@ -226,6 +237,7 @@ def test_the_disk_for_results_is_full(fresh, intact, engine, tmp_path):
     assert seconds < LIMIT_S
     assert [json.loads(line) for line in read("steps.jsonl").splitlines()[:2]]
     assert_nothing_left(nodes)
+    noted("the disk for results is full", engine, {**result, "seconds": seconds})
 
 
 @tried_with("horovod")
@@ -235,15 +247,19 @@ def test_a_slow_link_slows_the_job_and_breaks_nothing(fresh, intact, engine):
     with running(nodes, intact, engine, f"{engine}-slow", steps=4) as job:
         output, _ = job.process.communicate(timeout=150)
     assert job.process.returncode == 0, output
-    assert json.loads((job.folder / "result.json").read_text())["status"] == "ok"
+    result = json.loads((job.folder / "result.json").read_text())
+    assert result["status"] == "ok"
     # The gradients of a step, one way, at that rate: it cannot have been quicker.
     least = (job.folder / "weights.safetensors").stat().st_size * 8 / 8e6
     rows = [json.loads(line) for line in (job.folder / "steps.jsonl").read_text().splitlines()]
     earlier = (intact / "faults" / f"{engine}-earlier" / "steps.jsonl").read_text().splitlines()
     quickest = min(row["step_s"] for row in rows[1:])
     assert quickest > 0.9 * least
-    assert quickest > min(json.loads(line)["step_s"] for line in earlier[1:])
+    before = min(json.loads(line)["step_s"] for line in earlier[1:])
+    assert quickest > before
     assert_nothing_left(nodes)
+    slowed = f"carries on: {quickest:.2f} s a step instead of {before:.2f} s"
+    noted("a link of 8 Mbit/s", engine, {**result, "seconds": None, "reason": slowed})
 
 
 @tried_with("deepspeed")
@@ -260,3 +276,4 @@ def test_ctrl_c_at_the_launcher(two, intact, engine):
     assert "interrupted" in result["reason"]
     assert result["seconds"] < 30
     assert_nothing_left(two)
+    noted("Ctrl-C at the launcher", engine, result)
