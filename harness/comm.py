@@ -7,6 +7,7 @@ definition (`mpi.collectives`), every result checked, a table, comm.json and a p
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import tempfile
@@ -130,7 +131,7 @@ def _run(
         network=network,
         master_port=free_port(network.address),
         cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT)},
+        env={"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))},
         operation_timeout=60,
     )
     if dry_run:

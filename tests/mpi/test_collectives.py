@@ -109,6 +109,18 @@ def test_the_expected_values_are_what_numpy_computes(operation):
         assert np.array_equal(expected(operation, rank, ranks, count), want)
 
 
+def test_workers_keep_the_callers_module_path(monkeypatch):
+    """Where the engines lie in a folder of PYTHONPATH (a prepared GPU machine), the workers find them too."""
+    from click.testing import CliRunner
+
+    from harness.comm import comm
+
+    monkeypatch.setenv("PYTHONPATH", "/engines/here")
+    shown = CliRunner().invoke(comm, ["--dry-run", "--via", "gloo"])
+    assert shown.exit_code == 0, shown.output
+    assert ":/engines/here" in shown.output
+
+
 @pytest.mark.parallel
 @pytest.mark.slow
 @pytest.mark.parametrize("via", [name for name in TRANSPORTS if name != "nccl"])
