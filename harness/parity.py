@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from harness.job import Job, JobError
 from harness.options import apply_settings, results_root
@@ -30,7 +31,8 @@ Say = Callable[[str], None]
     "--engines",
     default="ddp,horovod,deepspeed:0,deepspeed:1,deepspeed:2",
     show_default=True,
-    help="Comma-separated; deepspeed:STAGE, and settings as +KEY=VALUE.",
+    help="Comma-separated; deepspeed:STAGE, and settings as +KEY=VALUE. --full takes every engine; --loss-scale too, "
+    "unless this is given.",
 )
 @click.option("--workers", default="1,2", show_default=True, help="Worker counts, comma-separated.")
 @click.option("--accumulation", default="1", show_default=True, help="Accumulation steps, comma-separated.")
@@ -118,7 +120,9 @@ def _loss_scale(base: Job, options: dict[str, Any], folder: Path | None, say: Sa
     from harness import loss_scale
 
     workers = max(int(text) for text in options["workers"].split(","))
-    curves = loss_scale.measure(base, workers=workers, at=max(0, options["overflow_at"]), say=say)
+    given = click.get_current_context().get_parameter_source("engines") is not ParameterSource.DEFAULT
+    engines = options["engines"].split(",") if given and not options["full"] else loss_scale.ENGINES
+    curves = loss_scale.measure(base, workers=workers, at=max(0, options["overflow_at"]), engines=engines, say=say)
     if folder is not None:
         for path in loss_scale.write(curves, folder):
             if say is not None:
