@@ -8,14 +8,16 @@ time holds everything: fetching the batch, the step, and on the harness's side t
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from backends.leaving import run_and_leave
 from backends.process import ProcessFacts, detect
 from harness.job import Job
-from harness.parity_cells import Cell, run_and_leave, unpack
+from harness.parity_cells import Cell, unpack
 
 BLOCK = 10
 
@@ -93,4 +95,4 @@ def time_cell(cell: Cell, base: Job, facts: ProcessFacts) -> tuple[Any, dict[str
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_and_leave(lambda: main(sys.argv[1], sys.argv[2]))

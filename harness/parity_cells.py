@@ -8,11 +8,9 @@ what is proven is what is measured.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -144,16 +142,3 @@ def unpack(packed: str) -> tuple[Job, list[Cell]]:
     value: dict[str, Any] = packing.unpack(packed)
     cells = [Cell(**{**cell, "settings": tuple(map(tuple, cell["settings"]))}) for cell in value["cells"]]
     return Job.from_dict(value["job"]), cells
-
-
-def run_and_leave(main: Callable[[str, str], None]) -> None:
-    """Runs a cell worker's `main(PACKED_CELLS, OUT)` and leaves at once: a clean exit could wait for other ranks."""
-    try:
-        main(sys.argv[1], sys.argv[2])
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

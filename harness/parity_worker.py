@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,13 +14,14 @@ import torch
 
 from backends import parity
 from backends.base import Backend
+from backends.leaving import run_and_leave
 from backends.process import ProcessFacts, detect
 from core_model.data.batches import BatchLoader, GlobalBatches
 from core_model.trainer import Plan, Trainer
 from harness.build import build_dataset, build_model, build_optimization, save_weights
 from harness.job import Job
 from harness.overflow import PREFIX, Overflowing
-from harness.parity_cells import Cell, run_and_leave, unpack
+from harness.parity_cells import Cell, unpack
 
 BeforeStep = Callable[[Backend, int], None]
 
@@ -137,4 +139,4 @@ def _names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_and_leave(lambda: main(sys.argv[1], sys.argv[2]))

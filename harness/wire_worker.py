@@ -8,6 +8,7 @@ steps, and then counts one more step at the engine's own hooks. One rank a node,
 from __future__ import annotations
 
 import json
+import sys
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any
 import torch
 
 from backends.base import Backend
+from backends.leaving import run_and_leave
 from backends.process import detect
-from harness.parity_cells import run_and_leave, unpack
+from harness.parity_cells import unpack
 from harness.parity_worker import train
 from mpi.network import bytes_of_this_host
 
@@ -94,4 +96,4 @@ def _sizes(backend: Backend) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_and_leave(lambda: main(sys.argv[1], sys.argv[2]))

@@ -19,6 +19,7 @@ from tiny import Tiny, batches  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 import backends  # noqa: E402
+from backends.leaving import run_and_leave  # noqa: E402
 from backends.parity import Cell, run_cells  # noqa: E402
 from backends.process import detect  # noqa: E402
 
@@ -61,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_leave(main)

@@ -18,6 +18,7 @@ from tiny import Tiny, batches  # noqa: E402
 
 import backends  # noqa: E402
 from backends.base import Backend  # noqa: E402
+from backends.leaving import run_and_leave  # noqa: E402
 from backends.parity import Cell  # noqa: E402
 from backends.process import detect  # noqa: E402
 
@@ -82,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_leave(main)
