@@ -29,10 +29,10 @@ def write_index(results: Path) -> Path:
         if not study.is_dir():
             continue
         try:
-            if records.runs_of(study):
-                parts.append(_entry(study, summarize_study(study)))
-            elif found := measured.headline_of(study):
+            if found := measured.headline_of(study):
                 parts.append(_measured_entry(study, found))
+            elif records.runs_of(study):
+                parts.append(_entry(study, summarize_study(study)))
         except records.RecordError as error:
             parts.append(f"## {study.name}\n\nDamaged: {error}\n")
     if len(parts) == 1:

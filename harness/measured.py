@@ -68,6 +68,16 @@ def _faults(record: Mapping[str, Any], folder: Path) -> str:
     )
 
 
+def _scaling(record: Mapping[str, Any], folder: Path) -> str:
+    from harness.scaling_report import caption, headline
+
+    text = headline(record)
+    if (folder / "prediction.json").exists():
+        error = records.read_json(folder / "prediction.json")["median_error"]
+        text += f" `harness predict` is {error:.1%} off in the median on cells held back."
+    return f"{text} {caption(record)[0].upper()}{caption(record)[1:]}"
+
+
 _Kind = tuple[Callable[[Mapping[str, Any], Path], str], str, tuple[str, ...]]
 _KINDS: dict[str, _Kind] = {
     "parity.json": (
@@ -89,6 +99,11 @@ _KINDS: dict[str, _Kind] = {
         _faults,
         "Faults planted in running jobs on virtual nodes, both engines (tests/nodes/test_faults.py)",
         ("faults.md", "faults.json"),
+    ),
+    "scaling.json": (
+        _scaling,
+        "Both engines on virtual nodes with limited links (`harness nodes scaling`, `harness predict`)",
+        ("scaling.md", "scaling.png", "prediction.md", "prediction.png", "scaling.json", "prediction.json"),
     ),
     "overhead.json": (
         _overhead,

@@ -15,7 +15,9 @@ import click
 
 from harness.job import JobError
 from harness.options import results_root
-from harness.records import RecordError, write_json
+from harness.records import RecordError, write_json, write_text
+from harness.scaling_report import median_step, name_of
+from harness.tables import Table, markdown
 
 LARGEST = 512
 
@@ -51,11 +53,12 @@ def predict(
     from harness.predict_plot import plot
 
     plot(report, folder / "prediction")
+    write_text(folder / "prediction.md", "\n".join(markdown(each) for each in tables_of(report)))
     if as_json:
         click.echo(json.dumps(report, indent=1))
     else:
         _print(report)
-        click.echo(f"{folder}/prediction.json, prediction.png, prediction.svg")
+        click.echo(f"{folder}/prediction.json, prediction.md, prediction.png, prediction.svg")
     sys.exit(0)
 
 
@@ -64,7 +67,7 @@ def build_report(
 ) -> dict[str, Any]:
     """Per engine: constants, held-back errors and the drawn curve. Raises JobError where the study is too small."""
     from harness import predict_model as model
-    from harness.scaling import FILE, load_rows, median_step
+    from harness.scaling import FILE, load_rows
 
     if not (folder / FILE).exists():
         raise RecordError(f"{folder / FILE}: no scaling study there: harness nodes scaling --study {folder.name}")
@@ -145,6 +148,51 @@ def _median(values: Sequence[float]) -> float:
     from statistics import median
 
     return median(values)
+
+
+def tables_of(report: dict[str, Any]) -> list[Table]:
+    """The fitted constants with the median error of each engine, and the errors by link rate and number of nodes."""
+    constants = [
+        [
+            name_of(name),
+            f"{one['constants']['overhead'] * 1e3:.1f}",
+            f"{one['constants']['alpha'] * 1e6:.0f}",
+            f"{one['constants']['host'] * 1e9 * 1024:.0f}",
+            f"{one['constants']['inefficiency']:.2f}",
+            f"{one['constants']['overlap']:.2f}",
+            f"{one['constants']['straggler'] * 1e3:.1f}",
+            f"{one['median_error']:.1%}",
+        ]
+        for name, one in report["engines"].items()
+    ]
+    cells: dict[tuple[str, str, int], list[float]] = {}
+    for name, one in report["engines"].items():
+        for item in one["held_back"]:
+            cells.setdefault((name_of(name), item["rate"], item["nodes"]), []).append(item["error"])
+    errors = [
+        [engine, rate, str(nodes), ", ".join(f"{error:+.1%}" for error in found)]
+        for (engine, rate, nodes), found in cells.items()
+    ]
+    return [
+        Table(
+            id="constants",
+            title="The model of the step, fitted to measured runs",
+            columns=[
+                *("engine", "overhead ms", "alpha us", "host ns/KiB", "link inefficiency", "overlap", "straggler ms"),
+                "median error",
+            ],
+            rows=constants,
+            note="alpha: a message's latency; host: time of a byte in the processes; link inefficiency: time on the "
+            f"link over bytes / rate. Median error over all held-back cells: {report['median_error']:.1%}.",
+        ),
+        Table(
+            id="held-back",
+            title="Cells held back and predicted from the others",
+            columns=["engine", "links", "nodes", "predicted against measured"],
+            rows=errors,
+            note="Each (nodes, link rate) is left out of the fit once, all its runs together (weak, then strong).",
+        ),
+    ]
 
 
 def _print(report: dict[str, Any]) -> None:

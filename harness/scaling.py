@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,10 @@ def scaling(
                             records.write_json(folder / FILE, {"rows": rows, "cores": os.cpu_count()})
     finally:
         cluster.down(set_name)
-    click.echo(str(folder / FILE))
+    from harness import scaling_report
+
+    for path in [folder / FILE, *scaling_report.write({"rows": rows, "cores": os.cpu_count()}, folder)]:
+        click.echo(str(path))
 
 
 def load_rows(folder: Path) -> list[dict[str, Any]]:
@@ -176,9 +178,3 @@ def _line(row: dict[str, Any]) -> str:
     wire = (row["sent_bytes_per_step"] or 0.0) / row["ring_bytes"] if row["ring_bytes"] else 0.0
     text = f"{row['run']}: {middle * 1e3:.0f} ms a step, {share:.0%} of it not computing"
     return f"{text}, wire {wire:.2f} x ring theory" if wire else text
-
-
-def median_step(row: dict[str, Any]) -> float:
-    """Median step time of a row, seconds."""
-    times: Sequence[float] = sorted(row["step_s"])
-    return times[len(times) // 2] if len(times) % 2 else (times[len(times) // 2 - 1] + times[len(times) // 2]) / 2

@@ -1,0 +1,75 @@
+"""The table and the figure of a scaling study on virtual nodes, from rows whose efficiencies are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import scaling_report
+from harness.measured import headline_of
+
+
+def row(nodes: int, scaling: str, step_s: float, **changes: Any) -> dict[str, Any]:
+    parameters = 4e6
+    made = {
+        "engine": "deepspeed-z2",
+        "nodes": nodes,
+        "rate": "1gbit",
+        "scaling": scaling,
+        "repeat": 0,
+        "run": "r",
+        "wait_s": 0.1 if scaling == "weak" else 0.1 / nodes,
+        "link_bytes_per_s": 125e6,
+        "step_s": [step_s, step_s * 0.99, step_s * 1.01],
+        "parameter_bytes": parameters,
+        "sent_bytes_per_step": 1.05 * 2 * (nodes - 1) / nodes * parameters,
+        "ring_bytes": 2 * (nodes - 1) / nodes * parameters,
+    }
+    return {**made, **changes}
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    failed = row(4, "weak", 0.2)
+    failed = {key: failed[key] for key in failed if key not in ("step_s", "sent_bytes_per_step")} | {"failed": "cut"}
+    rows = [row(1, "weak", 0.11), row(2, "weak", 0.22), failed, row(1, "strong", 0.12), row(2, "strong", 0.08)]
+    return {"rows": rows, "cores": 2}
+
+
+def test_efficiency_is_of_the_kind_of_scaling(record: dict[str, Any]) -> None:
+    found = [scaling_report.efficiency(each, record["rows"]) for each in record["rows"]]
+    assert found == [1.0, pytest.approx(0.5), None, 1.0, pytest.approx(0.75)]
+
+
+def test_a_failed_one_node_row_gives_no_efficiency(record: dict[str, Any]) -> None:
+    rows = [{**record["rows"][0], "failed": "no"}, record["rows"][1]]
+    assert scaling_report.efficiency(rows[1], rows) is None
+
+
+def test_table_and_figure_say_what_was_emulated(record: dict[str, Any], tmp_path: Path) -> None:
+    paths = scaling_report.write(record, tmp_path)
+    assert [path.name for path in paths] == ["scaling.md", "scaling.png", "scaling.svg"]
+    text = paths[0].read_text()
+    assert "4 nodes share 2 cores, so computing is emulated by a wait of 100 ms a step" in text
+    assert "| DeepSpeed ZeRO-2 | 2 | 1gbit | weak | 220 (219 to 221) | 50 % | 55 % | 4.00 | 1.05 |" in text
+    assert "failed: cut" in text
+    svg = paths[2].read_text()
+    assert "strong scaling, 1 Gbit/s links" in svg
+    first = paths[1].read_bytes()
+    assert scaling_report.write(record, tmp_path)[1].read_bytes() == first, "the same records, the same figure"
+
+
+def test_one_node_alone_has_a_table_and_no_figure(record: dict[str, Any], tmp_path: Path) -> None:
+    alone = {**record, "rows": record["rows"][:1]}
+    assert [path.name for path in scaling_report.write(alone, tmp_path)] == ["scaling.md"]
+
+
+def test_headline_names_the_engines_at_the_most_nodes(record: dict[str, Any], tmp_path: Path) -> None:
+    rows = [each for each in record["rows"] if "failed" not in each]
+    text = scaling_report.headline({**record, "rows": rows})
+    assert text == "Weak-scaling efficiency on 2 nodes: DeepSpeed ZeRO-2 50 % (1 Gbit/s links)."
+    (tmp_path / "scaling.json").write_text(json.dumps({"schema": 1, **record, "rows": rows}))
+    assert "share 2 cores" in headline_of(tmp_path).sentence
