@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,6 +19,8 @@ import torch
 from core_model.data import Dataset, open_dataset
 from core_model.data.anomalies import RECIPES, Canvas
 from core_model.data.anomalies.recipes import GENERATORS
+from harness.environment import environment
+from harness.records import write_json
 
 
 def rate(make: Callable[[int], Any], seconds: float) -> float:
@@ -64,10 +67,14 @@ def measure(spec: str, size: int, seconds: float) -> dict[str, Any]:
 @click.option("--size", default=224, show_default=True, help="Side of the pictures, pixels.")
 @click.option("--seconds", default=2.0, show_default=True, help="Processor seconds a figure.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def main(spec: str, size: int, seconds: float, as_json: bool) -> None:
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for data.json: results/benchmarks.")
+def main(spec: str, size: int, seconds: float, as_json: bool, out: Path | None) -> None:
     """Samples a second on one core, by recipe and by generator."""
     torch.set_num_threads(1)
     figures = measure(spec, size, seconds)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "data.json", {"machine": environment()["cpu"], **figures})
     if as_json:
         click.echo(json.dumps(figures, indent=1))
         return

@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ from core_model.batch import Batch, Sample
 from core_model.decoder import mean_map, to_image
 from core_model.dialogue_format import IGNORED
 from core_model.losses import dice, focal
+from harness.environment import environment
+from harness.records import write_json
 
 PARTS = ("text", "encoder", "logits")
 
@@ -186,10 +189,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", type=Path, help="Folder for step_vs_direct.json: results/benchmarks.")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     quiet = (lambda _text: None) if options.json else (lambda text: print(text, file=sys.stderr))
     result = compare(options.preset, options.batch, options.repeats, quiet)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_json(options.out / "step_vs_direct.json", {"machine": environment()["cpu"], **result})
     if options.json:
         print(json.dumps(result, indent=2))
         return

@@ -68,6 +68,18 @@ def _faults(record: Mapping[str, Any], folder: Path) -> str:
     )
 
 
+def _benchmarks(record: Mapping[str, Any], folder: Path) -> str:
+    faster = record["speedup"]
+    text = (
+        f"A step of `{record['preset']}` is {faster['median']:.2f} times as fast as the direct transcription "
+        f"({faster['low']:.2f} to {faster['high']:.2f} over {record['repeats']} rounds, interleaved)"
+    )
+    if (folder / "data.json").exists():
+        rates = records.read_json(folder / "data.json")["samples_per_s"]
+        text += f"; training samples a second and core: {', '.join(f'{name} {rates[name]:.0f}' for name in rates)}"
+    return f"{text}."
+
+
 def _scaling(record: Mapping[str, Any], folder: Path) -> str:
     from harness.scaling_report import caption, headline
 
@@ -99,6 +111,14 @@ _KINDS: dict[str, _Kind] = {
         _faults,
         "Faults planted in running jobs on virtual nodes, both engines (tests/nodes/test_faults.py)",
         ("faults.md", "faults.json"),
+    ),
+    "step_vs_direct.json": (
+        _benchmarks,
+        (
+            "A training step against a direct transcription of the study's way, and how fast samples are made "
+            "(`python -m benchmarks.step_vs_direct`, `python -m benchmarks.data`)"
+        ),
+        ("step_vs_direct.json", "data.json"),
     ),
     "scaling.json": (
         _scaling,

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 _MIB = 2**20
-BUDGET = 0.003  # of a core, for reading the GPUs: NVML takes 5 to 15 ms a reading on some machines
+BUDGET = 0.0015  # of a core, for reading the GPUs: NVML takes 5 to 15 ms a reading on some machines
 LONGEST_S = 10.0  # between two readings of the GPUs, however dear they are
 _RAPL = Path("/sys/class/powercap")
 
