@@ -15,7 +15,7 @@ import click
 
 from harness.job import JobError
 from harness.options import results_root
-from harness.records import RecordError, write_json, write_text
+from harness.records import RecordError, read_json, write_json, write_text
 from harness.scaling_report import median_step, name_of
 from harness.tables import Table, markdown
 
@@ -67,11 +67,12 @@ def build_report(
 ) -> dict[str, Any]:
     """Per engine: constants, held-back errors and the drawn curve. Raises JobError where the study is too small."""
     from harness import predict_model as model
-    from harness.scaling import FILE, load_rows
+    from harness.scaling import FILE
 
     if not (folder / FILE).exists():
         raise RecordError(f"{folder / FILE}: no scaling study there: harness nodes scaling --study {folder.name}")
-    rows = [row for row in load_rows(folder) if "failed" not in row]
+    record = read_json(folder / FILE)
+    rows = [row for row in record["rows"] if "failed" not in row]
     engines: dict[str, Any] = {}
     for name in dict.fromkeys(row["engine"] for row in rows):
         own = [row for row in rows if row["engine"] == name]
@@ -82,17 +83,18 @@ def build_report(
                 parameter_bytes=row["parameter_bytes"],
                 link_bytes_per_s=row["link_bytes_per_s"],
                 step_s=median_step(row),
+                crowd=max(1.0, row["nodes"] / record["cores"]),
             )
             for row in own
         ]
-        groups = [(row["nodes"], row["rate"]) for row in own]
+        groups = [(row["nodes"], row["rate"], row["parameter_bytes"]) for row in own]
         if len(set(groups)) < 5 or not any(point.ranks > 1 for point in points):
             raise JobError(f"study '{folder.name}' has {len(set(groups))} cells of {name}: measure at least 5")
         held = model.leave_one_out(points, groups)
         fitted = model.fit(points)
         spread = model.bootstrap(points, rounds)
         wait = wait_s or max(point.wait_s for point in points)
-        size = parameter_bytes or points[0].parameter_bytes
+        size = parameter_bytes or max(point.parameter_bytes for point in points)
         engines[name] = {
             "constants": fitted.__dict__,
             "held_back": [
@@ -100,6 +102,7 @@ def build_report(
                     "nodes": row["nodes"],
                     "rate": row["rate"],
                     "scaling": row["scaling"],
+                    "parameter_bytes": row["parameter_bytes"],
                     "measured_s": point.step_s,
                     "error": error,
                 }
@@ -111,7 +114,8 @@ def build_report(
     return {
         "link_bytes_per_s": link,
         "wait_s": wait_s or max(row["wait_s"] for row in rows),
-        "parameter_bytes": parameter_bytes or rows[0]["parameter_bytes"],
+        "parameter_bytes": parameter_bytes or max(row["parameter_bytes"] for row in rows),
+        "cores": record["cores"],
         "measured_nodes": max(row["nodes"] for row in rows),
         "median_error": _median([abs(item["error"]) for one in engines.values() for item in one["held_back"]]),
         "engines": engines,
@@ -156,6 +160,7 @@ def tables_of(report: dict[str, Any]) -> list[Table]:
         [
             name_of(name),
             f"{one['constants']['overhead'] * 1e3:.1f}",
+            f"{one['constants']['update'] * 1e9 * 1024:.0f}",
             f"{one['constants']['alpha'] * 1e6:.0f}",
             f"{one['constants']['host'] * 1e9 * 1024:.0f}",
             f"{one['constants']['inefficiency']:.2f}",
@@ -165,32 +170,36 @@ def tables_of(report: dict[str, Any]) -> list[Table]:
         ]
         for name, one in report["engines"].items()
     ]
-    cells: dict[tuple[str, str, int], list[float]] = {}
+    cells: dict[tuple[str, str, int, float], list[float]] = {}
     for name, one in report["engines"].items():
         for item in one["held_back"]:
-            cells.setdefault((name_of(name), item["rate"], item["nodes"]), []).append(item["error"])
+            key = (name_of(name), item["rate"], item["nodes"], item["parameter_bytes"])
+            cells.setdefault(key, []).append(item["error"])
     errors = [
-        [engine, rate, str(nodes), ", ".join(f"{error:+.1%}" for error in found)]
-        for (engine, rate, nodes), found in cells.items()
+        [engine, rate, str(nodes), f"{size / 4e6:.2g} M", ", ".join(f"{error:+.1%}" for error in found)]
+        for (engine, rate, nodes, size), found in cells.items()
     ]
     return [
         Table(
             id="constants",
             title="The model of the step, fitted to measured runs",
             columns=[
-                *("engine", "overhead ms", "alpha us", "host ns/KiB", "link inefficiency", "overlap", "straggler ms"),
-                "median error",
+                *("engine", "overhead ms", "update ns/KiB", "alpha us", "host ns/KiB", "link inefficiency", "overlap"),
+                *("straggler ms", "median error"),
             ],
             rows=constants,
-            note="alpha: a message's latency; host: time of a byte in the processes; link inefficiency: time on the "
-            f"link over bytes / rate. Median error over all held-back cells: {report['median_error']:.1%}.",
+            note="update: a rank's own work a byte of parameters; alpha: a message's latency; host: time of a byte "
+            "sent, in the processes; link inefficiency: time on the link over bytes / rate. The virtual nodes shared "
+            f"{report['cores']} cores: where workers outnumber them, what the processors do is multiplied by the "
+            "workers a core; the drawing has a core for each. Median error over all held-back cells: "
+            f"{report['median_error']:.1%}.",
         ),
         Table(
             id="held-back",
             title="Cells held back and predicted from the others",
-            columns=["engine", "links", "nodes", "predicted against measured"],
+            columns=["engine", "links", "nodes", "parameters", "predicted against measured"],
             rows=errors,
-            note="Each (nodes, link rate) is left out of the fit once, all its runs together (weak, then strong).",
+            note="Each (nodes, link rate, size) is left out of the fit once, with all its runs (weak, then strong).",
         ),
     ]
 
@@ -200,7 +209,7 @@ def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title="fitted to measured runs; error of cells that were held back", title_justify="left")
-    for heading in ("engine", "fix ms", "alpha us", "ns/KiB", "link x", "overlap", "slow ms", "error"):
+    for heading in ("engine", "fix ms", "own ns/KiB", "alpha us", "ns/KiB", "link x", "overlap", "slow ms", "error"):
         table.add_column(
             heading, justify="left" if heading == "engine" else "right", no_wrap=True, min_width=len(heading)
         )
@@ -209,6 +218,7 @@ def _print(report: dict[str, Any]) -> None:
         table.add_row(
             name,
             f"{own['overhead'] * 1e3:.1f}",
+            f"{own['update'] * 1e9 * 1024:.0f}",
             f"{own['alpha'] * 1e6:.0f}",
             f"{own['host'] * 1e9 * 1024:.0f}",
             f"{own['inefficiency']:.2f}",

@@ -1,20 +1,24 @@
 """An alpha-beta model of one optimizer step, fitted to measured runs: pure functions on arrays.
 
-    step(n) = wait + overhead + max(0, exchange(n) - overlap * wait * 2/3) + straggler * sqrt(2 ln n)
-    exchange(n) = alpha * 2(n-1) + V(n) * host + V(n) / link * inefficiency,       V(n) = 2(n-1)/n * parameter bytes
+    step(n) = wait + own(n) + max(0, exchange(n) - overlap * wait * 2/3) + straggler * sqrt(2 ln n)
+    own(n) = crowd * (overhead + update * P)
+    exchange(n) = alpha * 2(n-1) + V(n) * host * crowd + V(n) / link * inefficiency,        V(n) = 2(n-1)/n * P
 
-n ranks; wait = computing (known); link = the link's rate. alpha is the cost of one message of a ring, host what a byte
-costs in the processes (copying, reducing), inefficiency what a byte costs on the link against its nominal rate
-(Hockney, 1994; Thakur, Rabenseifner & Gropp, 2005). ZeRO 1 and 2 exchange the same volume as a reduce-scatter and an
-all-gather. overlap is the share of the backward pass (two thirds of the wait) behind which exchange hides. The slowest
-of n ranks lies about sqrt(2 ln n) deviations above the mean (Cramer, 1946). All constants are at least 0, for each
-engine its own.
+n ranks; P parameter bytes; wait = computing (known); link = the link's rate. own: the rank's own work beside the wait.
+alpha is the cost of one message of a ring, host what a byte costs in the processes (copying, reducing), inefficiency
+what a byte costs on the link against its nominal rate (Hockney, 1994; Thakur, Rabenseifner & Gropp, 2005). ZeRO 1 and 2
+exchange the same volume as a reduce-scatter and an all-gather. crowd is the number of workers a core where virtual
+nodes share cores (1 elsewhere): what the processors do takes so many times longer, what the links do does not. Without
+it the fit would read shared cores as dear messages and condemn large clusters, where nobody shares. alpha and host are
+told apart only by runs of two sizes P. overlap is the share of the backward pass (two thirds of the wait) behind which
+exchange hides. The slowest of n ranks lies about sqrt(2 ln n) deviations above the mean (Cramer, 1946). All constants
+are at least 0, for each engine its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,13 +28,15 @@ OVERLAPS = np.linspace(0.0, 1.0, 21)
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One measured or wanted situation. wait_s: computing a step. link_bytes_per_s: None = no limit."""
+    """One measured or wanted situation. wait_s: computing a step. link_bytes_per_s: None = no limit. crowd: workers a
+    core, at least 1."""
 
     ranks: int
     wait_s: float
     parameter_bytes: float
     link_bytes_per_s: float | None
     step_s: float = 0.0
+    crowd: float = 1.0
 
     @property
     def volume(self) -> float:
@@ -40,9 +46,10 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Constants of one engine: seconds, seconds a message, seconds a byte, none, none, seconds."""
+    """Constants of one engine: seconds, seconds a byte, seconds a message, seconds a byte, none, none, seconds."""
 
     overhead: float
+    update: float
     alpha: float
     host: float
     inefficiency: float
@@ -53,12 +60,13 @@ class Model:
         """Predicted seconds of a step."""
         slow = self.straggler * float(np.sqrt(2.0 * np.log(point.ranks)))
         hidden = self.overlap * BACKWARD_SHARE * point.wait_s
-        return point.wait_s + self.overhead + slow + max(0.0, self.exchange(point) - hidden)
+        own = point.crowd * (self.overhead + self.update * point.parameter_bytes)
+        return point.wait_s + own + slow + max(0.0, self.exchange(point) - hidden)
 
     def exchange(self, point: Point) -> float:
         """Predicted seconds of the exchange alone."""
-        wire = point.volume / point.link_bytes_per_s if point.link_bytes_per_s else 0.0
-        return self.alpha * 2.0 * (point.ranks - 1) + self.host * point.volume + self.inefficiency * wire
+        _, _, messages, volume, wire, _ = _features(point)
+        return self.alpha * messages + self.host * volume + self.inefficiency * wire
 
 
 def fit(points: Sequence[Point]) -> Model:
@@ -75,15 +83,16 @@ def fit(points: Sequence[Point]) -> Model:
         exposed = np.array([point.ranks > 1 for point in points], dtype=float)
         for _ in range(4):
             columns = np.array([_features(point) for point in points])
-            columns[:, 1:4] *= exposed[:, None]
+            columns[:, 2:5] *= exposed[:, None]
             target = measured - waits + exposed * overlap * BACKWARD_SHARE * waits
             constants, _ = nnls(columns / measured[:, None], target / measured)
             model = Model(
                 overhead=constants[0],
-                alpha=constants[1],
-                host=constants[2],
-                inefficiency=constants[3],
-                straggler=constants[4],
+                update=constants[1],
+                alpha=constants[2],
+                host=constants[3],
+                inefficiency=constants[4],
+                straggler=constants[5],
                 overlap=float(overlap),
             )
             now = np.array(
@@ -123,19 +132,15 @@ def bootstrap(points: Sequence[Point], rounds: int, seed: int = 0) -> list[Model
     for _ in range(rounds):
         drawn = generator.choice(left, len(points))
         moved = [
-            Point(
-                ranks=point.ranks,
-                wait_s=point.wait_s,
-                parameter_bytes=point.parameter_bytes,
-                link_bytes_per_s=point.link_bytes_per_s,
-                step_s=max(1e-9, step / (1.0 + residual)),
-            )
+            replace(point, step_s=max(1e-9, step / (1.0 + residual)))
             for point, step, residual in zip(points, base, drawn, strict=True)
         ]
         found.append(fit(moved))
     return found
 
 
-def _features(point: Point) -> tuple[float, float, float, float, float]:
+def _features(point: Point) -> tuple[float, float, float, float, float, float]:
     wire = point.volume / point.link_bytes_per_s if point.link_bytes_per_s else 0.0
-    return 1.0, 2.0 * (point.ranks - 1), point.volume, wire, float(np.sqrt(2.0 * np.log(point.ranks)))
+    slow = float(np.sqrt(2.0 * np.log(point.ranks)))
+    own = point.crowd * point.parameter_bytes
+    return point.crowd, own, 2.0 * (point.ranks - 1), point.crowd * point.volume, wire, slow

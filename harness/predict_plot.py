@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.palette import dashes, styles
+from harness.scaling_report import name_of
 
 
 def plot(report: Mapping[str, Any], stem: Path) -> None:
@@ -24,7 +25,12 @@ def plot(report: Mapping[str, Any], stem: Path) -> None:
         look = looks[name]
         xs = [point["nodes"] for point in one["curve"]]
         (line,) = curve.plot(
-            xs, [point["efficiency"] for point in one["curve"]], color=look.light, marker=look.marker, ms=4, label=name
+            xs,
+            [point["efficiency"] for point in one["curve"]],
+            color=look.light,
+            marker=look.marker,
+            ms=4,
+            label=name_of(name),
         )
         if pattern := dashes(look):
             line.set_dashes(pattern)

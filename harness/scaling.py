@@ -8,6 +8,7 @@ measured is the exchange: step time, its share, bytes on each node's wire, again
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -48,7 +49,9 @@ def ring_bytes(parameter_bytes: float, ranks: int) -> float:
 @click.option("--scalings", default="weak,strong", show_default=True, help="strong: the wait is shared by the workers.")
 @click.option("--steps", default=20, show_default=True)
 @click.option("--repeats", default=1, show_default=True)
-@click.option("--width", default=16384, show_default=True, help="Of the tiny preset's projection: 97 weights each.")
+@click.option(
+    "--width", "widths", default="16384", show_default=True, help="Of the tiny preset's projection: 97 weights each."
+)
 @click.option("--results", default=None, help="Results folder.")
 def scaling(
     study: str,
@@ -59,7 +62,7 @@ def scaling(
     scalings: str,
     steps: int,
     repeats: int,
-    width: int,
+    widths: str,
     results: str | None,
 ) -> None:
     """Run a scaling study on virtual nodes (needs root). Rows that are there already are kept, not run again."""
@@ -79,12 +82,13 @@ def scaling(
                 made = made.set_rate("" if rate == "unlimited" else rate)
                 for count in numbers:
                     for kind in scalings.split(","):
-                        for name in names:
+                        for name, width in itertools.product(names, map(int, widths.split(","))):
                             cell = {"engine": name, "nodes": count, "rate": rate, "scaling": kind, "repeat": repeat}
+                            cell["width"] = width
                             if any(all(row[key] == value for key, value in cell.items()) for row in rows):
                                 continue
                             wait = emulate_ms if kind == "weak" else emulate_ms / count
-                            row = _run(made, cell, wait, steps, width, folder)
+                            row = _run(made, cell, wait, steps, folder)
                             click.echo(_line(row))
                             rows.append(row)
                             records.write_json(folder / FILE, {"rows": rows, "cores": os.cpu_count()})
@@ -101,18 +105,16 @@ def load_rows(folder: Path) -> list[dict[str, Any]]:
     return list(records.read_json(folder / FILE)["rows"])
 
 
-def _run(
-    made: cluster.Cluster, cell: dict[str, Any], wait_ms: float, steps: int, width: int, folder: Path
-) -> dict[str, Any]:
+def _run(made: cluster.Cluster, cell: dict[str, Any], wait_ms: float, steps: int, folder: Path) -> dict[str, Any]:
     """One job on the first nodes of the set. A job that fails gives a row with its reason and no times."""
-    run = f"{cell['engine']}-n{cell['nodes']}-{cell['rate']}-{cell['scaling']}-r{cell['repeat']}"
+    run = f"{cell['engine']}-n{cell['nodes']}-{cell['rate']}-{cell['scaling']}-{cell['width']}-r{cell['repeat']}"
     shutil.rmtree(folder / run, ignore_errors=True)  # of a study that was interrupted here: it has no row
     with tempfile.NamedTemporaryFile("w", suffix=".hostfile") as hosts:
         hosts.write(made.hostfile())
         hosts.flush()
         argv = [sys.executable, "-m", "harness", "run", "--backend", cell["engine"].partition("-")[0]]
         argv += [*ENGINES[cell["engine"]], "--nodes", str(cell["nodes"]), "--hostfile", hosts.name, "--slots", "1"]
-        argv += ["--preset", "tiny", "--set", f"model.joint={width}", "--emulate-compute", f"{wait_ms:g}"]
+        argv += ["--preset", "tiny", "--set", f"model.joint={cell['width']}", "--emulate-compute", f"{wait_ms:g}"]
         argv += ["--steps", str(steps), "--timing-warmup", "4", "--log-every", "1", "--eval-samples", "-1"]
         argv += ["--global-batch", str(4 * cell["nodes"]), "--scaling", cell["scaling"], "--timeout", "60"]
         argv += ["--study", folder.name, "--run-name", run, "--results", str(folder.parent)]

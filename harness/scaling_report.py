@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def name_of(engine: str) -> str:
 def efficiency(row: Mapping[str, Any], rows: Rows) -> float | None:
     """Throughput of n nodes over n times that of one node, medians, same engine, link rate and kind of scaling; 1 is
     ideal. None where the row or its one-node row failed."""
-    alike = ("engine", "rate", "scaling", "repeat")
+    alike = ("engine", "rate", "scaling", "repeat", "width")
     one = next((r for r in rows if r["nodes"] == 1 and all(r[key] == row[key] for key in alike)), None)
     if one is None or "failed" in one or "failed" in row:
         return None
@@ -54,7 +55,8 @@ def table(record: Mapping[str, Any]) -> Table:
 
     rows = []
     for row in record["rows"]:
-        start = [name_of(row["engine"]), str(row["nodes"]), row["rate"], row["scaling"]]
+        size = f"{row['parameter_bytes'] / 4e6:.2g} M" if "parameter_bytes" in row else words.DASH
+        start = [name_of(row["engine"]), size, str(row["nodes"]), row["rate"], row["scaling"]]
         if "failed" in row:
             rows.append([*start, f"failed: {row['failed']}", *[words.DASH] * 4])
             continue
@@ -75,7 +77,16 @@ def table(record: Mapping[str, Any]) -> Table:
         id="nodes-scaling",
         title="Scaling on virtual nodes",
         columns=[
-            *("engine", "nodes", "links", "scaling", "step ms (quartiles)", "efficiency", "not computing"),
+            *(
+                "engine",
+                "parameters",
+                "nodes",
+                "links",
+                "scaling",
+                "step ms (quartiles)",
+                "efficiency",
+                "not computing",
+            ),
             *("ring theory, MB a step", "sent / theory"),
         ],
         rows=rows,
@@ -107,11 +118,12 @@ def caption(record: Mapping[str, Any]) -> str:
 def headline(record: Mapping[str, Any]) -> str:
     """Efficiencies of the engines at the most nodes, weak scaling, fastest and slowest links, in a sentence or two."""
     rows = record["rows"]
-    most = max(row["nodes"] for row in rows)
+    most, widest = max(row["nodes"] for row in rows), max(row["width"] for row in rows)
     rates = list(dict.fromkeys(row["rate"] for row in rows))
     parts = []
     for rate in dict.fromkeys([rates[0], rates[-1]]):
-        here = [row for row in rows if (row["nodes"], row["rate"], row["scaling"]) == (most, rate, "weak")]
+        wanted = (most, rate, "weak", widest)
+        here = [row for row in rows if (row["nodes"], row["rate"], row["scaling"], row["width"]) == wanted]
         found = [(name_of(row["engine"]), efficiency(row, rows)) for row in here]
         told = [f"{name} {words.percent(share)}" for name, share in found if share is not None]
         if told:
@@ -125,14 +137,14 @@ def _draw(record: Mapping[str, Any], figure: Any) -> None:
     kinds, rates, engines = (list(dict.fromkeys(row[key] for row in rows)) for key in ("scaling", "rate", "engine"))
     looks = palette.styles([name_of(engine) for engine in engines])
     panels = figure.subplots(len(kinds), len(rates), sharex=True, sharey=True, squeeze=False)
-    counts = sorted({row["nodes"] for row in rows})
+    counts, widest = sorted({row["nodes"] for row in rows}), max(row["width"] for row in rows)
     for line, kind in zip(panels, kinds, strict=True):
         for axes, rate in zip(line, rates, strict=True):
             axes.axhline(100, color="#444444", linewidth=1, linestyle=":")
             for engine in engines:
                 found: dict[int, list[float]] = {}
                 for row in rows:
-                    if (row["scaling"], row["rate"], row["engine"]) == (kind, rate, engine):
+                    if (row["scaling"], row["rate"], row["engine"], row["width"]) == (kind, rate, engine, widest):
                         share = efficiency(row, rows)
                         if share is not None:
                             found.setdefault(row["nodes"], []).append(100 * share)
@@ -160,4 +172,4 @@ def _draw(record: Mapping[str, Any], figure: Any) -> None:
     for axes in panels[-1]:
         axes.set_xlabel("nodes, one worker each")
     panels[0][0].legend(fontsize=8, loc="lower left")
-    figure.suptitle(caption(record), fontsize=8)
+    figure.suptitle(textwrap.fill(caption(record), 150), fontsize=8)

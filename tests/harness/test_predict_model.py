@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from harness.predict_model import Model, Point, bootstrap, errors, fit, leave_one_out
 
-TRUE = Model(overhead=0.004, alpha=2e-4, host=1e-9, inefficiency=1.1, overlap=0.6, straggler=0.003)
+TRUE = Model(overhead=0.004, update=0.0, alpha=2e-4, host=1e-9, inefficiency=1.1, overlap=0.6, straggler=0.003)
 CELLS = [(n, rate, wait) for n in (1, 2, 4) for rate in (None, 125e6, 12.5e6) for wait in (0.1, 0.1 / n)]
 
 
@@ -62,3 +64,19 @@ def test_uncertainty_grows_with_noise_and_with_distance():
 
     assert width(0.05, far) > width(0.001, far)
     assert width(0.05, far) > width(0.05, near)
+
+
+def test_two_sizes_tell_shared_cores_from_dear_messages() -> None:
+    true = replace(TRUE, update=2e-9)
+    points = [
+        replace(point, crowd=max(1.0, point.ranks / 2), parameter_bytes=size)
+        for point in made()
+        for size in (4e5, 6.5e6)
+    ]
+    points = [replace(point, step_s=true.step(point)) for point in points]
+    model = fit(points)
+    for name in ("overhead", "update", "alpha", "host", "inefficiency"):
+        assert getattr(model, name) == pytest.approx(getattr(true, name), rel=0.05), name
+    blind = fit([replace(point, crowd=1.0) for point in points])
+    far = Point(ranks=512, wait_s=0.1, parameter_bytes=6.5e6, link_bytes_per_s=125e6)
+    assert blind.step(far) > 1.2 * model.step(far)

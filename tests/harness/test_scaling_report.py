@@ -20,6 +20,7 @@ def row(nodes: int, scaling: str, step_s: float, **changes: Any) -> dict[str, An
         "rate": "1gbit",
         "scaling": scaling,
         "repeat": 0,
+        "width": 16384,
         "run": "r",
         "wait_s": 0.1 if scaling == "weak" else 0.1 / nodes,
         "link_bytes_per_s": 125e6,
@@ -54,7 +55,7 @@ def test_table_and_figure_say_what_was_emulated(record: dict[str, Any], tmp_path
     assert [path.name for path in paths] == ["scaling.md", "scaling.png", "scaling.svg"]
     text = paths[0].read_text()
     assert "4 nodes share 2 cores, so computing is emulated by a wait of 100 ms a step" in text
-    assert "| DeepSpeed ZeRO-2 | 2 | 1gbit | weak | 220 (219 to 221) | 50 % | 55 % | 4.00 | 1.05 |" in text
+    assert "| DeepSpeed ZeRO-2 | 1 M | 2 | 1gbit | weak | 220 (219 to 221) | 50 % | 55 % | 4.00 | 1.05 |" in text
     assert "failed: cut" in text
     svg = paths[2].read_text()
     assert "strong scaling, 1 Gbit/s links" in svg
