@@ -15,7 +15,7 @@ import click
 
 from harness.job import JobError
 from harness.options import results_root
-from harness.records import RecordError, read_json, write_json, write_text
+from harness.records import RecordError, read_json, runs_of, write_json, write_text
 from harness.scaling_report import median_step, name_of
 from harness.tables import Table, markdown
 
@@ -23,7 +23,7 @@ LARGEST = 512
 
 
 @click.command()
-@click.option("--study", default="scaling-nodes", show_default=True, help="A study of `harness nodes scaling`.")
+@click.option("--study", default="scaling-nodes", show_default=True, help="Of `harness nodes scaling` or `compare`.")
 @click.option("--to", "largest", default=LARGEST, show_default=True, help="Largest number of nodes that is drawn.")
 @click.option("--rate", default="1gbit", show_default=True, help="Link rate of the drawing; 'unlimited' for none.")
 @click.option("--compute-ms", default=0.0, help="Computing a step in the drawing (default: the study's weak runs').")
@@ -41,12 +41,19 @@ def predict(
     results: str | None,
     as_json: bool,
 ) -> None:
-    """Fit an alpha-beta model of the step to a scaling study, state its error, draw it to more nodes."""
+    """Fit a model of the step to a scaling study, state its error, draw it to more nodes.
+
+    A study of `harness nodes scaling` gets an alpha-beta model. A study of `harness compare` with 1 and 2 workers gets
+    its scaling curve drawn past them; where it holds more workers too, these are not fitted but compared.
+    """
     from mpi.nodes.link import bytes_per_second
 
     if largest < 2:
         raise JobError(f"--to is {largest}: it must be at least 2")
     folder = results_root(results) / study
+    if not (folder / "scaling.json").exists() and folder.is_dir() and runs_of(folder):
+        _from_runs(folder, largest, as_json)
+        return
     link = None if rate == "unlimited" else bytes_per_second(rate)
     report = build_report(folder, largest, link, compute_ms * 1e-3, parameters * 4.0, rounds)
     write_json(folder / "prediction.json", report)
@@ -60,6 +67,19 @@ def predict(
         _print(report)
         click.echo(f"{folder}/prediction.json, prediction.md, prediction.png, prediction.svg")
     sys.exit(0)
+
+
+def _from_runs(folder: Path, largest: int, as_json: bool) -> None:
+    """The curve of a comparison study."""
+    from harness.compare import summarize_study
+    from harness.predict_study import build
+    from harness.predict_study_report import table, write
+
+    report = build(summarize_study(folder), largest=largest)
+    paths = write(report, folder)
+    click.echo(json.dumps(report, indent=1) if as_json else markdown(table(report)))
+    if not as_json:
+        click.echo(", ".join(map(str, paths)))
 
 
 def build_report(
