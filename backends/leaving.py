@@ -14,6 +14,7 @@ def run_and_leave(main: Callable[[], None]) -> NoReturn:
 
     That shutdown could wait for collectives which the other ranks never join, and a thread of gloo that is still
     running then aborts the process ("terminate called without an active exception") although its work was done.
+    Not for a worker whose mpirun is judged by its exit code: it wants MPI finalized by every rank.
     """
     code = 0
     try:

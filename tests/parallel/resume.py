@@ -18,7 +18,6 @@ from tiny import Tiny, batches  # noqa: E402
 
 import backends  # noqa: E402
 from backends.base import Backend  # noqa: E402
-from backends.leaving import run_and_leave  # noqa: E402
 from backends.parity import Cell  # noqa: E402
 from backends.process import detect  # noqa: E402
 
@@ -83,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    main()
