@@ -35,9 +35,15 @@ def tagged(tag: str) -> list[int]:
     return found
 
 
-def end_tagged(tag: str, grace_s: float = 2.0) -> int:
-    """Ends them: SIGTERM, after `grace_s` seconds SIGKILL until none is left (10 s at most). Returns their number."""
-    first = tagged(tag)
+def end_tagged(tag: str, grace_s: float = 2.0, settle_s: float = 1.0) -> int:
+    """Ends them: SIGTERM, after `grace_s` seconds SIGKILL until none is left (10 s at most). Returns their number.
+
+    Those that end by themselves within `settle_s` are neither signalled nor counted: when a launcher has ended well, the
+    shells and ssh sessions under it are on their way out, but may need some milliseconds more.
+    """
+    deadline = time.monotonic() + settle_s
+    while (first := tagged(tag)) and time.monotonic() < deadline:
+        time.sleep(0.02)
     _send(first, signal.SIGTERM)
     deadline = time.monotonic() + grace_s
     while time.monotonic() < deadline and tagged(tag):
