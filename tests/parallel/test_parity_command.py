@@ -33,14 +33,14 @@ def test_cells_are_judged_and_filled(tmp_path: Path) -> None:
 
 def test_a_planted_overflow_is_skipped_by_both_engines_alike(tmp_path: Path) -> None:
     argv = [HARNESS, "parity", "--loss-scale", "--workers", "2", "--results", str(tmp_path)]
-    argv += ["--engines", "ddp,horovod,deepspeed:2"]  # results/parity holds all seven; a start of each takes its time
+    argv += ["--engines", "horovod,deepspeed:2"]  # results/parity holds all seven; a start of each takes its time
     ended = run_command(argv, tmp_path / "log.txt", limit_s=240)
     assert ended.code == 0, ended.output[-3000:]
     assert "engines skip step 8 and hold the same loss scale in every step" in ended.output
     rows = list(csv.DictReader((tmp_path / "parity" / "loss_scale.csv").open()))
     skipped = {row["engine"]: row["step"] for row in rows if row["skipped"] == "True"}
     assert set(skipped.values()) == {"8"}
-    assert set(skipped) == {"horovod", "deepspeed ZeRO-2", "ddp"}
+    assert set(skipped) == {"horovod", "deepspeed ZeRO-2"}
     scales = [float(row["loss_scale"]) for row in rows if row["engine"] == "horovod"]
     assert scales[9] == scales[8] / 2
     assert max(scales) > scales[0]
