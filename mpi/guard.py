@@ -38,8 +38,8 @@ def tagged(tag: str) -> list[int]:
 def end_tagged(tag: str, grace_s: float = 2.0, settle_s: float = 1.0) -> int:
     """Ends them: SIGTERM, after `grace_s` seconds SIGKILL until none is left (10 s at most). Returns their number.
 
-    Those that end by themselves within `settle_s` are neither signalled nor counted: when a launcher has ended well, the
-    shells and ssh sessions under it are on their way out, but may need some milliseconds more.
+    Those that end by themselves within `settle_s` are neither signalled nor counted: when a launcher has ended well,
+    the shells and ssh sessions under it are on their way out, but may need some milliseconds more.
     """
     deadline = time.monotonic() + settle_s
     while (first := tagged(tag)) and time.monotonic() < deadline:
