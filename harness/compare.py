@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -337,26 +337,24 @@ def _pairs(runs: Sequence[RecordedRun], frame: pd.DataFrame) -> tuple[list[Paire
     for (group, workers), cell in good.groupby(["group", "workers"], sort=True):
         labels = list(dict.fromkeys(cell["label"]))
         many = len(labels) * (len(labels) - 1) // 2
-        together = {(found.a, found.b): found for found in paired.block_differences(_rates(cell, labels))}
+        rates = _rates(cell, labels)
+        together = {(found.a, found.b): found for found in paired.block_differences(rates)}
         for a, b in itertools.combinations(labels, 2):
             first = {(row.repeat, row.seed): row for row in cell[cell["label"] == a].itertuples()}
             second = {(row.repeat, row.seed): row for row in cell[cell["label"] == b].itertuples()}
             shared = sorted(first.keys() & second.keys())
             where = {"group": int(group), "workers": int(workers)}
-            rates = [
-                (first[key].samples_per_s, second[key].samples_per_s)
-                for key in shared
-                if words.is_number(first[key].samples_per_s) and words.is_number(second[key].samples_per_s)
-            ]
+            timed = sorted(rates[a].keys() & rates[b].keys())
             if (a, b) in together:
                 speed.append(PairedFigure(figure="samples_per_s", difference=together[a, b], **where))
-            elif len(rates) == 1:
+            elif len(timed) == 1:
                 difference = paired.step_difference(
-                    a, b, *(_timed_steps(by_name[side[shared[0]].key]) for side in (first, second)), comparisons=many
+                    a, b, *(_timed_steps(by_name[side[timed[0]].key]) for side in (first, second)), comparisons=many
                 )
                 speed.append(PairedFigure(figure="samples_per_s", difference=difference, **where))
-            elif rates:
-                difference = paired.relative_difference(a, b, rates, comparisons=many)
+            elif timed:
+                pairs = [(rates[a][key], rates[b][key]) for key in timed]
+                difference = paired.relative_difference(a, b, pairs, comparisons=many)
                 speed.append(PairedFigure(figure="samples_per_s", difference=difference, **where))
             for name in ("final_loss", *QUALITY):
                 figures = [
@@ -370,7 +368,7 @@ def _pairs(runs: Sequence[RecordedRun], frame: pd.DataFrame) -> tuple[list[Paire
     return speed, quality
 
 
-def _rates(cell: pd.DataFrame, labels: Sequence[str]) -> dict[str, dict[Hashable, float]]:
+def _rates(cell: pd.DataFrame, labels: Sequence[str]) -> dict[str, dict[tuple[int, int], float]]:
     """Samples/s of every label by repeat."""
     return {
         label: {

@@ -29,6 +29,7 @@ def write_index(results: Path) -> Path:
         if not study.is_dir():
             continue
         try:
+            # First: the folder of a measured table may hold its runs too.
             if found := measured.headline_of(study):
                 parts.append(_measured_entry(study, found))
             elif records.runs_of(study):

@@ -87,7 +87,7 @@ def _scaling(record: Mapping[str, Any], folder: Path) -> str:
     if (folder / "prediction.json").exists():
         error = records.read_json(folder / "prediction.json")["median_error"]
         text += f" `harness predict` is {error:.1%} off in the median on cells held back."
-    return f"{text} {caption(record)[0].upper()}{caption(record)[1:]}"
+    return f"{text} {caption(record)}"
 
 
 _Kind = tuple[Callable[[Mapping[str, Any], Path], str], str, tuple[str, ...]]

@@ -20,7 +20,7 @@ that all of them hold together with 95 % (Tukey and Kramer for the model above, 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -74,7 +74,7 @@ def relative_difference(a: str, b: str, rates: Sequence[tuple[float, float]], *,
     return Difference(a=a, b=b, **ends, pairs=len(rates), comparisons=comparisons)
 
 
-def block_differences(rates: Mapping[str, Mapping[Hashable, float]]) -> list[Difference]:
+def block_differences(rates: Mapping[str, Mapping[Any, float]]) -> list[Difference]:
     """Every two of three or more engines, from the positive figures (by repeat) of each, in one additive model.
 
     Engines with fewer than two repeats are left out. Empty where two engines or fewer are left, where the repeats do

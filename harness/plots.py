@@ -98,6 +98,8 @@ def _scaling(comparison: Comparison, figure: Figure) -> bool:
 def _ranked(comparison: Comparison, figure: Figure, axes: Axes) -> bool:
     """Throughput at the only number of workers: a row an engine, fastest on top, from zero."""
     rows = [(label, style, cells[0]) for label, style, cells in _series(comparison, "samples_per_s")]
+    if not rows:
+        return False
     rows.sort(key=lambda row: row[2]["samples_per_s"])
     for place, (_, style, cell) in enumerate(rows):
         rate = cell["samples_per_s"]
@@ -105,8 +107,6 @@ def _ranked(comparison: Comparison, figure: Figure, axes: Axes) -> bool:
         axes.errorbar(
             [rate], [place], xerr=_bars([cell], "samples_per_s"), color=style.light, marker=style.marker, capsize=4
         )
-    if not rows:
-        return False
     for place, (label, _, _) in enumerate(rows):  # above its line: a long label would push the figure aside
         axes.annotate(label, (0, place), xytext=(4, 6), textcoords="offset points", fontsize="small")
     axes.set_yticks([])

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
@@ -128,7 +129,7 @@ def build_report(
                 }
                 for row, (point, error) in zip(own, held, strict=True)
             ],
-            "median_error": _median([abs(error) for _, error in held]),
+            "median_error": median([abs(error) for _, error in held]),
             "curve": _curve(model, fitted, spread, largest, wait, size, link),
         }
     return {
@@ -137,7 +138,7 @@ def build_report(
         "parameter_bytes": parameter_bytes or max(row["parameter_bytes"] for row in rows),
         "cores": record["cores"],
         "measured_nodes": max(row["nodes"] for row in rows),
-        "median_error": _median([abs(item["error"]) for one in engines.values() for item in one["held_back"]]),
+        "median_error": median([abs(item["error"]) for one in engines.values() for item in one["held_back"]]),
         "engines": engines,
     }
 
@@ -168,28 +169,23 @@ def _curve(
     return found
 
 
-def _median(values: Sequence[float]) -> float:
-    from statistics import median
-
-    return median(values)
+def _constants(one: dict[str, Any]) -> list[str]:
+    """An engine's constants as text, then its median error."""
+    own = one["constants"]
+    return [
+        f"{own['overhead'] * 1e3:.1f}",
+        f"{own['update'] * 1e9 * 1024:.0f}",
+        f"{own['alpha'] * 1e6:.0f}",
+        f"{own['host'] * 1e9 * 1024:.0f}",
+        f"{own['inefficiency']:.2f}",
+        f"{own['overlap']:.2f}",
+        f"{own['straggler'] * 1e3:.1f}",
+        f"{one['median_error']:.1%}",
+    ]
 
 
 def tables_of(report: dict[str, Any]) -> list[Table]:
     """The fitted constants with the median error of each engine, and the errors by link rate and number of nodes."""
-    constants = [
-        [
-            name_of(name),
-            f"{one['constants']['overhead'] * 1e3:.1f}",
-            f"{one['constants']['update'] * 1e9 * 1024:.0f}",
-            f"{one['constants']['alpha'] * 1e6:.0f}",
-            f"{one['constants']['host'] * 1e9 * 1024:.0f}",
-            f"{one['constants']['inefficiency']:.2f}",
-            f"{one['constants']['overlap']:.2f}",
-            f"{one['constants']['straggler'] * 1e3:.1f}",
-            f"{one['median_error']:.1%}",
-        ]
-        for name, one in report["engines"].items()
-    ]
     cells: dict[tuple[str, str, int, float], list[float]] = {}
     for name, one in report["engines"].items():
         for item in one["held_back"]:
@@ -207,7 +203,7 @@ def tables_of(report: dict[str, Any]) -> list[Table]:
                 *("engine", "overhead ms", "update ns/KiB", "alpha us", "host ns/KiB", "link inefficiency", "overlap"),
                 *("straggler ms", "median error"),
             ],
-            rows=constants,
+            rows=[[name_of(name), *_constants(one)] for name, one in report["engines"].items()],
             note="update: a rank's own work a byte of parameters; alpha: a message's latency; host: time of a byte "
             "sent, in the processes; link inefficiency: time on the link over bytes / rate. The virtual nodes shared "
             f"{report['cores']} cores: where workers outnumber them, what the processors do is multiplied by the "
@@ -234,18 +230,7 @@ def _print(report: dict[str, Any]) -> None:
             heading, justify="left" if heading == "engine" else "right", no_wrap=True, min_width=len(heading)
         )
     for name, one in report["engines"].items():
-        own = one["constants"]
-        table.add_row(
-            name,
-            f"{own['overhead'] * 1e3:.1f}",
-            f"{own['update'] * 1e9 * 1024:.0f}",
-            f"{own['alpha'] * 1e6:.0f}",
-            f"{own['host'] * 1e9 * 1024:.0f}",
-            f"{own['inefficiency']:.2f}",
-            f"{own['overlap']:.2f}",
-            f"{own['straggler'] * 1e3:.1f}",
-            f"{one['median_error']:.1%}",
-        )
+        table.add_row(name, *_constants(one))
     console = Console()
     console.print(table)
     console.print("fix: overhead; alpha: a message; ns/KiB: in the processes; link x: on the link; slow: stragglers")

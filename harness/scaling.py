@@ -74,6 +74,7 @@ def scaling(
     folder = results_root(results) / study
     folder.mkdir(parents=True, exist_ok=True)
     rows = load_rows(folder) if (folder / FILE).exists() else []
+    record = {"rows": rows, "cores": os.cpu_count()}
     set_name = f"scaling-{os.getpid()}"
     made = cluster.up(set_name, max(numbers), cores_per_node=1, tied=True)
     try:
@@ -91,12 +92,12 @@ def scaling(
                             row = _run(made, cell, wait, steps, folder)
                             click.echo(_line(row))
                             rows.append(row)
-                            records.write_json(folder / FILE, {"rows": rows, "cores": os.cpu_count()})
+                            records.write_json(folder / FILE, record)
     finally:
         cluster.down(set_name)
     from harness import scaling_report
 
-    for path in [folder / FILE, *scaling_report.write({"rows": rows, "cores": os.cpu_count()}, folder)]:
+    for path in [folder / FILE, *scaling_report.write(record, folder)]:
         click.echo(str(path))
 
 

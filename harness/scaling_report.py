@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,18 +10,16 @@ from typing import Any
 
 from harness import palette, records, words
 from harness.plots import figure_files
+from harness.recorded import label_of
 from harness.tables import Table, markdown
 
 Rows = Sequence[Mapping[str, Any]]
-NAMES = {"ddp": "PyTorch DDP", "horovod": "Horovod"}
 _RATES = {"unlimited": "unlimited links", "1gbit": "1 Gbit/s links", "100mbit": "100 Mbit/s links"}
 
 
 def median_step(row: Mapping[str, Any]) -> float:
     """Median step time of a row, seconds."""
-    times: Sequence[float] = sorted(row["step_s"])
-    middle = len(times) // 2
-    return times[middle] if len(times) % 2 else (times[middle - 1] + times[middle]) / 2
+    return statistics.median(row["step_s"])
 
 
 def write(record: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -35,7 +34,8 @@ def write(record: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def name_of(engine: str) -> str:
     """``deepspeed-z2`` -> ``DeepSpeed ZeRO-2``."""
-    return NAMES.get(engine) or f"DeepSpeed ZeRO-{engine[-1]}"
+    backend, _, stage = engine.partition("-z")
+    return label_of({"backend": backend, "engine": {"zero_stage": int(stage)} if stage else {}})
 
 
 def efficiency(row: Mapping[str, Any], rows: Rows) -> float | None:

@@ -7,11 +7,10 @@ tests/nodes/test_elastic.py`` tries each fault with both engines and writes faul
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from harness import words
-from harness.environment import environment
+from harness.environment import environment, scrub
 from harness.records import write_json, write_text
 from harness.tables import Table, markdown
 
@@ -20,8 +19,7 @@ _ROWS: list[dict[str, object]] = []
 
 def note(fault: str, engine: str, *, seconds: float | None, status: str, reason: str) -> None:
     """One fault that went as it should. seconds: from the fault to the end of the job (None: the job went on)."""
-    reason = reason.replace(str(Path.cwd()), "…").replace(sys.prefix, "…")
-    _ROWS.append({"fault": fault, "engine": engine, "seconds": seconds, "status": status, "reason": reason})
+    _ROWS.append({"fault": fault, "engine": engine, "seconds": seconds, "status": status, "reason": scrub(reason)})
     if folder := os.environ.get("HARNESS_FAULT_TABLE"):
         write(Path(folder))
 
