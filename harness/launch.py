@@ -12,8 +12,9 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from harness.job import Job, JobError
 from harness.output import Progress
 from harness.packed import pack
 from harness.recorded import SHARED_LOG
+from harness.turns import Turn, interrupt_if_stopped
 from harness.worker import FAILURE_MARK
 from mpi import hostfile
 from mpi.launchers.base import Launch
@@ -217,11 +219,19 @@ def process_key(job: Job) -> tuple[Any, ...]:
     return (engine, job.launcher, job.nodes, job.slots, job.hostfile, settings, alone)
 
 
-def run_jobs(jobs: Sequence[Job], results: Path, *, show: bool = False, limit_s: float = DAY_S) -> list[Path]:
+def run_jobs(
+    jobs: Sequence[Job],
+    results: Path,
+    *,
+    show: bool = False,
+    limit_s: float = DAY_S,
+    turns: Mapping[str, Turn] | None = None,
+) -> list[Path]:
     """Runs `jobs`, which can use the same processes (`process_key`), one by one in ONE launch; returns their folders.
 
     Saves the start of the processes for each but the first. A job that fails ends the processes; those after it are
-    recorded as failed and not started. Raises only for what is wrong before the start.
+    recorded as failed and not started. turns: each job's turn (by run name), which it waits for. Raises only for what
+    is wrong before the start.
     """
     jobs = [preflight(job) for job in jobs]
     first = jobs[0]
@@ -236,10 +246,14 @@ def run_jobs(jobs: Sequence[Job], results: Path, *, show: bool = False, limit_s:
         if missing := mpi.launch.missing_program(launch):
             raise JobError(missing)
         claimed = [claim_run_folder(job, results) for job in jobs]
-        file.write_text(json.dumps([{"job": job.to_dict(), "run_dir": str(folder)} for job, folder in claimed]))
+        listed = [{"job": job.to_dict(), "run_dir": str(folder)} for job, folder in claimed]
+        if turns is not None:
+            listed = [item | {"turn": turns[job.run].to_dict()} for item, job in zip(listed, jobs, strict=True)]
+        file.write_text(json.dumps(listed))
         started = time.time()
         log = claimed[0][1] / records.LOG
-        outcome = mpi.process.supervise(launch, log_path=log, timeout=limit_s)
+        poll = None if turns is None else partial(interrupt_if_stopped, turns[first.run])
+        outcome = mpi.process.supervise(launch, log_path=log, timeout=limit_s, on_poll=poll)
     for job, folder in claimed:
         if folder != log.parent:
             (folder / records.LOG).write_text(f"{SHARED_LOG}../{log.parent.name}/{records.LOG}\n")

@@ -20,15 +20,22 @@ from harness.job import Job, JobError
 MODES = ("torch", "nvtx", "engine")
 FOLDER, TABLE = "profile", "profile.json"
 ACTIVE_STEPS = 3
-KINDS = ("matrix products", "attention", "exchange", "update", "normalization and activation", "copies", "other")
+KINDS = (
+    *("matrix products", "attention", "exchange", "update", "normalization and activation", "copies"),
+    *("element-wise", "other"),
+)
 # First match counts. Names of ATen operations, CUDA kernels and collectives of both engines.
 _PATTERNS: tuple[tuple[str, str], ...] = (
     ("exchange", r"nccl|gloo|allreduce|all_reduce|allgather|all_gather|reduce_scatter|broadcast|c10d|horovod"),
     ("update", r"adam|sgd|foreach|multi_tensor|lerp|addcdiv|addcmul|Optimizer\.step"),
-    ("attention", r"attention|flash|fmha|softmax"),
-    ("matrix products", r"gemm|addmm|\bmm\b|::mm|bmm|matmul|linear|conv|mkldnn|cutlass|cublas|sgemm|wgrad|dgrad"),
+    ("attention", r"attention|flash|fmha|sdpa|softmax"),
+    ("matrix products", r"gemm|nvjet|addmm|\bmm\b|::mm|bmm|matmul|linear\b|conv|mkldnn|cutlass|cublas|wgrad|dgrad"),
     ("normalization and activation", r"norm|gelu|relu|silu|sigmoid|tanh|dropout"),
-    ("copies", r"copy|memcpy|memset|::to\b|_to_copy|contiguous|::cat|stack|clone|fill|zero_"),
+    (
+        "copies",
+        r"copy|memcpy|memset|::to\b|_to_copy|contiguous|::cat|CatArray|stack|clone|fill|zero_|nchwToNhwc|nhwcToNchw",
+    ),
+    ("element-wise", r"elementwise|Functor|::(add|sub|mul|div|where|pow|neg)"),
 )
 
 
@@ -88,7 +95,7 @@ class Profiler:
     def _stop(self) -> None:
         profile, self._profile = self._profile, None
         profile.__exit__(None, None, None)
-        averages = profile.key_averages()
+        averages = [event for event in profile.key_averages() if not self._cuda or _is_kernel(event)]
         operations = [(event.key, _self_us(event, self._cuda), event.count) for event in averages]
         self.summary = {"rank": self._rank, "steps": ACTIVE_STEPS, **summarize(operations, ACTIVE_STEPS)}
         if self._folder is not None:
@@ -158,6 +165,14 @@ def engine_job(job: Job, folder: Path | None) -> Job:
         extra["comms_logger"] = {"enabled": True, "verbose": False, "prof_all": True, "debug": False}
         return job.with_(engine={**job.engine, "extra": extra})
     raise JobError(f"engine '{job.backend}' has no profiler of its own: use --set profile=torch")
+
+
+def _is_kernel(event: Any) -> bool:
+    """Whether the device did it: not the host's call, which holds that time again, nor a name for a stretch of it."""
+    from torch.autograd import DeviceType
+
+    named = getattr(event, "is_user_annotation", False) or event.key.startswith(("Command Buffer", "Optimizer."))
+    return event.device_type == DeviceType.CUDA and not named
 
 
 def _self_us(event: Any, cuda: bool) -> float:

@@ -266,14 +266,14 @@ def estimate(jobs: Sequence[Job], results: Path) -> tuple[float | None, str]:
 
 
 def estimate_study(
-    study: Study, todo: Sequence[Job], results: Path, *, share: bool = False
+    study: Study, todo: Sequence[Job], results: Path, *, share: bool = False, turns: bool = False
 ) -> tuple[float | None, str]:
     """`estimate` of what is left of a study; where no earlier run can tell, by the study's own [estimate]."""
     seconds, source = estimate(todo, results)
     if seconds is not None or study.declared is None:
         return seconds, source
     start_s, run_s = study.declared
-    starts = len(_groups(todo)) if share else len(todo)
+    starts = len(_groups(todo, by_repeat=not turns)) if share or turns else len(todo)
     text = f"{words.plural(starts, 'start')} of {start_s:g} s and {run_s:g} s a run, as the study says; {source}"
     return starts * start_s + len(todo) * run_s, text
 
@@ -284,12 +284,14 @@ def run_study(
     *,
     retry_failed: bool = False,
     share: bool = False,
+    turns: bool = False,
     concurrent: int = 1,
     show: bool = True,
 ) -> Path:
     """Runs what is not done yet and returns the study's folder. A failing job is recorded and the next one starts; an
     interrupt ends the study at once (click.exceptions.Exit with 130): the same command goes on from there.
     share: the runs of a repeat that want the same engine and workers use the same processes, one after another.
+    turns: those of all repeats do, and all processes start at the same time (`harness.turns`).
     concurrent: so many runs at a time, for studies of quality on a machine with room; their times are never shown."""
     from harness import launch
 
@@ -302,10 +304,13 @@ def run_study(
     for job in {(job.backend, job.world_size): job for job in todo}.values():
         launch.preflight(job)  # all that can be refused is refused before the first run
     _write_study(folder, study)
-    seconds, source = estimate_study(study, todo, results, share=share)
+    seconds, source = estimate_study(study, todo, results, share=share, turns=turns)
     _say(show, plan_text(study, len(todo), seconds, source))
     if concurrent > 1:
         _run_at_once(todo, done, results, concurrent, show)
+        return folder
+    if turns:
+        _run_in_turns(todo, done, results, show)
         return folder
     began = time.monotonic()
     finished = 0
@@ -363,13 +368,41 @@ def _run_at_once(
         raise click.exceptions.Exit(INTERRUPTED)
 
 
-def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
-    """The jobs that can use the same processes, repeat by repeat, in the order of their first."""
+def _run_in_turns(todo: Sequence[Job], done: Mapping[str, RecordedRun], results: Path, show: bool) -> None:
+    """Runs `todo` in its order by processes that start once; failures are said, an interrupt ends the study."""
+    from harness.turns import take_turns
+
+    if not todo:
+        return
+    for job in todo:
+        if (old := done.get(job.run)) is not None:
+            shutil.rmtree(old.folder)
+    groups = _groups(todo, by_repeat=False)
+    _say(show, f"{words.plural(len(todo), 'run')} by {words.plural(len(groups), 'start')}, taking turns")
+    stopped = False
+
+    def on_end(job: Job, folder: Path) -> None:
+        nonlocal stopped
+        run = RecordedRun(folder)
+        stopped = stopped or run.result.get("exit_code") in (INTERRUPTED, 143)
+        _say(show, f"{run.name}: " + ("ok" if run.ok else f"failed: {run.reason} (see {run.folder / records.LOG})"))
+
+    try:
+        take_turns(todo, groups, results, on_end)
+    except KeyboardInterrupt:
+        stopped = True
+    if stopped:
+        _say(True, "interrupted: the same command goes on where it stopped")
+        raise click.exceptions.Exit(INTERRUPTED)
+
+
+def _groups(jobs: Sequence[Job], *, by_repeat: bool = True) -> list[list[Job]]:
+    """The jobs that can use the same processes, repeat by repeat or over all repeats, in the order of their first."""
     from harness.launch import process_key
 
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs:
-        groups.setdefault((job.repeat, *process_key(job)), []).append(job)
+        groups.setdefault((job.repeat if by_repeat else 0, *process_key(job)), []).append(job)
     return list(groups.values())
 
 
@@ -468,6 +501,11 @@ def study_from_options(options: Mapping[str, Any]) -> Study:
 @click.option("--retry-failed", is_flag=True, help="Run failed cells again; their records are replaced.")
 @click.option("--share-processes", is_flag=True, help="Runs of one engine and worker count start once a repeat.")
 @click.option(
+    "--take-turns",
+    is_flag=True,
+    help="They start once a study, all at the same time, and wait for their turns: fast, where memory holds them all.",
+)
+@click.option(
     "--concurrent",
     type=click.IntRange(min=1),
     default=1,
@@ -476,7 +514,13 @@ def study_from_options(options: Mapping[str, Any]) -> Study:
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be run and how long it takes; start nothing.")
 def compare(
-    results: str | None, retry_failed: bool, share_processes: bool, concurrent: int, dry_run: bool, **options: Any
+    results: str | None,
+    retry_failed: bool,
+    share_processes: bool,
+    take_turns: bool,
+    concurrent: int,
+    dry_run: bool,
+    **options: Any,
 ) -> None:
     """Run engines x workers x repeats, interleaved, and report them side by side.
 
@@ -484,16 +528,21 @@ def compare(
     again (with another --results). Finished runs are not repeated: after an
     interrupt the same command goes on where it stopped.
     """
+    if sum((share_processes, take_turns, concurrent > 1)) > 1:
+        raise JobError("--share-processes, --take-turns and --concurrent exclude each other: choose one")
     study = study_from_options(options)
     root = results_root(results)
     if dry_run:
         done = find_finished(root / study.name, study.jobs)
         todo = [job for job in study.jobs if _due(done.get(job.run), retry_failed)]
-        click.echo(plan_text(study, len(todo), *estimate_study(study, todo, root, share=share_processes)))
+        told = estimate_study(study, todo, root, share=share_processes, turns=take_turns)
+        click.echo(plan_text(study, len(todo), *told))
         for job in study.jobs:
             click.echo(f"  {'todo' if job in todo else 'done'}  {job.run}")
         return
-    folder = run_study(study, root, retry_failed=retry_failed, share=share_processes, concurrent=concurrent)
+    folder = run_study(
+        study, root, retry_failed=retry_failed, share=share_processes, turns=take_turns, concurrent=concurrent
+    )
     sys.exit(finish(folder, root))
 
 

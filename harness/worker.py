@@ -30,6 +30,7 @@ from harness.job import Job, JobError
 from harness.options import job_options, job_values, results_root
 from harness.output import Output, Progress, write_line
 from harness.packed import unpack
+from harness.turns import NobodyConductsError, Turn
 
 FAILURE_MARK = "HARNESS-FAILURE"
 
@@ -115,12 +116,36 @@ def _one_by_one(listed: list[dict[str, Any]], facts: ProcessFacts, results: Path
     after it could not be trusted to start from a clean state."""
     output = Output(rank=facts.rank, redirect=False)
     for number, item in enumerate(listed):
-        last = number + 1 == len(listed)
-        code = _guarded(Job.from_dict(item["job"]), facts, output, results, Path(item["run_dir"]), leave=last)
+        job, last = Job.from_dict(item["job"]), number + 1 == len(listed)
+        extra: dict[str, Any] = {}
+        turn = Turn.from_dict(item["turn"]) if "turn" in item else None
+        if turn is not None:
+            if number == 0:
+                _import_engine(job, facts)
+            try:
+                turn.wait()
+            except (NobodyConductsError, OSError) as error:
+                write_line(f"{FAILURE_MARK} rank={facts.rank} user=0 {_one_line(error)}", sys.stderr)
+                return 1
+            extra["waiting_processes"] = turn.waiting
+        code = _guarded(job, facts, output, results, Path(item["run_dir"]), leave=last, extra=extra)
         if code:
             return code
         _release_memory()
+        if turn is not None and facts.rank == 0:
+            turn.end()
     return 0
+
+
+def _import_engine(job: Job, facts: ProcessFacts) -> None:
+    """What a start spends before there is a job to run, while others have their turn."""
+    import torch
+
+    import backends
+
+    backends.load(job.backend).availability()
+    if torch.cuda.is_available():
+        torch.zeros(1, device=torch.device("cuda", facts.local_rank))
 
 
 def _release_memory() -> None:
@@ -143,11 +168,14 @@ def _guarded(
     *,
     leave: bool = True,
     tuned: dict[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> int:
-    """Runs the job; turns whatever goes wrong into a marker line, a failed result and an exit code."""
+    """Runs the job; turns whatever goes wrong into a marker line, a failed result and an exit code. extra: further
+    parts of its result."""
     signal.signal(signal.SIGTERM, _on_signal)
     run = _run_of(job)(job, facts, output, results, run_dir)
     run.tuned = tuned
+    run.extra |= extra or {}
     try:
         run.work(leave=leave)
         code = 0

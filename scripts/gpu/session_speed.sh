@@ -18,7 +18,7 @@ while [ $# -ge 2 ]; do
             sed '/^launcher/d' "$study" >"/tmp/$2.toml"
             study=/tmp/$2.toml
         fi
-        COLUMNS=170 timeout -s INT -k 20 "$1" harness compare --study "$study" --results "$results" --share-processes >"$OUT/$2.txt" 2>&1
+        COLUMNS=170 timeout -s INT -k 20 "$1" harness compare --study "$study" --results "$results" --take-turns >"$OUT/$2.txt" 2>&1
         tail -n 32 "$OUT/$2.txt"
     fi
     echo "--- $2 took $((SECONDS - began)) s"

@@ -38,6 +38,19 @@ def test_grown_map_has_the_pictures_side_and_lies_in_0_to_1() -> None:
     assert maps.max() <= 1
 
 
+def test_grown_map_and_its_gradient_are_torchs_bilinear_ones() -> None:
+    torch.manual_seed(0)
+    odds = [torch.randn(2, 4, 4, requires_grad=True), torch.randn(2, 6, 3, requires_grad=True)]
+    size = {"size": (56, 56), "mode": "bilinear", "align_corners": False}
+    expected = torch.cat([F.interpolate(block[:, None], **size) for block in odds], dim=1)
+    weights = torch.randn_like(expected)
+    wanted = torch.autograd.grad((expected * weights).sum(), odds)
+    grown = to_image(odds, 56)
+    torch.testing.assert_close(grown, expected, rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(torch.autograd.grad((grown * weights).sum(), odds), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("head", ["linear", "mlp", "conv3x3"])
 def test_heads_and_all_steps_train_every_parameter(head: str) -> None:
     tokens, grids, text = look()

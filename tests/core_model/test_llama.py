@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core_model.frozen import materialize
-from core_model.llama import Llama, LlamaConfig, parameter_count
+from core_model.llama import Llama, LlamaConfig, parameter_count, rotary_table, rotate
 from core_model.weights import assign
 
 CONFIG = LlamaConfig(vocab=50, width=32, layers=3, heads=4, kv_heads=2, mlp=48, rope_theta=5e4, norm_eps=1e-6)
@@ -97,3 +97,14 @@ def test_random_weights_tie_the_output_layer_only_where_the_configuration_does(t
     assert (llama.lm_head.weight is llama.model.embed_tokens.weight) == tied
     assert sum(parameter.numel() for parameter in llama.parameters()) == parameter_count(config)
     assert llama.lm_head.weight.std() > 0.01
+
+
+def test_rotation_is_the_formula_and_its_gradient_the_rotation_back() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 5, 8, dtype=torch.float64, requires_grad=True)
+    cos, sin = (table.double() for table in rotary_table(torch.arange(5), 8, 10_000.0))
+    first, second = x.chunk(2, dim=-1)
+    torch.testing.assert_close(rotate(x, cos, sin), x * cos + torch.cat((-second, first), dim=-1) * sin)
+    assert torch.autograd.gradcheck(lambda given: rotate(given, cos, sin), (x,))
+    strided = x.detach().transpose(1, 2).contiguous().transpose(1, 2)  # as the attention's heads lie
+    torch.testing.assert_close(rotate(strided, cos, sin), rotate(x, cos, sin))

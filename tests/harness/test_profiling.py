@@ -29,6 +29,14 @@ from tests.harness.made_runs import write_run
         ("aten::native_layer_norm", "normalization and activation"),
         ("aten::copy_", "copies"),
         ("Memcpy HtoD (Pageable -> Device)", "copies"),
+        ("nvjet_sm90_tst_192x192_64x3_1x4_h_bz_coopB_NNN", "matrix products"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16", "attention"),
+        ("void at::native::(anonymous namespace)::CatArrayBatchedCopy<at::native::OpaqueType>", "copies"),
+        (
+            "void at::native::vectorized_elementwise_kernel<8, at::native::CUDAFunctor_add<c10::BFloat16>>",
+            "element-wise",
+        ),
+        ("upsample_bilinear2d_backward_out_frame<float, float>", "other"),
         ("aten::embedding", "other"),
     ],
 )

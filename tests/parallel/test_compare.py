@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -93,3 +94,26 @@ def test_shared_processes_train_what_processes_of_their_own_do(study: Path, tmp_
     alone = next(run for run in summarize_study(study).runs if run.job["backend"] == "deepspeed")
     for run in runs:  # also those that came second into used processes
         assert run.result["final"]["loss"] == pytest.approx(alone.result["final"]["loss"], rel=1e-4), run.job["run"]
+
+
+TURNS = ["compare", "--backends", "ddp,horovod", "--workers", "2", "--repeats", "2", "--study", "turns", "--take-turns"]
+
+
+def test_engines_take_turns_in_the_studys_order(tmp_path: Path) -> None:
+    done = harness(*TURNS, *TINY, "--results", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert check_runs([tmp_path / "turns"]) == []
+    results = {run.job["run"]: run.result for run in summarize_study(tmp_path / "turns").runs}
+    assert [result["waiting_processes"] for result in results.values()] == [2] * 4
+    order = json.loads((tmp_path / "turns" / "study.json").read_text())["jobs"]
+    times = [(results[job["run"]]["started"], results[job["run"]]["ended"]) for job in order]
+    for (_, ended), (started, _) in itertools.pairwise(times):
+        assert started >= ended
+
+
+def test_processes_that_die_at_their_turn_end_the_study_and_not_the_wait(tmp_path: Path) -> None:
+    done = harness(*TURNS, *TINY, "--results", str(tmp_path), HARNESS_FAULT="kill:rank=1,step=3")
+    assert done.returncode == 1, done.stdout + done.stderr
+    runs = summarize_study(tmp_path / "turns").runs
+    assert [run.result["status"] for run in runs] == ["failed"] * 4
+    assert all("rank 1" in run.reason or "SIGKILL" in run.reason for run in runs), [run.reason for run in runs]

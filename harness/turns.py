@@ -1,0 +1,146 @@
+"""Engines that take turns: the processes of every engine and worker count of a study start once, all at the same time,
+and wait; each run begins when it is its turn.
+
+A start costs 20 to 40 s on a GPU machine, a run of a speed study 5 s. Started anew for each run, three repeats of seven
+engines at two worker counts spend twelve minutes starting; taking turns, one. The order of the runs stays the study's
+(interleaved, turning from repeat to repeat), and one run is under way at a time. What the others keep meanwhile is
+memory (a CUDA context, a process group) and Horovod's background thread, which looks for work every millisecond; the
+result says how many processes waited beside a run.
+
+The two sides speak by files in one folder on this machine: ``begin-NAME`` is made by the conductor, ``end-NAME`` by the
+run's rank 0, ``stop`` by an interrupted conductor; ``conductor`` holds the process id without which nobody need wait.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from harness.job import Job
+
+POLL_S = 0.02
+_CONDUCTOR, _STOP = "conductor", "stop"
+
+
+class NobodyConductsError(RuntimeError):
+    """The process that gives out the turns is gone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One run's place in the order. waiting: the other processes that wait meanwhile."""
+
+    folder: Path
+    name: str
+    waiting: int
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Turn:
+        return cls(folder=Path(values["folder"]), name=str(values["name"]), waiting=int(values["waiting"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"folder": str(self.folder), "name": self.name, "waiting": self.waiting}
+
+    @property
+    def _begins(self) -> Path:
+        return self.folder / f"begin-{self.name}"
+
+    @property
+    def _ended(self) -> Path:
+        return self.folder / f"end-{self.name}"
+
+    def wait(self) -> None:
+        """Returns when it is this run's turn. Raises NobodyConductsError where it never will be."""
+        conductor = int((self.folder / _CONDUCTOR).read_text())
+        while not self._begins.exists():
+            if not _alive(conductor):
+                raise NobodyConductsError(f"the process that started this study is gone, {self.name} had not begun")
+            time.sleep(POLL_S)
+
+    def begin(self) -> None:
+        """The conductor's word that the run may begin."""
+        self._begins.touch()
+
+    def end(self) -> None:
+        """The run's word that the next one may begin."""
+        self._ended.touch()
+
+    @property
+    def is_over(self) -> bool:
+        return self._ended.exists()
+
+
+def take_turns(
+    jobs: Sequence[Job], groups: Sequence[Sequence[Job]], results: Path, on_end: Callable[[Job, Path], None]
+) -> None:
+    """Runs `jobs` in their order by processes that start once for each of `groups` (jobs with one `process_key`).
+
+    on_end: gets each job and its folder when all processes have ended, so that its record is final. A run that fails
+    ends the processes of its group; what is left of that group is recorded as failed, the other groups go on. After an
+    interrupt all processes are ended, then KeyboardInterrupt is raised.
+    """
+    processes = sum(group[0].world_size for group in groups)
+    interrupted = False
+    with (
+        TemporaryDirectory(prefix="harness-turns-") as scratch,
+        ProcessPoolExecutor(len(groups), mp_context=get_context("spawn"), max_tasks_per_child=1) as pool,
+    ):
+        folder = Path(scratch)
+        (folder / _CONDUCTOR).write_text(str(os.getpid()))
+        turns = {job.run: Turn(folder=folder, name=job.run, waiting=processes - job.world_size) for job in jobs}
+        started = {pool.submit(_run_group, list(group), results, turns): group for group in groups}
+        by_job = {job.run: future for future, group in started.items() for job in group}
+        try:
+            for job in jobs:
+                _one_turn(turns[job.run], by_job[job.run])
+            for future in started:
+                future.result()
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            (folder / _STOP).touch()
+            for future in started:
+                future.cancel()
+    for future, group in started.items():
+        if not future.cancelled():
+            for job, place in zip(group, future.result(), strict=True):
+                on_end(job, place)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _one_turn(turn: Turn, processes: Future[list[Path]]) -> None:
+    """Until the run has ended, or its processes have."""
+    turn.begin()
+    while not turn.is_over and not processes.done():
+        time.sleep(POLL_S)
+
+
+def _run_group(group: list[Job], results: Path, turns: Mapping[str, Turn]) -> list[Path]:
+    from harness import launch
+
+    return launch.run_jobs(group, results, turns=turns)
+
+
+def interrupt_if_stopped(turn: Turn) -> None:
+    """For the supervisor of waiting processes: what stopped the conductor, a signal to it alone, stops it too."""
+    if (turn.folder / _STOP).exists():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

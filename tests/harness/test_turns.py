@@ -1,0 +1,49 @@
+"""The files by which a study's processes take turns; the processes themselves are in tests/parallel/test_compare.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from harness.job import JobError
+from harness.study import compare
+from harness.turns import NobodyConductsError, Turn
+
+
+@pytest.fixture
+def turn(tmp_path: Path) -> Turn:
+    (tmp_path / "conductor").write_text(str(os.getpid()))
+    return Turn(folder=tmp_path, name="horovod-w2", waiting=3)
+
+
+def test_run_begins_at_its_turn_and_says_that_it_has_ended(turn: Turn) -> None:
+    again = Turn.from_dict(turn.to_dict())  # as the worker reads it
+    assert again == turn
+    waiting = threading.Thread(target=again.wait)
+    waiting.start()
+    waiting.join(timeout=0.2)
+    assert waiting.is_alive()
+    turn.begin()
+    waiting.join(timeout=5)
+    assert not waiting.is_alive()
+    assert not turn.is_over
+    again.end()
+    assert turn.is_over
+
+
+def test_nobody_waits_for_a_conductor_that_is_gone(turn: Turn) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (turn.folder / "conductor").write_text(str(gone.pid))
+    with pytest.raises(NobodyConductsError, match="horovod-w2 had not begun"):
+        turn.wait()
+
+
+def test_ways_to_save_starts_exclude_each_other() -> None:
+    with pytest.raises(JobError, match="exclude each other: choose one"):
+        compare.main(["--take-turns", "--share-processes"], standalone_mode=False)
