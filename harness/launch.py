@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -257,10 +258,19 @@ def run_jobs(
     for job, folder in claimed:
         if folder != log.parent:
             (folder / records.LOG).write_text(f"{SHARED_LOG}../{log.parent.name}/{records.LOG}\n")
-        _seal(job, folder, launch, outcome, started, log)
+        # how the launch ended says nothing of a run that others followed
+        how = outcome if folder == claimed[-1][1] or not _is_ok(folder) else replace(outcome, returncode=0, reason="")
+        _seal(job, folder, launch, how, started, log)
         if show:
             click.echo("\n".join(end_lines(folder)), err=True)
     return [folder for _, folder in claimed]
+
+
+def _is_ok(folder: Path) -> bool:
+    try:
+        return records.read_json(folder / records.RESULT)["status"] == "ok"
+    except records.RecordError:
+        return False
 
 
 def report_end(folder: Path) -> int:

@@ -9,7 +9,9 @@ and "4 % slower" are symmetric; quality figures by their plain difference.
   repeat (a randomized complete block design with the repeats as blocks, by least squares, so missing runs do no harm).
   Its residuals say how much the machine scatters with (engines - 1) x (repeats - 1) degrees of freedom instead of
   repeats - 1, and Tukey and Kramer's studentized range holds all the comparisons together. It takes the scatter to be
-  the same share of the throughput for every engine. For two engines it is Student's interval over the pairs;
+  the same share of the throughput for every engine; where it clearly is not (one engine jumps by a third, another
+  repeats itself to a thousandth), each two engines are judged by their own pairs. For two engines both are Student's
+  interval over the pairs;
 - one pair: a moving-block bootstrap of the steps inside the two runs (blocks keep the correlation between neighbouring
   steps, Kuensch 1989). It says nothing of the variation between runs, and the sentence says that.
 
@@ -29,6 +31,7 @@ from typing import Any
 import numpy as np
 
 LEVEL = 0.95
+UNEQUAL = 0.01  # how improbable equal scatter must be
 _DRAWS = 2000
 
 _UNBOUNDED = 100.0  # an interval that reaches to a 100th and to 100 times bounds nothing
@@ -78,7 +81,7 @@ def block_differences(rates: Mapping[str, Mapping[Any, float]]) -> list[Differen
     """Every two of three or more engines, from the positive figures (by repeat) of each, in one additive model.
 
     Engines with fewer than two repeats are left out. Empty where two engines or fewer are left, where the repeats do
-    not connect them, or where nothing is left over to estimate the scatter from.
+    not connect them, where nothing is left over to estimate the scatter from, or where the engines scatter unequally.
     """
     labels = [label for label, figures in rates.items() if len(figures) > 1]
     blocks = list(dict.fromkeys(block for label in labels for block in rates[label]))
@@ -93,6 +96,8 @@ def block_differences(rates: Mapping[str, Mapping[Any, float]]) -> list[Differen
     logs = np.log([rates[labels[label]][blocks[block]] for label, block in rows])
     inverse = np.linalg.pinv(design.T @ design)  # of deficient rank: only contrasts have a meaning, and they are exact
     effects = inverse @ design.T @ logs
+    if _scatter_unequally({label: rates[label] for label in labels}):
+        return []
     scatter = math.sqrt(float(((logs - design @ effects) ** 2).sum()) / freedom)
     quantile = _studentized_range(len(labels), freedom) / math.sqrt(2)
     found = []
@@ -104,6 +109,36 @@ def block_differences(rates: Mapping[str, Mapping[Any, float]]) -> list[Differen
         many = len(labels) * (len(labels) - 1) // 2
         found.append(Difference(a=a, b=b, **ends, pairs=pairs, comparisons=many, engines=len(labels)))
     return found
+
+
+def _scatter_unequally(rates: Mapping[str, Mapping[Any, float]]) -> bool:
+    """Whether the engines' scatter differs more than chance makes it (1 %), judged by the repeats that all have.
+
+    An engine's scatter is the median variance of its differences to the others: one that jumps does not lend its own
+    to them. The largest over the smallest is compared with what engines of equal, normal scatter give.
+    """
+    shared = set.intersection(*(set(figures) for figures in rates.values()))
+    if len(shared) < 2:
+        return False
+    logs = np.log([[figures[block] for block in sorted(shared)] for figures in rates.values()])
+    scatters = _scatters(logs[None])[0]
+    if scatters.min() < 1e-20:  # figures of a planted example: no scatter to compare
+        return False
+    return bool(scatters.max() / scatters.min() > _largest_ratio(*logs.shape))
+
+
+@cache
+def _largest_ratio(engines: int, repeats: int) -> float:
+    """What `_scatter_unequally` compares with: exceeded once in a hundred by engines of equal scatter."""
+    scatters = _scatters(np.random.default_rng(0).normal(size=(_DRAWS * 5, engines, repeats)))
+    return float(np.quantile(scatters.max(axis=1) / scatters.min(axis=1), 1 - UNEQUAL))
+
+
+def _scatters(logs: np.ndarray) -> np.ndarray:
+    """(draws, engines) from (draws, engines, repeats): each engine's median variance of differences to the others."""
+    variances = (logs[:, :, None] - logs[:, None]).var(axis=-1, ddof=1)
+    others = ~np.eye(logs.shape[1], dtype=bool)
+    return np.median(variances[:, others].reshape(len(logs), logs.shape[1], -1), axis=-1)
 
 
 def _unlogged(centre: float, half: float | None) -> dict[str, Any]:

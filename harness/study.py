@@ -341,16 +341,16 @@ def _run_at_once(
 ) -> None:
     """Runs `todo`, up to `concurrent` at a time, each by a process of its own that supervises its launcher. An
     interrupt reaches all of them (one process group); the runs that it ended are due again."""
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from multiprocessing import get_context
+    from concurrent.futures import as_completed
 
     from harness import launch
+    from harness.turns import supervisors
 
     for job in todo:
         if (old := done.get(job.run)) is not None:
             shutil.rmtree(old.folder)
     stopped = False
-    with ProcessPoolExecutor(concurrent, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    with supervisors(concurrent) as pool:
         started = {pool.submit(launch.run_job, job, results): job for job in todo}
         try:
             for number, future in enumerate(as_completed(started), start=1):
@@ -380,6 +380,11 @@ def _run_in_turns(todo: Sequence[Job], done: Mapping[str, RecordedRun], results:
     groups = _groups(todo, by_repeat=False)
     _say(show, f"{words.plural(len(todo), 'run')} by {words.plural(len(groups), 'start')}, taking turns")
     stopped = False
+    began = time.monotonic()
+
+    def on_turn(number: int, job: Job) -> None:
+        left = (time.monotonic() - began) / number * (len(todo) - number) if number else None
+        _say(show, f"[{number + 1}/{len(todo)}] {job.run}{_left(left)}")
 
     def on_end(job: Job, folder: Path) -> None:
         nonlocal stopped
@@ -388,7 +393,7 @@ def _run_in_turns(todo: Sequence[Job], done: Mapping[str, RecordedRun], results:
         _say(show, f"{run.name}: " + ("ok" if run.ok else f"failed: {run.reason} (see {run.folder / records.LOG})"))
 
     try:
-        take_turns(todo, groups, results, on_end)
+        take_turns(todo, groups, results, on_turn=on_turn, on_end=on_end)
     except KeyboardInterrupt:
         stopped = True
     if stopped:

@@ -149,9 +149,10 @@ def difference_table(comparison: Comparison) -> Table | None:
         columns=["throughput of", "workers", "difference", "95 % interval", "pairs", "real"],
         rows=rows,
         note="Paired by repeat; the engines ran interleaved, so a drift of the machine cancels. Three or more engines "
-        "with repeats: one additive model of engine and repeat, intervals by Tukey and Kramer. Two: Student's t over "
-        "the pairs. With one pair the interval comes from the steps of the two runs and leaves out the variation "
-        "between runs. The intervals of one number of workers hold all together.",
+        "with repeats: one additive model of engine and repeat, intervals by Tukey and Kramer; each two by their own "
+        "pairs where the engines scatter unequally. Two: Student's t over the pairs. With one pair the interval comes "
+        "from the steps of the two runs and leaves out the variation between runs. The intervals of one number of "
+        "workers hold all together.",
     )
 
 

@@ -13,11 +13,13 @@ run's rank 0, ``stop`` by an interrupted conductor; ``conductor`` holds the proc
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -79,42 +81,72 @@ class Turn:
 
 
 def take_turns(
-    jobs: Sequence[Job], groups: Sequence[Sequence[Job]], results: Path, on_end: Callable[[Job, Path], None]
+    jobs: Sequence[Job],
+    groups: Sequence[Sequence[Job]],
+    results: Path,
+    *,
+    on_turn: Callable[[int, Job], None],
+    on_end: Callable[[Job, Path], None],
 ) -> None:
     """Runs `jobs` in their order by processes that start once for each of `groups` (jobs with one `process_key`).
 
-    on_end: gets each job and its folder when all processes have ended, so that its record is final. A run that fails
+    on_turn: gets each job and its number when it begins. on_end: gets each job and its folder when all processes have
+    ended, so that its record is final. A run that fails
     ends the processes of its group; what is left of that group is recorded as failed, the other groups go on. After an
     interrupt all processes are ended, then KeyboardInterrupt is raised.
     """
     processes = sum(group[0].world_size for group in groups)
     interrupted = False
-    with (
-        TemporaryDirectory(prefix="harness-turns-") as scratch,
-        ProcessPoolExecutor(len(groups), mp_context=get_context("spawn"), max_tasks_per_child=1) as pool,
-    ):
+    with TemporaryDirectory(prefix="harness-turns-") as scratch, supervisors(len(groups)) as pool:
         folder = Path(scratch)
         (folder / _CONDUCTOR).write_text(str(os.getpid()))
         turns = {job.run: Turn(folder=folder, name=job.run, waiting=processes - job.world_size) for job in jobs}
         started = {pool.submit(_run_group, list(group), results, turns): group for group in groups}
         by_job = {job.run: future for future, group in started.items() for job in group}
         try:
-            for job in jobs:
+            for number, job in enumerate(jobs):
+                on_turn(number, job)
                 _one_turn(turns[job.run], by_job[job.run])
             for future in started:
                 future.result()
         except KeyboardInterrupt:
             interrupted = True
         finally:
-            (folder / _STOP).touch()
-            for future in started:
-                future.cancel()
+            with _interrupts_ignored():  # the same Ctrl-C may come twice: to this process, and to its group
+                (folder / _STOP).touch()
+                for future in started:
+                    future.cancel()
+                wait(started)
     for future, group in started.items():
-        if not future.cancelled():
+        if future.cancelled():
+            continue
+        if not (interrupted and isinstance(future.exception(), BrokenProcessPool)):  # ended while it was starting
             for job, place in zip(group, future.result(), strict=True):
                 on_end(job, place)
     if interrupted:
         raise KeyboardInterrupt
+
+
+def supervisors(count: int) -> ProcessPoolExecutor:
+    """Processes that supervise a launch each. A Ctrl-C ends what they supervise, never an idle one of them: the pool
+    would take that for a crash and end the others."""
+    return ProcessPoolExecutor(
+        count, mp_context=get_context("spawn"), max_tasks_per_child=1, initializer=ignore_interrupts
+    )
+
+
+def ignore_interrupts() -> None:
+    """For a process whose work handles interrupts itself (`mpi.process.supervise`), outside that work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _one_turn(turn: Turn, processes: Future[list[Path]]) -> None:

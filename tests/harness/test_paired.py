@@ -138,3 +138,22 @@ def test_blocks_need_three_engines_repeats_and_a_shared_repeat() -> None:
     apart = {"a": {0: 1.0, 1: 1.1}, "b": {2: 1.0, 3: 1.2}, "c": {4: 1.0, 5: 1.0}}
     assert paired.block_differences(apart) == []
     assert paired.block_differences({}) == []
+
+
+def test_engine_that_jumps_does_not_hide_what_steady_ones_show() -> None:
+    rng = np.random.default_rng(8)
+    kept = 0
+    for _ in range(40):
+        rates = _blocks(rng, dict.fromkeys("abcd", 100.0), 3, 0.001)
+        rates["jumps"] = {repeat: 30 * float(rng.lognormal(0, 0.3)) for repeat in range(3)}
+        kept += bool(paired.block_differences(rates))
+    assert kept <= 4, "its scatter would widen the interval of every other two"
+
+
+def test_engines_of_equal_scatter_keep_the_one_model() -> None:
+    rng = np.random.default_rng(9)
+    for engines in ("abc", "abcdef"):
+        kept = sum(
+            bool(paired.block_differences(_blocks(rng, dict.fromkeys(engines, 100.0), 3, 0.03))) for _ in range(200)
+        )
+        assert kept >= 194, engines  # 99 % by construction

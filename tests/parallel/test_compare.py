@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 from harness.check import check_runs
 from harness.compare import summarize_study
 from harness.findings import findings
+from harness.study import interrupted
 
 TINY = ["--preset", "tiny", "--steps", "14", "--timing-warmup", "2", "--eval-samples", "6", "--global-batch", "4"]
 
@@ -117,3 +119,25 @@ def test_processes_that_die_at_their_turn_end_the_study_and_not_the_wait(tmp_pat
     runs = summarize_study(tmp_path / "turns").runs
     assert [run.result["status"] for run in runs] == ["failed"] * 4
     assert all("rank 1" in run.reason or "SIGKILL" in run.reason for run in runs), [run.reason for run in runs]
+
+
+def test_interrupt_ends_all_that_wait_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "harness", *TURNS, *TINY, "--steps", "4000", "--results", str(tmp_path)]
+    study = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("turns/*/steps.jsonl")):
+        assert study.poll() is None, study.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.killpg(study.pid, signal.SIGINT)  # as a terminal's Ctrl-C, and once more as `timeout -s INT` does
+    study.send_signal(signal.SIGINT)
+    _, said = study.communicate(timeout=60)
+    assert study.returncode == 130, said
+    assert "interrupted: the same command goes on" in said
+    assert "Traceback" not in said
+    deadline = time.monotonic() + 10  # Python's own resource tracker ends after its owner
+    while subprocess.run(["pgrep", "-g", str(study.pid)], check=False, capture_output=True).returncode == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    runs = summarize_study(tmp_path / "turns").runs
+    assert [interrupted(run) for run in runs] == [True] * 4
