@@ -39,6 +39,7 @@ class Job:
     device: str = "auto"
     threads: int = 1
     oversubscribe: bool = False  # more workers than cores: allowed, recorded, never called scaling
+    bind_cores: bool = False  # every rank keeps to cores of its own, near its GPU (harness.cores)
     concurrent: int = 1  # runs at a time on this machine: above 1 the run's speed is no figure, its weights are
     timeout_s: float = 300.0
     engine: Mapping[str, Any] = field(default_factory=dict)  # fields of the engine's Settings dataclass

@@ -212,12 +212,12 @@ def _tune(
 
 def process_key(job: Job) -> tuple[Any, ...]:
     """Equal for jobs that can use the same processes one after another. PyTorch's own engines go together; Horovod
-    reads its settings once a process, so only jobs with the same ones do; an elastic job, and one with a tuning phase,
-    starts processes in a way of its own."""
+    reads its settings once a process, so only jobs with the same ones do, and cores are bound once; an elastic job, and
+    one with a tuning phase, starts processes in a way of its own."""
     engine = "torch" if job.backend in ("ddp", "fsdp2") else job.backend
     settings = str(sorted(job.engine.items())) if job.backend == "horovod" else ""
     alone = job.run if job.elastic or job.tune_steps else ""
-    return (engine, job.launcher, job.nodes, job.slots, job.hostfile, settings, alone)
+    return (engine, job.launcher, job.nodes, job.slots, job.hostfile, job.bind_cores, settings, alone)
 
 
 def run_jobs(

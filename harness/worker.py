@@ -61,13 +61,16 @@ def worker(
     """Train one job as a worker of horovodrun, mpirun, deepspeed, torchrun or srun (alone: one worker)."""
     facts = detect()
     if jobs_file:
-        os._exit(_one_by_one(json.loads(Path(jobs_file).read_text()), facts, results_root(results)))
+        listed = json.loads(Path(jobs_file).read_text())
+        _bind_cores(Job.from_dict(listed[0]["job"]), facts)
+        os._exit(_one_by_one(listed, facts, results_root(results)))
     if job_b64:
         job = Job.from_dict(unpack(job_b64))
         output = Output(rank=facts.rank, redirect=False)
     else:
         job = _job_under_launcher(options, facts)
         output = Output(rank=facts.rank, redirect=True)
+    _bind_cores(job, facts)
     # The launcher's own exit codes say nothing of ours: os._exit hands ours over without waiting for anybody.
     if tune_log:
         from harness.tuning import tune_and_leave
@@ -91,6 +94,13 @@ def main() -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _bind_cores(job: Job, facts: ProcessFacts) -> None:
+    if job.bind_cores:
+        from harness.cores import bind
+
+        bind(facts)
 
 
 def _job_under_launcher(options: dict[str, Any], facts: ProcessFacts) -> Job:
@@ -407,7 +417,9 @@ class Run:
     def _record_environment(self, dataset: Any, model: Any, hashes: dict[str, Any]) -> None:
         from harness.measure import environment
 
-        facts = self.backend.gather({**asdict(self.facts), "device": str(self.backend.device), "cpus": os.cpu_count()})
+        facts = self.backend.gather(
+            {**asdict(self.facts), "device": str(self.backend.device), "cpus": len(os.sched_getaffinity(0))}
+        )
         if self.folder is None:
             return
         self.environment = environment()
