@@ -190,10 +190,16 @@ def summarize_runs(runs: Sequence[RecordedRun], *, title: str) -> Comparison:
     )
 
 
-def untimed(job: Mapping[str, Any]) -> bool:
-    """Whether a run's times are never shown: a profiler slows the steps it watches, and runs that share a machine slow
-    each other."""
-    return bool(job.get("profile")) or int(job.get("concurrent") or 1) > 1
+def untimed(run: RecordedRun) -> bool:
+    """Whether a run's times are never shown: a profiler slows the steps it watches, runs that share a machine slow each
+    other, and so do workers that share cores."""
+    return bool(run.job.get("profile")) or int(run.job.get("concurrent") or 1) > 1 or crowded(run)
+
+
+def crowded(run: RecordedRun) -> bool:
+    """Whether the run had more workers on this machine than it has cores (--oversubscribe)."""
+    cores = (run.environment.get("cpu") or {}).get("usable_cores") or 0
+    return bool(run.job.get("oversubscribe")) and int(run.job.get("slots") or 1) > cores > 0
 
 
 def run_row(run: RecordedRun) -> dict[str, Any]:
@@ -201,7 +207,7 @@ def run_row(run: RecordedRun) -> dict[str, Any]:
     job, result = run.job, run.result
     throughput, memory = result.get("throughput") or {}, run.memory
     evaluation, phases = result.get("evaluation") or {}, result.get("phases") or {}
-    if untimed(job):
+    if untimed(run):
         throughput = {}
     rate, step = throughput.get("samples_per_s") or {}, throughput.get("step_s") or {}
     device, rss = _numbers(memory.get("peak_device_mib")), _numbers(memory.get("peak_rss_mib"))

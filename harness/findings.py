@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from harness import measure, words
-from harness.compare import Comparison
+from harness.compare import Comparison, crowded, untimed
 from harness.recorded import RecordedRun
 
 LEVELS = ("wrong", "warning", "note")
@@ -122,7 +122,7 @@ def _same_figures(a: RecordedRun, b: RecordedRun) -> bool:
 def _stragglers(run: RecordedRun) -> Iterator[Finding]:
     """From the sampled steps' own work by rank (`harness.split`)."""
     own: dict[int, list[float]] = {}
-    for row in run.split if not run.job.get("profile") else ():
+    for row in () if untimed(run) else run.split:
         parts = (row.get(f"{name}_s") or 0.0 for name in ("data", "forward", "backward", "optimizer"))
         own.setdefault(int(row["rank"]), []).append(sum(parts))
     hosts = {item.get("rank"): item.get("hostname") for item in run.environment.get("ranks") or ()}
@@ -152,6 +152,14 @@ def _timing(run: RecordedRun) -> Iterator[Finding]:
             code="concurrent",
             text=f"{run.name} shared the machine with up to {words.plural(at_once - 1, 'other run')}: its quality "
             "counts, its times are left out everywhere.",
+        )
+        return
+    if crowded(run):
+        yield Finding(
+            level="note",
+            code="crowded",
+            text=f"{run.name}: {run.job['slots']} workers on {run.environment['cpu']['usable_cores']} cores, its times are "
+            "left out everywhere.",
         )
         return
     throughput = run.result.get("throughput") or {}
@@ -309,7 +317,8 @@ def _merged(found: Sequence[Finding]) -> list[Finding]:
         kept = members if len(members) <= 3 else members[:1]
         merged += kept
         if len(members) > len(kept):
-            names = [finding.text.split(":")[0].removesuffix(" failed") for finding in members[len(kept) :]]
+            said = [finding.text.split(":")[0].removesuffix(" failed") for finding in members[len(kept) :]]
+            names = list(dict.fromkeys(said))  # a run with several slow ranks is named once
             more = f" and {len(names) - 12} more" if len(names) > 12 else ""
             text = f"The same ({code}) of {words.plural(len(names), 'other run')}: {', '.join(names[:12])}{more}."
             merged.append(Finding(level=level, code=code, text=text))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness import words
-from harness.compare import HEADLINE, QUALITY_NAMES, Comparison, PairedFigure
+from harness.compare import HEADLINE, QUALITY_NAMES, Comparison, PairedFigure, crowded
 from harness.findings import Finding
 from harness.paired import Difference
 
@@ -117,6 +117,8 @@ def _speed(comparison: Comparison) -> list[str]:
     if not len(main):
         if any(int(run.job.get("concurrent") or 1) > 1 for run in comparison.members(0)):
             return ["Speed was not measured: the runs shared the machine. Their quality was."]
+        if any(map(crowded, comparison.members(0))):
+            return ["Speed was not measured: there were more workers than cores."]
         return ["No step was timed."]
     if not pairs:
         best = main.sort_values("samples_per_s").iloc[-1]

@@ -1,5 +1,6 @@
 """A study summarized: cells, efficiencies, pairs, and what must never be mixed."""
 
+import json
 import re
 from pathlib import Path
 
@@ -101,6 +102,20 @@ def test_profiled_run_has_no_times(tmp_path: Path) -> None:
     assert pd.isna(frame.loc["profiled", "samples_per_s"])
     assert frame.loc["ddp-w2-fp32-s0-r0", "samples_per_s"] > 0
     assert frame.loc["profiled", "group"] != frame.loc["ddp-w2-fp32-s0-r0", "group"]
+
+
+def test_workers_that_shared_cores_have_no_times_and_the_verdict_says_why(tmp_path: Path) -> None:
+    for backend in ("ddp", "horovod"):
+        folder = write_run(tmp_path / "s", Job(backend=backend, slots=64, preset="tiny", oversubscribe=True))
+        environment = folder / "environment.json"
+        record = json.loads(environment.read_text())
+        record["cpu"]["usable_cores"] = 2
+        environment.write_text(json.dumps(record))
+    comparison = summarize_study(tmp_path / "s")
+    assert comparison.frame["samples_per_s"].isna().all()
+    assert verdict(comparison)[0] == "Speed was not measured: there were more workers than cores."
+    said = [finding.text for finding in findings(comparison) if finding.code == "crowded"]
+    assert said[0] == "ddp-w64-fp32-s0-r0: 64 workers on 2 cores, its times are left out everywhere."
 
 
 def test_table_fits_eighty_columns_and_marks_failure(study: Path) -> None:
