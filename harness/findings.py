@@ -155,11 +155,11 @@ def _timing(run: RecordedRun) -> Iterator[Finding]:
         )
         return
     if crowded(run):
+        cores = run.environment["cpu"]["usable_cores"]
         yield Finding(
             level="note",
             code="crowded",
-            text=f"{run.name}: {run.job['slots']} workers on {run.environment['cpu']['usable_cores']} cores, its times are "
-            "left out everywhere.",
+            text=f"{run.name}: {run.job['slots']} workers on {cores} cores, its times are left out everywhere.",
         )
         return
     throughput = run.result.get("throughput") or {}

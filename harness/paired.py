@@ -149,9 +149,12 @@ def _unlogged(centre: float, half: float | None) -> dict[str, Any]:
 
 
 def plain_difference(a: str, b: str, figures: Sequence[tuple[float, float]], *, comparisons: int = 1) -> Difference:
-    """`b` minus `a` from pairs of figures, one pair a seed."""
+    """`b` minus `a` from pairs of figures, one pair a seed. Gaps that are all the same (one answer more in each of two
+    seeds: figures that are counted come in steps) say nothing of their scatter: no interval, unless all are zero."""
     gaps = np.array([second - first for first, second in figures], dtype=float)
     centre, half = float(gaps.mean()), _half_width(gaps, comparisons)
+    if centre != 0 and float(np.ptp(gaps)) < 1e-12:
+        half = None
     low, high = (None, None) if half is None else (centre - half, centre + half)
     return Difference(
         a=a, b=b, value=centre, low=low, high=high, pairs=len(figures), relative=False, comparisons=comparisons

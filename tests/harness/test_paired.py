@@ -46,6 +46,14 @@ def test_two_pairs_are_wide_and_one_pair_has_no_interval() -> None:
     assert one.interval() == "no interval"
 
 
+def test_one_answer_more_in_each_of_two_seeds_is_no_certainty() -> None:
+    same = paired.plain_difference("a", "b", [(0.778, 0.783), (0.758, 0.763)])
+    assert same.value == pytest.approx(0.005)
+    assert same.low is None
+    assert not same.real
+    assert paired.plain_difference("a", "b", [(0.7, 0.7), (0.8, 0.8)]).interval() == "95 % CI 0.0 to 0.0"
+
+
 def test_relative_difference_is_symmetric() -> None:
     rates = [(10, 11), (10, 11.2), (9, 9.8)]
     there = paired.relative_difference("a", "b", rates)
