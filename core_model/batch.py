@@ -63,6 +63,15 @@ class Batch:
         """Called by torch's DataLoader where ``pin_memory=True``."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Tells CUDA's allocator that `stream` uses the tensors, which another stream has made."""
+
+        def record(tensor: torch.Tensor) -> torch.Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self._map(record)
+
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         """The same batch with `change` done to every tensor, those in `extras` too."""
         names = ("images", "masks", "is_defective", "token_ids", "labels", "lengths")

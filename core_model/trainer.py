@@ -17,6 +17,7 @@ import torch
 
 from backends.base import Backend, StepReport
 from core_model.clock import Clock
+from core_model.data.ahead import on_device
 
 
 class TrainingDivergedError(RuntimeError):
@@ -72,7 +73,7 @@ class Trainer:
         """Trains to `plan.steps`; returns the number of finished steps. Raises TrainingDivergedError or what the engine
         or the data raises."""
         plan, backend, clock = self.plan, self.backend, self.clock
-        iterator = iter(self.batches)
+        iterator = on_device(self.batches, backend.device)
         self._started = time.perf_counter()
         step = plan.start_step
         try:
@@ -83,7 +84,6 @@ class Trainer:
                 micro_batches = next(iterator, None)
                 if micro_batches is None:
                     break
-                micro_batches = [batch.to(backend.device) for batch in micro_batches]
                 data_s = time.perf_counter() - fetch_started
                 report = backend.train_step(micro_batches)
                 self.note(step, report, begin, data_s)
@@ -94,9 +94,7 @@ class Trainer:
                 if due and self.on_checkpoint is not None:
                     self.on_checkpoint(step)
         finally:
-            close = getattr(iterator, "close", None)
-            if close is not None:
-                close()
+            iterator.close()
         if self._pending:
             self._flush()
         return step

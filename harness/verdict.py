@@ -9,6 +9,7 @@ from harness import words
 from harness.compare import HEADLINE, QUALITY_NAMES, Comparison, PairedFigure, crowded
 from harness.findings import Finding
 from harness.paired import Difference
+from harness.recorded import RecordedRun
 
 _SAME_MEMORY = 0.03
 _TOO_WIDE = 0.3  # width of an interval of a speed difference that says nothing
@@ -110,11 +111,22 @@ def _tie_sentence(fastest: str, equal: Sequence[PairedFigure]) -> str:
     )
 
 
+def _profile(run: RecordedRun) -> str:
+    """The kinds of operation that take most of a profiled step of rank 0."""
+    kinds = run.profile["ranks"][0]["kinds_ms"]
+    whole = sum(kinds.values())
+    most = sorted(kinds, key=lambda kind: -kinds[kind])[:3]
+    shares = words.joined([f"{kind} ({kinds[kind] / whole:.0%})".replace("%", " %") for kind in most])
+    return f"Most of {run.name}'s {words.number(whole)} ms a step on {run.label} went into {shares}."
+
+
 def _speed(comparison: Comparison) -> list[str]:
     """The fastest at the most workers against the others there, then whether the order holds at fewer workers."""
     pairs = [pair for pair in comparison.speed if pair.group == 0]
     main = comparison.main[comparison.main["samples_per_s"].notna()]
     if not len(main):
+        if profiled := [run for run in comparison.runs if run.profile.get("ranks")]:
+            return [_profile(run) for run in profiled]
         if any(int(run.job.get("concurrent") or 1) > 1 for run in comparison.members(0)):
             return ["Speed was not measured: the runs shared the machine. Their quality was."]
         if any(map(crowded, comparison.members(0))):

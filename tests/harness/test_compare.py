@@ -210,3 +210,12 @@ def test_memory_is_left_out_where_an_earlier_run_of_the_processes_still_held_som
         assert bool(again.memory) is kept, (held, log)
         found = [one for one in findings(summarize_study(folder)) if one.code == "memory-held"]
         assert bool(found) is not kept
+
+
+def test_verdict_of_a_profile_says_where_the_step_goes(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "s", Job(backend="ddp", slots=2, preset="tiny", profile="torch", run="profiled"))
+    kinds = {"matrix products": 6.0, "attention": 1.0, "element-wise": 2.5, "copies": 0.5}
+    write_json(folder / "profile.json", {"ranks": [{"rank": 0, "steps": 3, "kinds_ms": kinds, "top": []}]})
+    sentence = verdict(summarize_study(tmp_path / "s"))[0]
+    assert "10.0 ms a step" in sentence
+    assert sentence.endswith("matrix products (60 %), element-wise (25 %) and attention (10 %).")

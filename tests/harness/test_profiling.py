@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.job import Job, JobError
-from harness.profiling import ACTIVE_STEPS, KINDS, Profiler, engine_job, kind_of, summarize, write_table
+from harness.profiling import ACTIVE_STEPS, KINDS, Profiler, engine_job, kind_of, operations_of, summarize, write_table
 from harness.recorded import RecordedRun
 from harness.tables import profile_table
 from tests.harness.made_runs import write_run
@@ -50,6 +50,20 @@ def test_summary_is_per_step_and_complete() -> None:
     assert summary["kinds_ms"]["matrix products"] == 2.0
     assert sum(summary["kinds_ms"].values()) == pytest.approx(3.1)
     assert summary["top"][0] == {"name": "aten::mm", "ms": 2.0, "calls": 2.0}
+
+
+def test_trace_of_a_gpu_counts_kernels_and_copies_once(tmp_path: Path) -> None:
+    events = [
+        {"cat": "kernel", "name": "nvjet_tst", "dur": 500.0},
+        {"cat": "kernel", "name": "nvjet_tst", "dur": 700.0},
+        {"cat": "gpu_memcpy", "name": "Memcpy HtoD (Pinned -> Device)", "dur": 90.0},
+        {"cat": "cpu_op", "name": "aten::mm", "dur": 9000.0},
+        {"cat": "gpu_user_annotation", "name": "Optimizer.step#AdamW.step", "dur": 300.0},
+        {"name": "process_name", "ph": "M"},
+    ]
+    trace = tmp_path / "trace.json.gz"
+    trace.write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
+    assert operations_of(trace) == [("nvjet_tst", 1200.0, 2), ("Memcpy HtoD (Pinned -> Device)", 90.0, 1)]
 
 
 def test_window_profiles_its_steps_and_writes_a_trace_for_perfetto(tmp_path: Path) -> None:
