@@ -7,12 +7,13 @@ is replaced by the study's setting, verdict and table.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from harness import records
-from harness.compare import summarize_study
+from harness import records, words
+from harness.compare import Comparison, summarize_study
 from harness.findings import findings
-from harness.tables import comparison_table, markdown
+from harness.tables import comparison_table, markdown, without_empty_columns
 from harness.verdict import setting, verdict
 
 _BLOCK = re.compile(r"(<!-- study (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -36,10 +37,25 @@ def fill(readme: Path, results: Path) -> bool:
 def _body(study: Path, root: Path) -> str:
     comparison = summarize_study(study)
     where = study.relative_to(root) if study.is_relative_to(root) else study
-    lines = [f"*{setting(comparison)}*", ""]
+    lines = [f"*{setting(comparison)}; {_versions(comparison)}*", ""]
     lines += [f"- {sentence}" for sentence in verdict(comparison, findings(comparison))]
     links = f"[report]({where}/report.html), [records]({where})"
     if (study / "quality.md").is_file():
         links += f", [every branch and number of shots]({where}/quality.md)"
-    lines += ["", markdown(comparison_table(comparison)).strip(), "", links, ""]
+    table = replace(without_empty_columns(comparison_table(comparison)), title="", note="")
+    lines += ["", markdown(table).strip(), "", links, ""]
     return "\n".join(lines)
+
+
+def _versions(comparison: Comparison) -> str:
+    """``torch 2.11.0+cu130, DeepSpeed 0.19.8, Horovod 0.28.1, 2026-11-26``: what the main group's runs ran with."""
+    runs = comparison.members(0) or list(comparison.runs)
+    used = {run.backend for run in runs}
+    names = {"torch": "torch", "deepspeed": "DeepSpeed", "horovod": "Horovod"}
+    told = []
+    for package, name in names.items():
+        if package == "torch" or package in used:
+            found = {str((run.environment.get("versions") or {}).get(package)) for run in runs}
+            told.append(f"{name} {words.joined(sorted(found))}")
+    started = sorted(str(run.result.get("started"))[:10] for run in runs if run.result.get("started"))
+    return ", ".join([*told, *started[:1]])

@@ -32,13 +32,14 @@ class Table:
 
 
 def markdown(table: Table) -> str:
-    """A GitHub table under a heading."""
+    """A GitHub table under a heading, where it has one."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
     rule = ["---"] + (["---:" if table.numeric else "---"] * (len(table.columns) - 1))
-    lines = [f"### {table.title}", "", line(table.columns), line(rule), *map(line, table.rows)]
+    heading = [f"### {table.title}", ""] if table.title else []
+    lines = [*heading, line(table.columns), line(rule), *map(line, table.rows)]
     return "\n".join([*lines, "", table.note, ""] if table.note else [*lines, ""])
 
 
