@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,11 @@ def variables() -> dict[str, str]:
 
 
 def scrub(text: str) -> str:
-    """`text` with the project's folder as ``.`` and the home folder as ``~``."""
+    """`text` with the project's folder as ``.``, Python's, where it is elsewhere, as ``PYTHON``, and the home folder as
+    ``~``."""
     text = text.replace(str(_PROJECT), ".")
+    if len(sys.prefix.split("/")) > 2:  # /usr stands in every other path
+        text = text.replace(sys.prefix, "PYTHON")
     home = str(Path.home())
     return text.replace(home, "~") if len(home) > 1 else text
 

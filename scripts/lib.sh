@@ -52,7 +52,7 @@ find_python() {
 }
 
 # gpu_answers: an NVIDIA GPU is in this machine and works. (Bounded: nvidia-smi hangs on a sick driver.)
-gpu_answers() { have nvidia-smi && limit 30 nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
+gpu_answers() { have nvidia-smi && [[ $(limit 30 nvidia-smi -L 2>/dev/null) == GPU\ * ]]; }
 
 # has_gpu: the set-up is for GPUs: one answers, or GPU_CAPABILITIES names those of the machine that this one builds for.
 has_gpu() { [ -n "${GPU_CAPABILITIES:-}" ] || gpu_answers; }

@@ -155,6 +155,32 @@ class TestSystemPackages:
         assert [line.split()[-1] for line in installs if "cmake" in line] == ["cmake"]
         assert not any(word in " ".join(installs) for word in ("openmpi", "g++", "openssh-client"))
 
+    def wanting_pdsh(self, machine: Path, policy: str) -> None:
+        for name in ("mpirun", "mpicc", "cmake", "g++", "make", "strip", "ssh", "ninja", "ip", "sshd"):
+            fake_command(machine, name, "exit 0")
+        (machine / "id").unlink()
+        fake_command(machine, "id", "echo 0")
+        fake_command(machine, "apt-get", f'echo "$@" >>{machine}/asked')
+        fake_command(machine, "apt-cache", policy)
+
+    def test_wanted_package_is_found_however_much_is_said_of_it(self, empty_machine: Path, tmp_path: Path) -> None:
+        # more than a pipe holds: a reader that leaves at the first match breaks it, which once looked like "not found"
+        much = "echo '  Candidate: 2.34-0.2'; i=0; while [ $i -lt 9999 ]; do echo \"  version table $i\"; i=$((i + 1)); done"
+        self.wanting_pdsh(empty_machine, much)
+        result = self.run(str(empty_machine), LOG=str(tmp_path / "log"))
+        assert result.returncode == 0, result.stderr
+        assert "not to be had" not in result.stderr
+        assert (empty_machine / "asked").read_text().splitlines()[-1].endswith("pdsh")
+
+    @pytest.mark.parametrize(("everything", "code"), [("no", 0), ("yes", 2)])
+    def test_wanted_package_that_is_not_to_be_had_is_an_error_in_ci_alone(
+        self, empty_machine: Path, tmp_path: Path, everything: str, code: int
+    ) -> None:
+        self.wanting_pdsh(empty_machine, "echo '  Candidate: (none)'")
+        result = self.run(str(empty_machine), LOG=str(tmp_path / "log"), SETUP_EVERYTHING=everything)
+        assert result.returncode == code, result.stderr
+        assert "pdsh is not to be had" in result.stderr
+
 
 def test_a_failing_step_shows_its_last_lines_and_ends_with_2(tmp_path: Path) -> None:
     result = bash("step 'doing it' sh -c 'echo the cause; exit 3'; echo never", LOG=str(tmp_path / "log"))
