@@ -74,15 +74,32 @@ def comm(
     hosts = _hosts(nodes, slots, hosts_path)
     worker = ["--operations", ",".join(operations), "--smallest", str(size(smallest)), "--largest", str(size(largest))]
     worker += ["--step", str(step), "--budget", str(budget), "--device", device]
-    measured = []
+    measured: list[dict[str, Any]] = []
+    interrupted = False
     for name in names:
         with tempfile.TemporaryDirectory(prefix="harness-comm-") as scratch:
-            result = _run(name, hosts, worker, Path(scratch), timeout, dry_run)
-        if result is not None:
-            measured.append(result)
-            _print(result, line_rate)
+            result, code = _run(name, hosts, worker, Path(scratch), timeout, dry_run)
+        if result is None:
+            continue
+        measured.append(result)
+        _write(measured, hosts, line_rate, out)  # after each: what is measured is kept, whatever comes
+        _print(result, line_rate)
+        if interrupted := code in (130, 143):
+            break
     if dry_run:
         return
+    if any(result["rows"] for result in measured):
+        click.echo(f"{out}/comm.json, comm.png, comm.svg")
+    if interrupted:
+        sys.exit(code)
+    failed = [result["via"] for result in measured if result["reason"]]
+    if failed:
+        click.echo(f"error: failed: {', '.join(failed)}", err=True)
+        sys.exit(1)
+
+
+def _write(measured: list[dict[str, Any]], hosts: Sequence[hostfile.Host], line_rate: float, out: Path) -> None:
+    """OUT/comm.json and its figure."""
     out.mkdir(parents=True, exist_ok=True)
     record = {
         "hosts": [{"name": host.name, "slots": host.slots} for host in hosts],
@@ -95,11 +112,6 @@ def comm(
         from harness.comm_plot import plot
 
         plot(record, out / "comm")
-        click.echo(f"{out}/comm.json, comm.png, comm.svg")
-    failed = [result["via"] for result in measured if result["reason"]]
-    if failed:
-        click.echo(f"error: failed: {', '.join(failed)}", err=True)
-        sys.exit(1)
 
 
 def size(text: str) -> int:
@@ -119,8 +131,9 @@ def _hosts(nodes: int, slots: int, path: str) -> tuple[hostfile.Host, ...]:
 
 def _run(
     name: str, hosts: Sequence[hostfile.Host], worker: Sequence[str], scratch: Path, timeout: float, dry_run: bool
-) -> dict[str, Any] | None:
-    """One library's rows; ``reason`` says in one line why there are none, or fewer."""
+) -> tuple[dict[str, Any] | None, int]:
+    """One library's rows (None for a dry run), and how its launch ended; ``reason`` says in one line why there are
+    none, or fewer."""
     network = find([host.name for host in hosts])
     argv = [sys.executable, "-m", "mpi.collectives", "--via", name, *worker]
     launch = command(
@@ -136,9 +149,9 @@ def _run(
     )
     if dry_run:
         click.echo(render(launch))
-        return None
+        return None, 0
     if missing := missing_program(launch):
-        return {"via": name, "reason": missing, "rows": [], "transport": {}}
+        return {"via": name, "reason": missing, "rows": [], "transport": {}}, 127
     rows: list[dict[str, Any]] = []
     about: dict[str, Any] = {}
 
@@ -152,7 +165,8 @@ def _run(
     wrong = [row["operation"] for row in rows if row.get("correct") is False]
     if wrong:
         reason = f"wrong results: {', '.join(sorted(set(wrong)))}"
-    return {"via": name, "reason": reason, "rows": rows, "transport": about, "launcher": launch.launcher}
+    found = {"via": name, "reason": reason, "rows": rows, "transport": about, "launcher": launch.launcher}
+    return found, outcome.returncode
 
 
 def _print(result: dict[str, Any], line_rate: float) -> None:

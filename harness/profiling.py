@@ -102,8 +102,10 @@ class Profiler:
         with tempfile.TemporaryDirectory(prefix="harness-profile-") as scratch:
             trace = Path(scratch) / f"trace-rank{self._rank}.json.gz"
             profile.export_chrome_trace(str(trace))
+            occupied: dict[str, float] = {}
             if self._cuda:
                 operations = operations_of(trace)
+                occupied = occupation(trace, ACTIVE_STEPS)
             else:
                 averages = profile.key_averages()
                 operations = [(event.key, float(event.self_cpu_time_total), event.count) for event in averages]
@@ -111,7 +113,7 @@ class Profiler:
                 place = self._folder / FOLDER
                 place.mkdir(exist_ok=True)
                 shutil.copyfile(trace, place / trace.name)
-        self.summary = {"rank": self._rank, "steps": ACTIVE_STEPS, **summarize(operations, ACTIVE_STEPS)}
+        self.summary = {"rank": self._rank, "steps": ACTIVE_STEPS, **summarize(operations, ACTIVE_STEPS), **occupied}
 
     def _range(self, step: int) -> None:
         import torch
@@ -128,13 +130,38 @@ class Profiler:
 def operations_of(trace: Path) -> list[tuple[str, float, int]]:
     """(name, microseconds, calls) of what the GPU did in a Chrome trace of torch.profiler: kernels, copies and fills.
     The host's calls stay out: they hold the same time once more."""
+    found: dict[str, list[float]] = {}
+    for event in _device_events(trace):
+        found.setdefault(event["name"], []).append(float(event["dur"]))
+    return [(name, sum(times), len(times)) for name, times in found.items()]
+
+
+def occupation(trace: Path, steps: int) -> dict[str, float]:
+    """How long the GPU was at work, ms a step: ``span_ms`` from its first to its last operation, ``busy_ms`` with
+    anything, ``computing_ms`` with anything but an exchange (whose kernels also wait for the other ranks). What is
+    missing from busy to span, the GPU waited for its host to launch something."""
+    events = [(float(event["ts"]), float(event["dur"]), event["name"]) for event in _device_events(trace)]
+    if not events:
+        return {}
+    span = max(start + length for start, length, _ in events) - min(start for start, _, _ in events)
+    own = [event for event in events if kind_of(event[2]) != "exchange"]
+    found = {"span_ms": span, "busy_ms": _covered(events), "computing_ms": _covered(own)}
+    return {name: micros / 1000 / steps for name, micros in found.items()}
+
+
+def _covered(events: Sequence[tuple[float, float, str]]) -> float:
+    """Microseconds that at least one of the events covers."""
+    covered, until = 0.0, float("-inf")
+    for start, length, _ in sorted(events):
+        covered += max(0.0, start + length - max(start, until))
+        until = max(until, start + length)
+    return covered
+
+
+def _device_events(trace: Path) -> list[dict[str, Any]]:
     with gzip.open(trace, "rt") as file:
         events = json.load(file)["traceEvents"]
-    found: dict[str, list[float]] = {}
-    for event in events:
-        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
-            found.setdefault(event["name"], []).append(float(event["dur"]))
-    return [(name, sum(times), len(times)) for name, times in found.items()]
+    return [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
 
 
 def summarize(operations: Sequence[tuple[str, float, int]], steps: int) -> dict[str, Any]:

@@ -356,15 +356,25 @@ def profile_table(comparison: Comparison) -> Table | None:
     kinds = list(figures[0])
     rows = [[kind, *(words.number(own.get(kind)) for own in figures)] for kind in kinds]
     rows.append(["sum", *(words.number(sum(own.values())) for own in figures)])
+    for name, told in (("span_ms", "first to last"), ("busy_ms", "at work"), ("computing_ms", "computing")):
+        means = [_rank_mean(run, name) for run in comparison.runs if run.profile.get("ranks")]
+        if any(mean is not None for mean in means):
+            rows.append([f"device: {told}", *map(words.number, means)])
     return Table(
         id="profile",
         title="A profiled step by kind of operation, ms",
         columns=["kind", *columns],
         rows=rows,
         note="Own time of the operations on the device that computes, per step and rank, from runs with a profiler. "
+        "What a GPU lacks from first to last to being at work, it waited for its host. "
         "Kinds may overlap in time (exchange beside backward), and the profiler slows a step: compare shares. "
         "Horovod exchanges on a CPU in a thread of its own, which the profiler does not see.",
     )
+
+
+def _rank_mean(run: RecordedRun, name: str) -> float | None:
+    found = [rank[name] for rank in run.profile["ranks"] if rank.get(name) is not None]
+    return float(np.mean(found)) if found else None
 
 
 def memory_table(comparison: Comparison) -> Table | None:

@@ -1,16 +1,13 @@
 #!/usr/bin/env bash
-# One call of a session on two GPUs, after install.sh and all weights, with .gpu/data: what both engines train on real
-# photographs (6 or 12 runs at a time, so no speed), beside the decoder's variants, judged by every branch. Records into $OUT.
+# One call of a session on two GPUs, after install.sh and all weights, with .gpu/data: the decoder's variants, 12 runs at a
+# time (a process of `small` needs up to 12 GB: 18 ran out of 80 GB), so no speed, judged by their decoders. Records into $OUT.
+# What both engines train, with their speed: `session_speed.sh 300 h100-x2-mtd-batchnorm`.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-/tmp/gpu-out}
 . scripts/gpu/env.sh
 results=/tmp/results-quality
 mkdir -p "$results" "$OUT"
-python3 -m pytest -q -p no:cacheprovider tests/core_model/test_graphs.py >"$OUT/graphs.txt" 2>&1 &
-COLUMNS=200 timeout -s INT -k 30 "${1:-300}" harness compare --study harness/studies/h100-x2-mtd-batchnorm.toml --results "$results" --concurrent 6 >"$OUT/mtd.txt" 2>&1 &
-mtd=$!
-wait "$mtd" # a process of `small` needs up to 12 GB here: 18 runs at once ran out of 80 GB
 # The decoder's variants, 3 seeds each: the paper's linear layer, the study's (V1; V2; V3 to V6).
 number=0
 variant() {
@@ -36,15 +33,7 @@ judge() { # GPU NAME RUN|STUDY... [options]: a quality record of that name
     CUDA_VISIBLE_DEVICES=$1 timeout 230 harness quality --results "$results" --name "$2" "${@:3}" >"$OUT/$2.txt" 2>&1
     tail -n 12 "$OUT/$2.txt" | cut -c1-250
 }
-judge 0 mtd-variants "$results/mtd-variants" --shots all --branches decoder &
-variants=$!
-tail -n 25 "$OUT/mtd.txt"
-memories=(--memory cosine --memory l2:blocks=1,2:rotations=0)
-judge 0 mtd-deepspeed "$results"/h100-x2-mtd-batchnorm/deepspeed-* "${memories[@]}" & # `harness quality` merges the two
-deepspeed=$!
-judge 1 mtd-horovod "$results"/h100-x2-mtd-batchnorm/horovod-* "${memories[@]}"
-wait "$variants" "$deepspeed"
-tail -n 4 "$OUT/graphs.txt"
+judge 0 mtd-variants "$results/mtd-variants" --shots all --branches decoder
 find "$results" -name '*.safetensors' -delete
 rm -rf "$results"/*/*/examples # pictures of the data set are not ours to publish
 tar czf "$OUT/quality.tar.gz" -C "$results" .

@@ -14,10 +14,6 @@ while [ $# -ge 2 ]; do
             --out "$results/h100-x2-comm" 2>&1 | tail -n 40 | cut -c1-160
     else
         study=harness/studies/$2.toml
-        if [ ! -e /tmp/mpirun-ok ]; then # left by the call that tried it; without mpirun each engine's own launcher starts it
-            sed '/^launcher/d' "$study" >"/tmp/$2.toml"
-            study=/tmp/$2.toml
-        fi
         COLUMNS=170 timeout -s INT -k 20 "$1" harness compare --study "$study" --results "$results" --take-turns >"$OUT/$2.txt" 2>&1
         tail -n 32 "$OUT/$2.txt"
     fi

@@ -11,7 +11,7 @@ case "${1:-}" in
     2) set -- 300 h100-x8-llama 265 h100-x8-7b ;;
     plan)
         for study in small llama 7b; do
-            "${HARNESS:-harness}" compare --study "harness/studies/h100-x8-$study.toml" --share-processes --dry-run | sed -n 1p
+            "${HARNESS:-harness}" compare --study "harness/studies/h100-x8-$study.toml" --take-turns --dry-run | sed -n 1p
         done
         echo "two calls of 565 s: what does not fit stays open, and the same command goes on with it in a third"
         exit 0

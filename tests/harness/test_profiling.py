@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from harness.job import Job, JobError
-from harness.profiling import ACTIVE_STEPS, KINDS, Profiler, engine_job, kind_of, operations_of, summarize, write_table
+from harness.profiling import (
+    ACTIVE_STEPS,
+    KINDS,
+    Profiler,
+    engine_job,
+    kind_of,
+    occupation,
+    operations_of,
+    summarize,
+    write_table,
+)
 from harness.recorded import RecordedRun
 from harness.tables import profile_table
 from tests.harness.made_runs import write_run
@@ -64,6 +74,20 @@ def test_trace_of_a_gpu_counts_kernels_and_copies_once(tmp_path: Path) -> None:
     trace = tmp_path / "trace.json.gz"
     trace.write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
     assert operations_of(trace) == [("nvjet_tst", 1200.0, 2), ("Memcpy HtoD (Pinned -> Device)", 90.0, 1)]
+
+
+def test_gpu_that_waits_for_its_host_or_for_the_other_ranks_shows(tmp_path: Path) -> None:
+    events = [
+        {"cat": "kernel", "name": "nvjet", "ts": 1000.0, "dur": 2000.0},
+        {"cat": "gpu_memcpy", "name": "Memcpy HtoD", "ts": 2500.0, "dur": 1000.0},  # half of it beside the kernel
+        {"cat": "kernel", "name": "ncclDevKernel_AllReduce", "ts": 6000.0, "dur": 5000.0},  # after 2.5 ms of nothing
+        {"cat": "cpu_op", "name": "aten::mm", "ts": 0.0, "dur": 20000.0},
+    ]
+    trace = tmp_path / "trace.json.gz"
+    trace.write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
+    assert occupation(trace, steps=2) == {"span_ms": 5.0, "busy_ms": 3.75, "computing_ms": 1.25}
+    trace.write_bytes(gzip.compress(json.dumps({"traceEvents": []}).encode()))
+    assert occupation(trace, steps=2) == {}
 
 
 def test_window_profiles_its_steps_and_writes_a_trace_for_perfetto(tmp_path: Path) -> None:

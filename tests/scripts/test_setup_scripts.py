@@ -165,7 +165,8 @@ class TestSystemPackages:
 
     def test_wanted_package_is_found_however_much_is_said_of_it(self, empty_machine: Path, tmp_path: Path) -> None:
         # more than a pipe holds: a reader that leaves at the first match breaks it, which once looked like "not found"
-        much = "echo '  Candidate: 2.34-0.2'; i=0; while [ $i -lt 9999 ]; do echo \"  version table $i\"; i=$((i + 1)); done"
+        rest = 'i=0; while [ $i -lt 9999 ]; do echo "  version table $i"; i=$((i + 1)); done'
+        much = f"echo '  Candidate: 2.34-0.2'; {rest}"
         self.wanting_pdsh(empty_machine, much)
         result = self.run(str(empty_machine), LOG=str(tmp_path / "log"))
         assert result.returncode == 0, result.stderr
