@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.palette import dashes, styles
+from harness.plots import figure_files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot(record: Mapping[str, Any], stem: Path) -> None:
     """Writes STEM.png and STEM.svg."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
     libraries = [library for library in record["libraries"] if any("busbw" in row for row in library["rows"])]
-    looks = styles([library["via"] for library in record["libraries"]])
     operations = list(dict.fromkeys(row["operation"] for library in libraries for row in library["rows"]))
     columns = min(2, len(operations))
     lines = -(-len(operations) // columns)
-    figure, axes = plt.subplots(
-        lines,
-        columns,
-        figsize=(4.8 * columns, 3.4 * lines),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+        _draw(record, libraries, operations, figure, axes)
+
+    figure_files(stem.parent, stem.name, draw, size=(4.8 * columns, 3.4 * lines))
+
+
+def _draw(
+    record: Mapping[str, Any],
+    libraries: Sequence[Mapping[str, Any]],
+    operations: Sequence[str],
+    figure: Figure,
+    axes: Any,
+) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    looks = styles([library["via"] for library in record["libraries"]])
     for axis, operation in zip(axes.flat, operations, strict=False):
         for library in libraries:
             rows = [row for row in library["rows"] if row["operation"] == operation and "busbw" in row]
@@ -60,7 +66,6 @@ def plot(record: Mapping[str, Any], stem: Path) -> None:
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(FuncFormatter(_bytes))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.grid(True, alpha=0.3)
     for axis in list(axes.flat)[len(operations) :]:
         axis.set_visible(False)
     for axis in axes[-1]:
@@ -71,9 +76,6 @@ def plot(record: Mapping[str, Any], stem: Path) -> None:
     ranks = next((row["ranks"] for library in libraries for row in library["rows"] if "ranks" in row), 0)
     nodes = len(record["hosts"])
     figure.suptitle(f"Collectives, {ranks} workers on {nodes} node{'s' if nodes > 1 else ''}", fontsize=11)
-    for suffix in ("png", "svg"):
-        figure.savefig(stem.with_suffix(f".{suffix}"), dpi=144)
-    plt.close(figure)
 
 
 def _bytes(value: float, _: object) -> str:

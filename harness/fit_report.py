@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import records, words
 from harness.palette import styles
+from harness.plots import figure_files
 from harness.tables import Table, csv_text, markdown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HEADERS = ("setting", "workers", "largest", "shape", "peak memory", "predicted largest", "error", "tries")
 _WORDS = {"open": "open", "none": "nothing fits", "failed": "failed"}
@@ -128,17 +133,16 @@ def millions(count: float) -> str:
 def plot(record: Mapping[str, Any], stem: Path) -> None:
     """Writes STEM.png and STEM.svg: a row a setting, a filled mark for what was found, a hollow one for the prediction,
     an arrow where larger ones may fit."""
-    import matplotlib
+    labels = list(dict.fromkeys(cell["label"] for cell in record["cells"]))
+    figure_files(stem.parent, stem.name, partial(_draw, record["cells"], labels), size=(8, 1.6 + 0.42 * len(labels)))
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import FuncFormatter
 
-    cells = record["cells"]
-    labels = list(dict.fromkeys(cell["label"] for cell in cells))
+def _draw(cells: Sequence[Mapping[str, Any]], labels: Sequence[str], figure: Figure) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
     counts = sorted({cell["workers"] for cell in cells})
     looks = styles([str(count) for count in counts])
-    figure, axis = plt.subplots(figsize=(8, 1.6 + 0.42 * len(labels)), layout="constrained")
+    axis = figure.subplots()
     shift = 0.5 / max(1, len(counts))
     for index, count in enumerate(counts):
         look = looks[str(count)]
@@ -162,11 +166,9 @@ def plot(record: Mapping[str, Any], stem: Path) -> None:
     axis.set_yticks(range(len(labels)), labels)
     axis.invert_yaxis()
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: millions(value)))
     axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
     axis.set_xlabel("largest trainable parameters")
-    axis.grid(True, axis="x", which="both", alpha=0.3)
+    axis.grid(False, axis="y")
     axis.legend(fontsize=8, frameon=False, ncols=len(counts), loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    for suffix in ("png", "svg"):
-        figure.savefig(stem.with_suffix(f".{suffix}"), dpi=144)
-    plt.close(figure)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.palette import dashes, styles
+from harness.plots import figure_files
 from harness.scaling_report import name_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot(report: Mapping[str, Any], stem: Path) -> None:
     """Writes STEM.png and STEM.svg."""
-    import matplotlib
+    figure_files(stem.parent, stem.name, partial(_draw, report), size=(10, 3.9))
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+
+def _draw(report: Mapping[str, Any], figure: Figure) -> None:
     from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
     engines = report["engines"]
     looks = styles(list(engines))
-    figure, (curve, error) = plt.subplots(1, 2, figsize=(10, 3.9), layout="constrained", width_ratios=(3, 2))
+    curve, error = figure.subplots(1, 2, width_ratios=(3, 2))
     for name, one in engines.items():
         look = looks[name]
         xs = [point["nodes"] for point in one["curve"]]
@@ -60,8 +65,3 @@ def plot(report: Mapping[str, Any], stem: Path) -> None:
     error.yaxis.set_major_formatter(PercentFormatter(1.0))
     error.set(xlabel="measured step, ms", ylabel="predicted - measured")
     error.set_title(f"cells held back: median error {report['median_error']:.1%}", fontsize=10)
-    for axis in (curve, error):
-        axis.grid(True, alpha=0.3)
-    for suffix in ("png", "svg"):
-        figure.savefig(stem.with_suffix(f".{suffix}"), dpi=144)
-    plt.close(figure)
