@@ -15,6 +15,7 @@ from harness import bars, charts, measure, palette, plots, tables, words
 from harness.compare import Comparison
 from harness.findings import findings
 from harness.job import Job
+from harness.notes import HEADING, notes_on
 from harness.pictures import sample_views
 from harness.price import Prices
 from harness.recorded import RecordedRun
@@ -47,6 +48,8 @@ def _context(comparison: Comparison, prices: Prices) -> dict[str, Any]:
         "setting": setting(comparison),
         "facts": _facts(comparison),
         "sentences": verdict(comparison, found),
+        "notes_heading": HEADING,
+        "notes": notes_on(comparison.runs),
         "findings": found,
         "grave": [finding for finding in found if finding.level == "wrong"],
         "tables": {name: made.get(name) for name in _TABLES},

@@ -13,6 +13,7 @@ from pathlib import Path
 from harness import records, words
 from harness.compare import Comparison, summarize_study
 from harness.findings import findings
+from harness.notes import HEADING, notes_in
 from harness.tables import comparison_table, markdown, without_empty_columns
 from harness.verdict import setting, verdict
 
@@ -39,6 +40,8 @@ def _body(study: Path, root: Path) -> str:
     where = study.relative_to(root) if study.is_relative_to(root) else study
     lines = [f"*{setting(comparison)}; {_versions(comparison)}*", ""]
     lines += [f"- {sentence}" for sentence in verdict(comparison, findings(comparison))]
+    if said := notes_in(study):
+        lines += ["", f"{HEADING}:", "", *(f"- {note}" for note in said)]
     links = f"[report]({where}/report.html), [records]({where})"
     if (study / "quality.md").is_file():
         links += f", [every branch and number of shots]({where}/quality.md)"

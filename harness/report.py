@@ -13,6 +13,7 @@ from harness import records, tables
 from harness.compare import Comparison, summarize_runs
 from harness.findings import findings
 from harness.job import JobError
+from harness.notes import HEADING, notes_on
 from harness.price import Prices
 from harness.recorded import load_runs
 from harness.verdict import setting, verdict
@@ -51,6 +52,8 @@ def render(comparison: Comparison, prices: Prices, format: str) -> str:
         return head + "\n" + "\n".join(tables.latex(table) for table in parts)
     lines = [f"# {comparison.title}", "", f"{setting(comparison)}.", ""]
     lines += [f"- {sentence}" for sentence in verdict(comparison, found)]
+    if said := notes_on(comparison.runs):
+        lines += ["", f"{HEADING}:", "", *(f"- {note}" for note in said)]
     lines += ["", *(tables.markdown(table) for table in parts)]
     if found:
         lines += ["### Objections", "", *(f"- **{finding.level}**: {finding.text}" for finding in found), ""]
@@ -64,6 +67,7 @@ def to_json(comparison: Comparison) -> str:
         "title": comparison.title,
         "setting": setting(comparison),
         "verdict": verdict(comparison, found),
+        "notes": notes_on(comparison.runs),
         "findings": [{"level": item.level, "code": item.code, "text": item.text} for item in found],
         "cells": _plain_rows(comparison.cells),
         "runs": _plain_rows(comparison.frame),
