@@ -3,8 +3,8 @@
 #
 #   bash scripts/gpu/prepare_wheels.sh [DATA_DIR...]       needs `make setup`
 #
-# .gpu/base/        the engines: DeepSpeed's wheel, Horovod's source (or a Horovod wheel brought back from there), and the
-#                   small wheels that the GPU image lacks; about 12 MiB
+# .gpu/base/        the engines: DeepSpeed's wheel, Horovod's source (or a Horovod wheel built by horovod_here.sh or brought
+#                   back from there), and the small wheels that the GPU image lacks; about 12 MiB
 # .gpu/data/NAME/   copies of the DATA_DIRs
 # .gpu/weights-N/   the pretrained weights (200 MB of wheels) cut into pieces, because one transfer takes 64 MiB in all
 #
@@ -56,7 +56,7 @@ ls "$new"/base/deepspeed-*-none-any.whl >/dev/null 2>&1 || die "DeepSpeed's whee
 
 if [ -n "$brought_back" ]; then
     cp -p "$brought_back" "$new/base/"
-    say "keeping $(basename "$brought_back"), built there earlier"
+    say "keeping $(basename "$brought_back"), built earlier"
 else
     printf 'horovod==%s --hash=sha256:%s\n' "$HOROVOD_VERSION" "$HOROVOD_SHA256" >"$new/horovod.txt"
     step "fetching Horovod's source" pip download -q --retries 5 --timeout 60 --no-deps --no-binary :all: \
