@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
@@ -175,8 +176,7 @@ def _rate(text: str) -> float | None:
 def _line(row: dict[str, Any]) -> str:
     if "failed" in row:
         return f"{row['run']}: failed: {row['failed']}"
-    times = sorted(row["step_s"])
-    middle = times[len(times) // 2]
+    middle = median(row["step_s"])
     share = 1 - row["wait_s"] / middle
     wire = (row["sent_bytes_per_step"] or 0.0) / row["ring_bytes"] if row["ring_bytes"] else 0.0
     text = f"{row['run']}: {middle * 1e3:.0f} ms a step, {share:.0%} of it not computing"
