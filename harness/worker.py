@@ -189,7 +189,8 @@ def _guarded(
     try:
         run.work(leave=leave)
         code = 0
-    except BaseException as error:
+    except BaseException as raised:
+        error = _as_ended(raised)
         user = is_user_error(error)
         text = _one_line(error)
         if not user and not isinstance(error, (KeyboardInterrupt, TerminatedError)):
@@ -216,8 +217,20 @@ def _run_of(job: Job) -> type[Run]:
     return ElasticRun
 
 
+_signals: list[int] = []
+
+
 def _on_signal(number: int, frame: FrameType | None) -> None:
+    _signals.append(number)
     raise TerminatedError(f"ended by signal {number}")
+
+
+def _as_ended(error: BaseException) -> BaseException:
+    """What ended the job: the signal, if one came. Raised at any place, inside an import say, its exception can come
+    out as quite another (seen: RecursionError), which would be taken for the cause."""
+    if _signals and not isinstance(error, TerminatedError):
+        return TerminatedError(f"ended by signal {_signals[0]}")
+    return error
 
 
 def _one_line(error: BaseException) -> str:
