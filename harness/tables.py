@@ -121,7 +121,8 @@ def comparison_table(comparison: Comparison) -> Table:
         columns=columns,
         rows=[[row["texts"][name] for name in columns] for row in rows],
         note="samples/s: median of the repeats, lowest to highest repeat in brackets (quartiles of the steps for one "
-        "run). Memory: highest peak of any worker. Loss and quality: mean over the repeats.",
+        "run). Memory: peak of the worker that needs most, median of the repeats. Loss and quality: mean over the "
+        "repeats.",
         strong=[
             index for index, row in enumerate(rows) if row["failed"] or "unusable" in row["texts"]["answers right"]
         ],
