@@ -7,6 +7,7 @@ once (``os._exit``): a clean interpreter exit could wait for collectives that th
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import signal
@@ -148,14 +149,19 @@ def _one_by_one(listed: list[dict[str, Any]], facts: ProcessFacts, results: Path
 
 
 def _import_engine(job: Job, facts: ProcessFacts) -> None:
-    """What a start spends before there is a job to run, while others have their turn."""
+    """What a start spends before there is a job to run, while others have their turn: imports, and on a GPU its context
+    and libraries."""
     import torch
 
     import backends
 
+    for name in ("core_model.trainer", "harness.build", "harness.split"):
+        importlib.import_module(name)
     backends.load(job.backend).availability()
-    if torch.cuda.is_available():
-        torch.zeros(1, device=torch.device("cuda", facts.local_rank))
+    if torch.cuda.is_available() and job.device != "cpu":
+        here = torch.device("cuda", facts.local_rank)
+        weights = torch.zeros(64, 64, device=here, requires_grad=True)
+        (weights @ weights).sum().backward()
 
 
 def _release_memory() -> None:
