@@ -7,13 +7,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 case "${1:-}" in
-    1) set -- 400 h100-x8-small 165 h100-x8-llama ;;
-    2) set -- 300 h100-x8-llama 265 h100-x8-7b ;;
+    1) set -- 235 h100-x8-small 335 h100-x8-llama ;;
+    2) set -- 190 h100-x8-llama-sharded 375 h100-x8-7b ;;
     plan)
-        for study in small llama 7b; do
+        for study in small llama llama-sharded 7b; do
             "${HARNESS:-harness}" compare --study "harness/studies/h100-x8-$study.toml" --take-turns --dry-run | sed -n 1p
         done
-        echo "two calls of 565 s: what does not fit stays open, and the same command goes on with it in a third"
+        echo "two calls of 570 s: what does not fit stays open, and the same command goes on with it in a third"
         exit 0
         ;;
     *)
