@@ -75,7 +75,7 @@ def comm(
     worker = ["--operations", ",".join(operations), "--smallest", str(size(smallest)), "--largest", str(size(largest))]
     worker += ["--step", str(step), "--budget", str(budget), "--device", device]
     measured: list[dict[str, Any]] = []
-    interrupted = False
+    code = 0
     for name in names:
         with tempfile.TemporaryDirectory(prefix="harness-comm-") as scratch:
             result, code = _run(name, hosts, worker, Path(scratch), timeout, dry_run)
@@ -84,13 +84,13 @@ def comm(
         measured.append(result)
         _write(measured, hosts, line_rate, out)  # after each: what is measured is kept, whatever comes
         _print(result, line_rate)
-        if interrupted := code in (130, 143):
+        if code:
             break
     if dry_run:
         return
     if any(result["rows"] for result in measured):
         click.echo(f"{out}/comm.json, comm.png, comm.svg")
-    if interrupted:
+    if code:
         sys.exit(code)
     failed = [result["via"] for result in measured if result["reason"]]
     if failed:
@@ -132,8 +132,8 @@ def _hosts(nodes: int, slots: int, path: str) -> tuple[hostfile.Host, ...]:
 def _run(
     name: str, hosts: Sequence[hostfile.Host], worker: Sequence[str], scratch: Path, timeout: float, dry_run: bool
 ) -> tuple[dict[str, Any] | None, int]:
-    """One library's rows (None for a dry run), and how its launch ended; ``reason`` says in one line why there are
-    none, or fewer."""
+    """One library's rows (None for a dry run), and the exit code of an interrupt, else 0; ``reason`` says in one line
+    why there are no rows, or fewer."""
     network = find([host.name for host in hosts])
     argv = [sys.executable, "-m", "mpi.collectives", "--via", name, *worker]
     launch = command(
@@ -151,7 +151,7 @@ def _run(
         click.echo(render(launch))
         return None, 0
     if missing := missing_program(launch):
-        return {"via": name, "reason": missing, "rows": [], "transport": {}}, 127
+        return {"via": name, "reason": missing, "rows": [], "transport": {}}, 0
     rows: list[dict[str, Any]] = []
     about: dict[str, Any] = {}
 
@@ -166,7 +166,7 @@ def _run(
     if wrong:
         reason = f"wrong results: {', '.join(sorted(set(wrong)))}"
     found = {"via": name, "reason": reason, "rows": rows, "transport": about, "launcher": launch.launcher}
-    return found, outcome.returncode
+    return found, outcome.returncode if outcome.interrupted else 0
 
 
 def _print(result: dict[str, Any], line_rate: float) -> None:

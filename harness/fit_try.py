@@ -80,7 +80,7 @@ def run_try(job: Job, *, memory_gib: float | None, limit_s: float, log: Path | N
         printed = log or Path(scratch) / "log.txt"
         start = printed.stat().st_size if printed.exists() else 0
         outcome = mpi.process.supervise(launch, log_path=printed, timeout=limit_s, grace=2.0)
-        if outcome.returncode in (130, 143):
+        if outcome.interrupted:
             raise KeyboardInterrupt
         ranks = [_read(out / f"rank-{rank}.json") for rank in range(job.slots)]
         text = printed.read_bytes()[start:].decode(errors="replace")

@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 
-from harness import measured, records, words
+from harness import measured, notes, records, words
 from harness.compare import Comparison, summarize_study
 from harness.findings import findings
-from harness.notes import HEADING, notes_on
 from harness.options import results_root
 from harness.readme import fill
 from harness.verdict import setting, verdict
@@ -52,8 +51,7 @@ def _entry(study: Path, comparison: Comparison) -> str:
     facts += [started[0][:10]] if started else []
     lines = [f"## {study.name}", "", f"{setting(comparison)}; {', '.join(facts)}.", ""]
     lines += [f"- {sentence}" for sentence in verdict(comparison, found)]
-    if said := notes_on(comparison.runs):
-        lines += ["", f"{HEADING}:", "", *(f"- {note}" for note in said)]
+    lines += notes.markdown(notes.notes_on(comparison.runs))
     lines += [f"- **{finding.text}**" for finding in found if finding.level == "wrong"]
     known = ("report.html", "comparison.csv", "scaling.png", "quality.md")
     files = [name for name in known if (study / name).exists()]

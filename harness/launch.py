@@ -31,7 +31,7 @@ from harness.folders import claim_run_folder
 from harness.job import Job, JobError
 from harness.output import Progress
 from harness.packed import pack
-from harness.recorded import SHARED_LOG
+from harness.recorded import SHARED_LOG, RecordedRun
 from harness.turns import Turn, interrupt_if_stopped
 from harness.worker import FAILURE_MARK
 from mpi import hostfile
@@ -259,18 +259,15 @@ def run_jobs(
         if folder != log.parent:
             (folder / records.LOG).write_text(f"{SHARED_LOG}../{log.parent.name}/{records.LOG}\n")
         # how the launch ended says nothing of a run that others followed
-        how = outcome if folder == claimed[-1][1] or not _is_ok(folder) else replace(outcome, returncode=0, reason="")
+        how = (
+            outcome
+            if folder == claimed[-1][1] or not RecordedRun(folder).ok
+            else replace(outcome, returncode=0, reason="")
+        )
         _seal(job, folder, launch, how, started, log)
         if show:
             click.echo("\n".join(end_lines(folder)), err=True)
     return [folder for _, folder in claimed]
-
-
-def _is_ok(folder: Path) -> bool:
-    try:
-        return records.read_json(folder / records.RESULT)["status"] == "ok"
-    except records.RecordError:
-        return False
 
 
 def report_end(folder: Path) -> int:
@@ -342,7 +339,7 @@ def _tell_the_truth(
         result.setdefault("warnings", []).append(f"the launcher ended with {outcome.returncode}: {outcome.reason}")
         records.write_json(folder / records.RESULT, result)
         return
-    interrupted = outcome.returncode in (130, 143)
+    interrupted = outcome.interrupted
     if mark is not None and not interrupted:
         rank, user, text = mark
         reason, code = f"rank {rank}: {text}", 2 if user else 1

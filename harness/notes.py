@@ -6,7 +6,7 @@ The only words beside a study that no program wrote, so they are shown as such: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness.recorded import RecordedRun
@@ -33,3 +33,8 @@ def notes_in(study: Path) -> list[str]:
 def notes_on(runs: Iterable[RecordedRun]) -> list[str]:
     """The notes of every study that the runs belong to."""
     return [note for study in dict.fromkeys(run.folder.parent for run in runs) for note in notes_in(study)]
+
+
+def markdown(notes: Sequence[str]) -> list[str]:
+    """Lines that say `notes` under their heading, after an empty line; [] where there are none."""
+    return ["", f"{HEADING}:", "", *(f"- {note}" for note in notes)] if notes else []

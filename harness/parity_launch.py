@@ -83,6 +83,6 @@ def _launch(
         )
         log = out / f"{first.backend}-w{first.workers}.log"
         outcome = mpi.process.supervise(launch, log_path=log, timeout=limit_s)
-    if outcome.returncode in (130, 143):  # Ctrl-C or SIGTERM here: no cell's fault, and nothing more is to be started
+    if outcome.interrupted:  # Ctrl-C or SIGTERM here: no cell's fault, and nothing more is to be started
         raise KeyboardInterrupt
     return "" if outcome.ok else outcome.reason

@@ -104,8 +104,9 @@ class Profiler:
             profile.export_chrome_trace(str(trace))
             occupied: dict[str, float] = {}
             if self._cuda:
-                operations = operations_of(trace)
-                occupied = occupation(trace, ACTIVE_STEPS)
+                events = device_events(trace)
+                operations = operations_of(events)
+                occupied = occupation(events, ACTIVE_STEPS)
             else:
                 averages = profile.key_averages()
                 operations = [(event.key, float(event.self_cpu_time_total), event.count) for event in averages]
@@ -127,25 +128,32 @@ class Profiler:
         self._open_range = True
 
 
-def operations_of(trace: Path) -> list[tuple[str, float, int]]:
-    """(name, microseconds, calls) of what the GPU did in a Chrome trace of torch.profiler: kernels, copies and fills.
-    The host's calls stay out: they hold the same time once more."""
+def device_events(trace: Path) -> list[dict[str, Any]]:
+    """What the GPU did in a Chrome trace of torch.profiler: kernels, copies and fills. The host's calls stay out: they
+    hold the same time once more."""
+    with gzip.open(trace, "rt") as file:
+        events = json.load(file)["traceEvents"]
+    return [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+
+
+def operations_of(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, int]]:
+    """(name, microseconds, calls) of a trace's `device_events`."""
     found: dict[str, list[float]] = {}
-    for event in _device_events(trace):
+    for event in events:
         found.setdefault(event["name"], []).append(float(event["dur"]))
     return [(name, sum(times), len(times)) for name, times in found.items()]
 
 
-def occupation(trace: Path, steps: int) -> dict[str, float]:
+def occupation(events: Sequence[Mapping[str, Any]], steps: int) -> dict[str, float]:
     """How long the GPU was at work, ms a step: ``span_ms`` from its first to its last operation, ``busy_ms`` with
     anything, ``computing_ms`` with anything but an exchange (whose kernels also wait for the other ranks). What is
-    missing from busy to span, the GPU waited for its host to launch something."""
-    events = [(float(event["ts"]), float(event["dur"]), event["name"]) for event in _device_events(trace)]
+    missing from busy to span, the GPU waited for its host to launch something. events: a trace's `device_events`."""
     if not events:
         return {}
-    span = max(start + length for start, length, _ in events) - min(start for start, _, _ in events)
-    own = [event for event in events if kind_of(event[2]) != "exchange"]
-    found = {"span_ms": span, "busy_ms": _covered(events), "computing_ms": _covered(own)}
+    times = [(float(event["ts"]), float(event["dur"]), event["name"]) for event in events]
+    span = max(start + length for start, length, _ in times) - min(start for start, _, _ in times)
+    own = [time for time in times if kind_of(time[2]) != "exchange"]
+    found = {"span_ms": span, "busy_ms": _covered(times), "computing_ms": _covered(own)}
     return {name: micros / 1000 / steps for name, micros in found.items()}
 
 
@@ -156,12 +164,6 @@ def _covered(events: Sequence[tuple[float, float, str]]) -> float:
         covered += max(0.0, start + length - max(start, until))
         until = max(until, start + length)
     return covered
-
-
-def _device_events(trace: Path) -> list[dict[str, Any]]:
-    with gzip.open(trace, "rt") as file:
-        events = json.load(file)["traceEvents"]
-    return [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
 
 
 def summarize(operations: Sequence[tuple[str, float, int]], steps: int) -> dict[str, Any]:

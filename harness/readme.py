@@ -10,10 +10,9 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from harness import records, words
+from harness import notes, records, words
 from harness.compare import Comparison, summarize_study
 from harness.findings import findings
-from harness.notes import HEADING, notes_in
 from harness.tables import comparison_table, markdown, without_empty_columns
 from harness.verdict import setting, verdict
 
@@ -40,8 +39,7 @@ def _body(study: Path, root: Path) -> str:
     where = study.relative_to(root) if study.is_relative_to(root) else study
     lines = [f"*{setting(comparison)}; {_versions(comparison)}*", ""]
     lines += [f"- {sentence}" for sentence in verdict(comparison, findings(comparison))]
-    if said := notes_in(study):
-        lines += ["", f"{HEADING}:", "", *(f"- {note}" for note in said)]
+    lines += notes.markdown(notes.notes_in(study))
     links = f"[report]({where}/report.html), [records]({where})"
     if (study / "quality.md").is_file():
         links += f", [every branch and number of shots]({where}/quality.md)"

@@ -9,11 +9,10 @@ from typing import Any
 
 import click
 
-from harness import records, tables
+from harness import notes, records, tables
 from harness.compare import Comparison, summarize_runs
 from harness.findings import findings
 from harness.job import JobError
-from harness.notes import HEADING, notes_on
 from harness.price import Prices
 from harness.recorded import load_runs
 from harness.verdict import setting, verdict
@@ -52,8 +51,7 @@ def render(comparison: Comparison, prices: Prices, format: str) -> str:
         return head + "\n" + "\n".join(tables.latex(table) for table in parts)
     lines = [f"# {comparison.title}", "", f"{setting(comparison)}.", ""]
     lines += [f"- {sentence}" for sentence in verdict(comparison, found)]
-    if said := notes_on(comparison.runs):
-        lines += ["", f"{HEADING}:", "", *(f"- {note}" for note in said)]
+    lines += notes.markdown(notes.notes_on(comparison.runs))
     lines += ["", *(tables.markdown(table) for table in parts)]
     if found:
         lines += ["### Objections", "", *(f"- **{finding.level}**: {finding.text}" for finding in found), ""]
@@ -67,7 +65,7 @@ def to_json(comparison: Comparison) -> str:
         "title": comparison.title,
         "setting": setting(comparison),
         "verdict": verdict(comparison, found),
-        "notes": notes_on(comparison.runs),
+        "notes": notes.notes_on(comparison.runs),
         "findings": [{"level": item.level, "code": item.code, "text": item.text} for item in found],
         "cells": _plain_rows(comparison.cells),
         "runs": _plain_rows(comparison.frame),

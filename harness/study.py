@@ -32,7 +32,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -227,7 +227,12 @@ def find_finished(study: Path, jobs: Sequence[Job]) -> dict[str, RecordedRun]:
 
 def interrupted(run: RecordedRun) -> bool:
     """Whether the run was stopped from outside, so that it says nothing of its engine."""
-    return run.result.get("exit_code") in (INTERRUPTED, 143) or run.result.get("status") == "running"
+    return _was_ended(run) or run.result.get("status") == "running"
+
+
+def _was_ended(run: RecordedRun) -> bool:
+    """Whether a Ctrl-C or SIGTERM to the study ended the run."""
+    return run.result.get("exit_code") in (INTERRUPTED, 143)
 
 
 def estimate(jobs: Sequence[Job], results: Path) -> tuple[float | None, str]:
@@ -315,9 +320,7 @@ def run_study(
     began = time.monotonic()
     finished = 0
     for group in _groups(todo) if share else [[job] for job in todo]:
-        for job in group:
-            if (old := done.get(job.run)) is not None:  # interrupted, or failed and asked for again: replaced
-                shutil.rmtree(old.folder)
+        _clear(group, done)
         passed = time.monotonic() - began
         left = passed / finished * (len(todo) - finished) if finished else seconds
         first = len(study.jobs) - len(todo) + finished + 1
@@ -328,11 +331,10 @@ def run_study(
             folders = launch.run_jobs(group, results, show=show)
         finished += len(group)
         for run in map(RecordedRun, folders):
-            if run.result.get("exit_code") in (INTERRUPTED, 143):
-                _say(True, "interrupted: the same command goes on where it stopped")
-                raise click.exceptions.Exit(INTERRUPTED)
+            if _was_ended(run):
+                _stop()
             if not run.ok:
-                _say(show, f"failed: {run.reason} (see {run.folder / records.LOG})")
+                _say(show, _how(run))
     return folder
 
 
@@ -346,26 +348,22 @@ def _run_at_once(
     from harness import launch
     from harness.turns import supervisors
 
-    for job in todo:
-        if (old := done.get(job.run)) is not None:
-            shutil.rmtree(old.folder)
+    _clear(todo, done)
     stopped = False
     with supervisors(concurrent) as pool:
         started = {pool.submit(launch.run_job, job, results): job for job in todo}
         try:
             for number, future in enumerate(as_completed(started), start=1):
                 run = RecordedRun(future.result())
-                stopped = stopped or run.result.get("exit_code") in (INTERRUPTED, 143)
-                how = "ok" if run.ok else f"failed: {run.reason} (see {run.folder / records.LOG})"
-                _say(show, f"[{number}/{len(todo)}] {run.name}: {how}")
+                stopped = stopped or _was_ended(run)
+                _say(show, f"[{number}/{len(todo)}] {run.name}: {_how(run)}")
         except KeyboardInterrupt:
             stopped = True
         finally:
             for future in started:
                 future.cancel()
     if stopped:
-        _say(True, "interrupted: the same command goes on where it stopped")
-        raise click.exceptions.Exit(INTERRUPTED)
+        _stop()
 
 
 def _run_in_turns(todo: Sequence[Job], done: Mapping[str, RecordedRun], results: Path, show: bool) -> None:
@@ -374,9 +372,7 @@ def _run_in_turns(todo: Sequence[Job], done: Mapping[str, RecordedRun], results:
 
     if not todo:
         return
-    for job in todo:
-        if (old := done.get(job.run)) is not None:
-            shutil.rmtree(old.folder)
+    _clear(todo, done)
     groups = _groups(todo, by_repeat=False)
     _say(show, f"{words.plural(len(todo), 'run')} by {words.plural(len(groups), 'start')}, taking turns")
     stopped = False
@@ -389,16 +385,32 @@ def _run_in_turns(todo: Sequence[Job], done: Mapping[str, RecordedRun], results:
     def on_end(job: Job, folder: Path) -> None:
         nonlocal stopped
         run = RecordedRun(folder)
-        stopped = stopped or run.result.get("exit_code") in (INTERRUPTED, 143)
-        _say(show, f"{run.name}: " + ("ok" if run.ok else f"failed: {run.reason} (see {run.folder / records.LOG})"))
+        stopped = stopped or _was_ended(run)
+        _say(show, f"{run.name}: {_how(run)}")
 
     try:
         take_turns(todo, groups, results, on_turn=on_turn, on_end=on_end)
     except KeyboardInterrupt:
         stopped = True
     if stopped:
-        _say(True, "interrupted: the same command goes on where it stopped")
-        raise click.exceptions.Exit(INTERRUPTED)
+        _stop()
+
+
+def _clear(jobs: Sequence[Job], done: Mapping[str, RecordedRun]) -> None:
+    """Removes the old records of `jobs`: interrupted, or failed and asked for again."""
+    for job in jobs:
+        if (old := done.get(job.run)) is not None:
+            shutil.rmtree(old.folder)
+
+
+def _how(run: RecordedRun) -> str:
+    return "ok" if run.ok else f"failed: {run.reason} (see {run.folder / records.LOG})"
+
+
+def _stop() -> NoReturn:
+    """Ends an interrupted study."""
+    _say(True, "interrupted: the same command goes on where it stopped")
+    raise click.exceptions.Exit(INTERRUPTED)
 
 
 def _groups(jobs: Sequence[Job], *, by_repeat: bool = True) -> list[list[Job]]:

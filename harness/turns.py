@@ -91,9 +91,9 @@ def take_turns(
     """Runs `jobs` in their order by processes that start once for each of `groups` (jobs with one `process_key`).
 
     on_turn: gets each job and its number when it begins. on_end: gets each job and its folder when all processes have
-    ended, so that its record is final. A run that fails
-    ends the processes of its group; what is left of that group is recorded as failed, the other groups go on. After an
-    interrupt all processes are ended, then KeyboardInterrupt is raised.
+    ended, so that its record is final. A run that fails ends the processes of its group; what is left of that group is
+    recorded as failed, the other groups go on. After an interrupt all processes are ended, then KeyboardInterrupt is
+    raised.
     """
     processes = sum(group[0].world_size for group in groups)
     interrupted = False

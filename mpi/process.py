@@ -55,6 +55,11 @@ class Outcome:
     def ok(self) -> bool:
         return self.returncode == 0
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether a Ctrl-C or SIGTERM to the supervisor ended the job."""
+        return self.returncode in (130, 143)
+
 
 class _InterruptedError(Exception):
     """A signal that ends the job."""

@@ -12,6 +12,7 @@ from harness.profiling import (
     ACTIVE_STEPS,
     KINDS,
     Profiler,
+    device_events,
     engine_job,
     kind_of,
     occupation,
@@ -73,7 +74,10 @@ def test_trace_of_a_gpu_counts_kernels_and_copies_once(tmp_path: Path) -> None:
     ]
     trace = tmp_path / "trace.json.gz"
     trace.write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
-    assert operations_of(trace) == [("nvjet_tst", 1200.0, 2), ("Memcpy HtoD (Pinned -> Device)", 90.0, 1)]
+    assert operations_of(device_events(trace)) == [
+        ("nvjet_tst", 1200.0, 2),
+        ("Memcpy HtoD (Pinned -> Device)", 90.0, 1),
+    ]
 
 
 def test_gpu_that_waits_for_its_host_or_for_the_other_ranks_shows(tmp_path: Path) -> None:
@@ -85,9 +89,9 @@ def test_gpu_that_waits_for_its_host_or_for_the_other_ranks_shows(tmp_path: Path
     ]
     trace = tmp_path / "trace.json.gz"
     trace.write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
-    assert occupation(trace, steps=2) == {"span_ms": 5.0, "busy_ms": 3.75, "computing_ms": 1.25}
+    assert occupation(device_events(trace), steps=2) == {"span_ms": 5.0, "busy_ms": 3.75, "computing_ms": 1.25}
     trace.write_bytes(gzip.compress(json.dumps({"traceEvents": []}).encode()))
-    assert occupation(trace, steps=2) == {}
+    assert occupation(device_events(trace), steps=2) == {}
 
 
 def test_window_profiles_its_steps_and_writes_a_trace_for_perfetto(tmp_path: Path) -> None:
