@@ -176,6 +176,14 @@ def build(
     return assemble(chosen, random_weights=random_weights, seed=seed, device=device, frozen_dtype=frozen_dtype)
 
 
+def draw_ahead(preset: str, *, overrides: Mapping[str, Any] | None = None, seed: int = 0) -> None:
+    """Draws the start weights that `build` will want on a GPU, where a preset keeps them; nothing for the others."""
+    if preset == "llama-600m":
+        from core_model.pure_transformer import draw_ahead
+
+        draw_ahead(overrides or {}, seed=seed)
+
+
 def to_dict(chosen: ModelSpec) -> dict[str, Any]:
     """JSON-serializable form, for the records."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(chosen).items()}

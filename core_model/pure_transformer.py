@@ -136,13 +136,22 @@ def build_transformer(overrides: Mapping[str, Any], *, seed: int, device: torch.
 
     For a GPU the drawn weights are kept: runs that share a process (a study's) draw the same ones again and again,
     seven seconds each for 600 M."""
+    spec = _spec(overrides)
+    drawn = _draw(spec, seed) if torch.device(device).type == "cpu" else _copy(_kept(spec, seed), device)
+    return TrainedTransformer(spec, drawn.requires_grad_(True).train())
+
+
+def draw_ahead(overrides: Mapping[str, Any], *, seed: int) -> None:
+    """Draws and keeps the weights that `build_transformer` will want for a GPU. Raises ModelError."""
+    _kept(_spec(overrides), seed)
+
+
+def _spec(overrides: Mapping[str, Any]) -> TransformerSpec:
     spec = TransformerSpec()
     for name in overrides:
         if not hasattr(spec, name):
             raise ModelError(f"unknown model field '{name}': choose one of {', '.join(asdict(spec))}")
-    spec = replace(spec, **{name: int(value) for name, value in overrides.items()})
-    drawn = _draw(spec, seed) if torch.device(device).type == "cpu" else _copy(_kept(spec, seed), device)
-    return TrainedTransformer(spec, drawn.requires_grad_(True).train())
+    return replace(spec, **{name: int(value) for name, value in overrides.items()})
 
 
 def _draw(spec: TransformerSpec, seed: int) -> Llama:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +118,15 @@ def save_weights(state: Mapping[str, torch.Tensor], file: Path, metadata: Mappin
 
 
 def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over names, shapes and fp32 bytes, in name order: equal digests are equal weights."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
+    """sha256 over names, shapes and the sha256 of each tensor's fp32 bytes, in name order: equal digests are equal
+    weights. Tensors are hashed side by side (600 M of them: 3 s by one core, and a GPU would wait)."""
+
+    def line(name: str) -> str:
         tensor = state[name].detach().to("cpu", torch.float32).contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
+        return f"{name} {tuple(tensor.shape)} {hashlib.sha256(tensor.numpy().data).hexdigest()}\n"
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return hashlib.sha256("".join(pool.map(line, sorted(state))).encode()).hexdigest()
 
 
 def trainable_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

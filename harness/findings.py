@@ -7,9 +7,11 @@ are), ``warning`` (they may mislead), ``note`` (worth knowing).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+
+import numpy as np
 
 from harness import measure, words
 from harness.compare import Comparison, crowded, untimed
@@ -122,9 +124,11 @@ def _same_figures(a: RecordedRun, b: RecordedRun) -> bool:
 def _stragglers(run: RecordedRun) -> Iterator[Finding]:
     """From the sampled steps' own work by rank (`harness.split`)."""
     own: dict[int, list[float]] = {}
+    busy: dict[int, list[float]] = {}
     for row in () if untimed(run) else run.split:
         parts = (row.get(f"{name}_s") or 0.0 for name in ("data", "forward", "backward", "optimizer"))
         own.setdefault(int(row["rank"]), []).append(sum(parts))
+        busy.setdefault(int(row["rank"]), []).append(measure.launching_s(row))
     hosts = {item.get("rank"): item.get("hostname") for item in run.environment.get("ranks") or ()}
     for slow in measure.stragglers(own):
         host = hosts.get(slow["rank"])
@@ -134,8 +138,21 @@ def _stragglers(run: RecordedRun) -> Iterator[Finding]:
             code="straggler",
             text=f"{run.name}: rank {slow['rank']}{where} needs {words.milliseconds(slow['own_s'])} ms for its own "
             f"part of a step, the others {words.milliseconds(slow['others_s'])} ms ({words.percent(slow['excess'])} "
-            "more): everybody waits for it. Look for other load, a throttled or different processor, a slow disk.",
+            f"more): everybody waits for it. {_why_slow(slow['rank'], busy)}",
         )
+
+
+def _why_slow(rank: int, busy: Mapping[int, Sequence[float]]) -> str:
+    """Where to look, from what each rank's processor worked for the same kernels."""
+    medians = {other: float(np.median(values)) for other, values in busy.items()}
+    mine = medians.pop(rank)
+    others = float(np.median(list(medians.values())))
+    if not mine or not others:
+        return "Look for other load, a throttled or different processor, a slow disk."
+    told = f"Its processor worked {words.milliseconds(mine)} ms for the step, the others' {words.milliseconds(others)}"
+    if mine > (1.0 + measure.STRAGGLER_LIMIT) * others:
+        return f"{told} for the same work: a slower, throttled or shared core."
+    return f"{told}: it is not its processor. Look for a throttled or different GPU, a slow disk, other load."
 
 
 def _timing(run: RecordedRun) -> Iterator[Finding]:

@@ -121,3 +121,9 @@ def stragglers(own_s: Mapping[int, Sequence[float]], limit: float = STRAGGLER_LI
         if others and own > (1.0 + limit) * (reference := float(np.median(others))):
             found.append({"rank": rank, "own_s": own, "others_s": reference, "excess": own / reference - 1.0})
     return sorted(found, key=lambda item: -item["excess"])
+
+
+def launching_s(row: Row) -> float:
+    """Seconds that the processor worked for forward and backward in a sampled step (a row of split.jsonl): on a GPU,
+    what launching its kernels takes. 0 where it was not recorded."""
+    return (row.get("forward_cpu_s") or 0.0) + (row.get("backward_cpu_s") or 0.0)

@@ -9,7 +9,8 @@
 - ``resources.jsonl``: one line a sample of the resource sampler: ``t, rank, host, cpu_percent, rss_mib, net_sent_bytes,
   net_recv_bytes, gpus[{index, util_percent, mem_mib, power_w, temperature_c, energy_j}]``;
 - ``split.jsonl``: one line a sampled step and rank: ``step, rank, data_s, forward_s, backward_s, exchange_s,
-  optimizer_s, other_s`` (seconds; exchange_s = what the exchange was not hidden behind backward), see `harness.split`;
+  optimizer_s, other_s, forward_cpu_s, backward_cpu_s`` (seconds; exchange_s = what the exchange was not hidden behind
+  backward), see `harness.split`;
 - ``evaluation.json``: figures over the whole test set, per category and mean, and one entry a test sample;
 - ``result.json``: ``status`` (ok | failed | running), ``reason`` and the summary figures; written last;
 - ``autotune.json``, ``autotune.csv``: of a job with a tuning phase, what Horovod's tuner found, and its log;

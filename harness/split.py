@@ -13,6 +13,10 @@ engine is measured by its own, kinder clock. On sampled steps only; on the other
 
 Where an engine keeps its gradients outside autograd's leaves (FSDP2), the last gradient cannot be seen: backward then
 holds the exchange, and the row says so (`exchange_in_backward`). On CUDA the marks are events in the compute stream.
+
+Beside them, what the processor worked in the thread that runs forward, and in the one that runs backward between its
+first and last own gradient (`forward_cpu_s`, `backward_cpu_s`). Where these come near the parts' own times on a GPU,
+the GPU waits for its host to launch kernels; where one rank's are longer than another's, its core is slower or shared.
 """
 
 from __future__ import annotations
@@ -36,6 +40,8 @@ class _Marks:
     step: int
     begin: Any
     passes: list[list[Any]] = field(default_factory=list)  # per micro-batch: forward begins, ends, last gradient
+    forward_cpu: list[float] = field(default_factory=list)  # CPU time of the thread: forward begins, ends, begins, ...
+    backward_cpu: list[tuple[float, float]] = field(default_factory=list)  # per micro-batch: first, last gradient
     update_begin: Any = None
     update_end: Any = None
     end: Any = None
@@ -123,14 +129,22 @@ class StepSplit:
     def _forward_begins(self, *_: Any) -> None:
         if self._now is not None:
             self._now.passes.append([self._clock.mark(), None, None])
+            self._now.forward_cpu.append(time.thread_time())
 
     def _forward_ends(self, *_: Any) -> None:
         if self._now is not None and self._now.passes:
             self._now.passes[-1][1] = self._clock.mark()
+            self._now.forward_cpu.append(time.thread_time())
 
     def _gradient(self, _: Any) -> None:
+        """In the thread that runs backward: on CUDA one of autograd's own."""
         if self._now is not None and self._now.passes:
-            self._now.passes[-1][2] = self._clock.mark()
+            now, cpu = self._now, time.thread_time()
+            now.passes[-1][2] = self._clock.mark()
+            if len(now.backward_cpu) < len(now.passes):
+                now.backward_cpu.append((cpu, cpu))
+            else:
+                now.backward_cpu[-1] = (now.backward_cpu[-1][0], cpu)
 
     def _update_begins(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._now is None:
@@ -170,8 +184,11 @@ class StepSplit:
             "exchange_s": max(0.0, exchange),
             "optimizer_s": seconds(marks.update_begin, marks.update_end),
             "other_s": seconds(marks.update_end, marks.end) if marks.end is not None else 0.0,
+            "forward_cpu_s": sum(marks.forward_cpu[1::2]) - sum(marks.forward_cpu[::2]),
         }
-        return row | ({"exchange_in_backward": True} if unseen else {})
+        if unseen:
+            return row | {"exchange_in_backward": True}
+        return row | {"backward_cpu_s": sum(last - first for first, last in marks.backward_cpu)}
 
 
 def _weights(model: torch.nn.Module) -> float:

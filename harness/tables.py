@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import published, words
+from harness import measure, published, words
 from harness.compare import QUALITY_NAMES, Comparison, table_rows
 from harness.plots import largest_runs
 from harness.price import Cost, Prices, cost_of
@@ -289,12 +289,14 @@ def rank_table(comparison: Comparison, most: int = 32) -> Table | None:
                 continue
             work = np.array([sum(row[f"{part}_s"] for part in SPLIT_PARTS[:3]) + row["optimizer_s"] for row in own])
             wait = np.array([row["exchange_s"] + row["other_s"] for row in own])
+            busy = float(np.median([measure.launching_s(row) for row in own]))
             rows.append(
                 [
                     f"{label}, rank {rank}",
                     hosts.get(rank) or words.DASH,
                     words.milliseconds(float(np.median(work))),
                     words.milliseconds(float(np.percentile(work, 90))),
+                    words.milliseconds(busy) if busy else words.DASH,
                     words.milliseconds(float(np.median(wait))),
                 ]
             )
@@ -303,9 +305,17 @@ def rank_table(comparison: Comparison, most: int = 32) -> Table | None:
     return Table(
         id="ranks",
         title="Own work and waiting by rank, ms a step",
-        columns=["rank", "host", "own work (median)", "own work (p90)", "exchange and waiting (median)"],
+        columns=[
+            "rank",
+            "host",
+            "own work (median)",
+            "own work (p90)",
+            "of it processor",
+            "exchange and waiting (median)",
+        ],
         rows=rows[:most],
-        note="First run of each cell. A rank whose own work is longer than the others' makes them all wait.",
+        note="First run of each cell. A rank whose own work is longer than the others' makes them all wait. Processor: "
+        "what it worked for forward and backward; near the whole on a GPU, the GPU waits for its host.",
     )
 
 

@@ -7,8 +7,10 @@ engines at two worker counts spend twelve minutes starting; taking turns, one. T
 memory (a CUDA context, a process group) and Horovod's background thread, which looks for work every millisecond; the
 result says how many processes waited beside a run.
 
-The two sides speak by files in one folder on this machine: ``begin-NAME`` is made by the conductor, ``end-NAME`` by the
-run's rank 0, ``stop`` by an interrupted conductor; ``conductor`` holds the process id without which nobody need wait.
+The two sides speak by files in one folder on this machine: ``ready-NAME-RANK`` is made by each process that has
+imported what its first run needs, so that no start runs beside a run that is timed; ``begin-NAME`` by the conductor,
+``end-NAME`` by the run's rank 0, ``stop`` by an interrupted conductor; ``conductor`` holds the process id without which
+nobody need wait.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from typing import Any
 from harness.job import Job
 
 POLL_S = 0.02
+START_LIMIT_S = 180.0  # after which the first run begins although not all processes are ready: one may never be
 _CONDUCTOR, _STOP = "conductor", "stop"
 
 
@@ -59,6 +62,14 @@ class Turn:
     def _ended(self) -> Path:
         return self.folder / f"end-{self.name}"
 
+    def ready(self, rank: int) -> None:
+        """This rank's word that it has started and can begin."""
+        (self.folder / f"ready-{self.name}-{rank}").touch()
+
+    def is_ready(self, processes: int) -> bool:
+        """Whether all ranks of 0 .. processes - 1 can begin."""
+        return all((self.folder / f"ready-{self.name}-{rank}").exists() for rank in range(processes))
+
     def wait(self) -> None:
         """Returns when it is this run's turn. Raises NobodyConductsError where it never will be."""
         conductor = int((self.folder / _CONDUCTOR).read_text())
@@ -88,7 +99,8 @@ def take_turns(
     on_turn: Callable[[int, Job], None],
     on_end: Callable[[Job, Path], None],
 ) -> None:
-    """Runs `jobs` in their order by processes that start once for each of `groups` (jobs with one `process_key`).
+    """Runs `jobs` in their order by processes that start once for each of `groups` (jobs with one `process_key`). The
+    first begins when all processes have started.
 
     on_turn: gets each job and its number when it begins. on_end: gets each job and its folder when all processes have
     ended, so that its record is final. A run that fails ends the processes of its group; what is left of that group is
@@ -104,6 +116,7 @@ def take_turns(
         started = {pool.submit(_run_group, list(group), results, turns): group for group in groups}
         by_job = {job.run: future for future, group in started.items() for job in group}
         try:
+            until_ready([(turns[group[0].run], group[0].world_size, future) for future, group in started.items()])
             for number, job in enumerate(jobs):
                 on_turn(number, job)
                 _one_turn(turns[job.run], by_job[job.run])
@@ -147,6 +160,15 @@ def _interrupts_ignored() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def until_ready(starting: Sequence[tuple[Turn, int, Future[list[Path]]]]) -> None:
+    """Until every group's processes have started, or ended; START_LIMIT_S at most."""
+    limit = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < limit:
+        if all(turn.is_ready(processes) or future.done() for turn, processes, future in starting):
+            return
+        time.sleep(POLL_S)
 
 
 def _one_turn(turn: Turn, processes: Future[list[Path]]) -> None:

@@ -132,7 +132,8 @@ def _one_by_one(listed: list[dict[str, Any]], facts: ProcessFacts, results: Path
         turn = Turn.from_dict(item["turn"]) if "turn" in item else None
         if turn is not None:
             if number == 0:
-                _import_engine(job, facts)
+                _prepare(job, facts)
+                turn.ready(facts.rank)
             try:
                 turn.wait()
             except (NobodyConductsError, OSError) as error:
@@ -148,20 +149,27 @@ def _one_by_one(listed: list[dict[str, Any]], facts: ProcessFacts, results: Path
     return 0
 
 
-def _import_engine(job: Job, facts: ProcessFacts) -> None:
-    """What a start spends before there is a job to run, while others have their turn: imports, and on a GPU its context
-    and libraries."""
+def _prepare(job: Job, facts: ProcessFacts) -> None:
+    """What a start spends before there is a job to run: imports, here and in the loader's processes, on a GPU its
+    context and libraries, and the start weights where they are kept."""
     import torch
 
     import backends
 
+    if job.loader_workers:
+        from core_model.data.batches import start_server
+
+        start_server()
     for name in ("core_model.trainer", "harness.build", "harness.split"):
         importlib.import_module(name)
     backends.load(job.backend).availability()
     if torch.cuda.is_available() and job.device != "cpu":
+        from core_model import presets
+
         here = torch.device("cuda", facts.local_rank)
         weights = torch.zeros(64, 64, device=here, requires_grad=True)
         (weights @ weights).sum().backward()
+        presets.draw_ahead(job.preset, overrides=dict(job.model), seed=job.seed)
 
 
 def _release_memory() -> None:

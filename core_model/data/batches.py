@@ -13,6 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing import forkserver
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -106,6 +107,20 @@ class GlobalBatches:
         return found
 
 
+def start_server() -> None:
+    """Starts the process from which loading processes are forked, which then imports what they need (5 s). The first
+    loader would otherwise wait for it."""
+    _context()
+    forkserver.ensure_running()
+
+
+def _context() -> Any:
+    # forkserver: a fork of a process in which MPI, NCCL or OpenMP threads live can deadlock.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["core_model.data.batches"])  # import torch once, not once a worker
+    return context
+
+
 class BatchLoader:
     """Iterates over the optimizer steps ``start_step .. steps - 1``; each item is this rank's list of micro-batches.
 
@@ -147,9 +162,6 @@ class BatchLoader:
         return self._by_thread()
 
     def _by_processes(self) -> Iterator[list[Batch]]:
-        # forkserver: a fork of a process in which MPI, NCCL or OpenMP threads live can deadlock.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["core_model.data.batches"])  # import torch once, not once a worker
         loader: DataLoader[Any] = DataLoader(
             _InWorker(self._steps),
             batch_size=None,
@@ -157,7 +169,7 @@ class BatchLoader:
             num_workers=self._workers,
             prefetch_factor=self._prefetch,
             timeout=self._timeout_s,
-            multiprocessing_context=context,
+            multiprocessing_context=_context(),
             collate_fn=_as_it_is,
             pin_memory=self._pin_memory,
         )

@@ -90,14 +90,15 @@ trap - EXIT
 
 mib() { du -cm --apparent-size "$@" 2>/dev/null | tail -n 1 | cut -f1; }
 repository=$(git ls-files -z --cached --others --exclude-standard | xargs -0 -r du -cb 2>/dev/null | awk '/total$/ {bytes += $1} END {print int(bytes / 1048576) + 1}')
-base=$(mib .gpu/base)
-say "repository $repository MiB, base $base MiB, $pieces pieces of at most $PIECE_MIB MiB; one transfer takes $LIMIT_MIB MiB"
-[ $((repository + base + PIECE_MIB)) -le $LIMIT_MIB ] ||
-    die "repository, base and one piece together exceed $LIMIT_MIB MiB: run again with a smaller PIECE_MIB than $PIECE_MIB"
+base=$(mib .gpu/base) data=$([ -d .gpu/data ] && mib .gpu/data || echo 0)
+largest=$((base + data > PIECE_MIB ? base + data : PIECE_MIB))
+say "repository $repository MiB, base $base MiB, data $data MiB, $pieces pieces of at most $PIECE_MIB MiB; one transfer takes $LIMIT_MIB MiB"
+[ $((repository + largest)) -le $LIMIT_MIB ] ||
+    die "the repository with base and data, or with one piece, exceeds $LIMIT_MIB MiB: PIECE_MIB=$((LIMIT_MIB - repository)) or less, or less data"
 cat >&2 <<TEXT
-On the GPU machine, from the repository's root:
-  first call, carrying .gpu/base and .gpu/weights-1:   bash scripts/gpu/install.sh && bash scripts/gpu/weights.sh
-  one call for each other piece, carrying .gpu/base and .gpu/weights-N:   bash scripts/gpu/weights.sh
-  every later command begins with:   . scripts/gpu/env.sh        (and carries .gpu/data if it trains on it)
-Put the Horovod wheel that the first call leaves under \$OUT into .gpu/base and delete the source there: it is then installed, not built.
+On the GPU machine, from the repository's root (what was carried once stays there while the machine is held):
+  first call, carrying .gpu/base and .gpu/data:   bash scripts/gpu/install.sh
+  one call for each piece of the weights, carrying .gpu/weights-N:   bash scripts/gpu/weights.sh
+  every later command begins with:   . scripts/gpu/env.sh
+If Horovod was built there: put the wheel that the first call leaves under \$OUT into .gpu/base and delete the source there.
 TEXT

@@ -1,25 +1,44 @@
 #!/usr/bin/env bash
-# One call of a session on several GPUs, after install.sh (and, for `small`, all weights and .gpu/data): studies of speed,
-# one after another, each with its own limit. Arguments: pairs SECONDS STUDY; "comm" as a study runs `harness comm`.
+# One call of a session on several GPUs, after install.sh (and, for `small`, all weights and .gpu/data): measurements one after
+# another, each with its own limit. Arguments: pairs SECONDS WHAT, where WHAT is a study of harness/studies, or `comm`, or
+# `overhead`. What is measured is packed into $OUT after each: a call that is cut keeps the ones before.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-/tmp/gpu-out}
 . scripts/gpu/env.sh
 results=/tmp/results-speed
 mkdir -p "$results" "$OUT"
+cards=$(nvidia-smi --query-gpu=name --format=csv,noheader | wc -l)
+card=$(nvidia-smi --query-gpu=name --format=csv,noheader | sed -n '1s/^NVIDIA \([A-Z]*[0-9]*\).*/\L\1/p')
+card=${card:-gpu}
+
+pack() {
+    rm -rf "$results"/*/*/examples
+    find "$results" -name '*.safetensors' -delete
+    tar czf "$OUT/.speed.tar.gz" -C "$results" . && mv "$OUT/.speed.tar.gz" "$OUT/speed.tar.gz"
+}
+
 while [ $# -ge 2 ]; do
     began=$SECONDS
-    if [ "$2" = comm ]; then
-        timeout -s INT -k 10 "$1" harness comm --device cuda --slots 2 --via nccl,horovod,deepspeed --min 1k --max 1G --step 16 --budget 0.15 \
-            --out "$results/h100-x2-comm" 2>&1 | tail -n 40 | cut -c1-160
-    else
-        study=harness/studies/$2.toml
-        COLUMNS=170 timeout -s INT -k 20 "$1" harness compare --study "$study" --results "$results" --take-turns >"$OUT/$2.txt" 2>&1
-        tail -n 32 "$OUT/$2.txt"
-    fi
+    case $2 in
+        comm)
+            timeout -s INT -k 10 "$1" harness comm --device cuda --slots "$cards" --via nccl,horovod,deepspeed --min 1k --max 1G \
+                --step 16 --budget 0.15 --out "$results/$card-x$cards-comm" >"$OUT/$2.txt" 2>&1
+            tail -n 30 "$OUT/$2.txt" | cut -c1-160
+            ;;
+        overhead)
+            timeout -s INT -k 10 "$1" harness overhead --workers 2 --preset llama-600m --precision bf16 --global-batch 32 --steps 60 \
+                --engines ddp,horovod,deepspeed:2 --set device=cuda --results "$results" --study "$card-x$cards-overhead" 2>&1 | tail -n 12
+            ;;
+        *)
+            # A study is named after the card that it was written for; what it is called follows the card that came.
+            study=$(mktemp -d)/$2.toml
+            sed "s/^name = \"h100-/name = \"$card-/" "harness/studies/$2.toml" >"$study"
+            COLUMNS=170 timeout -s INT -k 20 "$1" harness compare --study "$study" --results "$results" --take-turns >"$OUT/$2.txt" 2>&1
+            tail -n "${TAIL:-24}" "$OUT/$2.txt" | cut -c1-170
+            ;;
+    esac
     echo "--- $2 took $((SECONDS - began)) s"
+    pack
     shift 2
 done
-rm -rf "$results"/*/*/examples
-find "$results" -name '*.safetensors' -delete
-tar czf "$OUT/speed.tar.gz" -C "$results" .

@@ -33,6 +33,7 @@ def write_run(
     quality: float = 0.85,
     unusable: float = 0.0,
     own_s: Mapping[int, float] | None = None,
+    busy_s: Mapping[int, float] | None = None,
     fail: str = "",
     weights: str = "",
     images: int = 60,
@@ -44,7 +45,8 @@ def write_run(
     """Writes one run of `job` into `study` and returns its folder.
 
     step_s: median step; noise: its relative spread. quality: mean separation of defective from good scores. unusable:
-    share of answers without Yes or No. own_s: rank -> seconds of its own work a step. fail: reason of a failed run.
+    share of answers without Yes or No. own_s: rank -> seconds of its own work a step; busy_s: what its processor
+    worked of them, where recorded. fail: reason of a failed run.
     """
     job = job.with_(study=study.name)
     job = job.with_(run=job.run or job.default_run_name())
@@ -66,7 +68,7 @@ def write_run(
     if fail:
         records.write_json(folder / records.RESULT, {"status": "failed", "reason": fail, "wall_s": 9.0, **started})
         return folder
-    records.append_jsonl(folder / records.SPLIT, _split(job, rows, own_s or {}, rng))
+    records.append_jsonl(folder / records.SPLIT, _split(job, rows, own_s or {}, busy_s or {}, rng))
     samples = _samples(rng, images, quality, unusable, scores)
     evaluation = evaluate(samples)
     kept = [{key: value for key, value in entry.items() if key not in ("map", "mask")} for entry in samples]
@@ -174,7 +176,11 @@ def _resources(rows: Sequence[Mapping[str, Any]], memory_mib: float) -> list[dic
 
 
 def _split(
-    job: Job, rows: Sequence[Mapping[str, Any]], own_s: Mapping[int, float], rng: np.random.Generator
+    job: Job,
+    rows: Sequence[Mapping[str, Any]],
+    own_s: Mapping[int, float],
+    busy_s: Mapping[int, float],
+    rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
     split = []
     for row in rows[job.timing_warmup :: 5]:
@@ -184,6 +190,8 @@ def _split(
             exchange = max(0.0, whole - own) if job.world_size > 1 else 0.0
             parts = {"data_s": 0.02, "forward_s": 0.35, "backward_s": 0.55, "optimizer_s": 0.08}
             shares = {name: part * (whole - exchange) for name, part in parts.items()}
+            if rank in busy_s:
+                shares |= {"forward_cpu_s": 0.4 * busy_s[rank], "backward_cpu_s": 0.6 * busy_s[rank]}
             split.append({"step": row["step"], "rank": rank, **shares, "exchange_s": exchange, "other_s": 0.0})
     return split
 

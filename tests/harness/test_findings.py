@@ -37,7 +37,17 @@ def test_slowed_rank_is_named(tmp_path: Path) -> None:
     comparison, (finding,) = found_in(tmp_path / "s", "straggler")
     assert "rank 1" in finding.text
     assert "50 %" in finding.text
+    assert "Look for other load" in finding.text
     assert named_on_the_page(comparison, finding)
+
+
+def test_slow_processor_is_told_from_another_cause(tmp_path: Path) -> None:
+    own = {0: 0.30, 1: 0.45}
+    write_run(tmp_path / "core", job(), step_s=0.5, own_s=own, busy_s={0: 0.28, 1: 0.42})
+    _, (finding,) = found_in(tmp_path / "core", "straggler")
+    assert "worked 420 ms for the step, the others' 280 for the same work: a slower" in finding.text
+    write_run(tmp_path / "gpu", job(), step_s=0.5, own_s=own, busy_s={0: 0.20, 1: 0.20})
+    assert "it is not its processor" in found_in(tmp_path / "gpu", "straggler")[1][0].text
 
 
 def test_equal_ranks_are_no_stragglers(tmp_path: Path) -> None:

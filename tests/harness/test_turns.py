@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 from harness.job import JobError
 from harness.study import compare
-from harness.turns import NobodyConductsError, Turn
+from harness.turns import NobodyConductsError, Turn, until_ready
 
 
 @pytest.fixture
@@ -34,6 +35,28 @@ def test_run_begins_at_its_turn_and_says_that_it_has_ended(turn: Turn) -> None:
     assert not turn.is_over
     again.end()
     assert turn.is_over
+
+
+def test_processes_are_ready_when_each_rank_says_so(turn: Turn) -> None:
+    turn.ready(1)
+    assert not turn.is_ready(2)
+    turn.ready(0)
+    assert turn.is_ready(2)
+
+
+def test_the_first_run_waits_for_all_starts_but_not_for_one_that_failed(turn: Turn) -> None:
+    running: Future[list[Path]] = Future()
+    failed: Future[list[Path]] = Future()
+    other = Turn(folder=turn.folder, name="ddp-w1", waiting=3)
+    waiting = threading.Thread(target=until_ready, args=([(turn, 2, running), (other, 1, failed)],), daemon=True)
+    waiting.start()
+    turn.ready(0)
+    failed.set_result([])
+    waiting.join(timeout=0.3)
+    assert waiting.is_alive()
+    turn.ready(1)
+    waiting.join(timeout=5)
+    assert not waiting.is_alive()
 
 
 def test_nobody_waits_for_a_conductor_that_is_gone(turn: Turn) -> None:

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Scaling curves on 4 GPUs of one host, in calls of less than 600 s on the SAME warm machine: `session_x4.sh 1`, carrying .gpu/base
+# and .gpu/data; a call `session_x4.sh weights` for each .gpu/weights-N (parity is trained meanwhile); `session_x4.sh 2`; `3`.
+# The studies are resumable: the same call again goes on where it ended.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+case "${1:-}" in
+    1)
+        bash scripts/gpu/install.sh
+        (
+            . scripts/gpu/env.sh
+            timeout 60 python3 -m pytest -q -p no:cacheprovider tests/core_model/test_graphs.py tests/core_model/data/test_ahead.py 2>&1 | tail -n 5
+        ) || true
+        exec bash scripts/gpu/session_speed.sh 350 h100-x4-llama 110 h100-x4-llama-sharded
+        ;;
+    weights)
+        bash scripts/gpu/session_parity.sh start
+        exec bash scripts/gpu/weights.sh
+        ;;
+    2)
+        timeout 150 bash scripts/gpu/session_parity.sh collect || true
+        exec bash scripts/gpu/session_speed.sh 260 h100-x4-small 150 h100-x4-small-precision
+        ;;
+    3) exec bash scripts/gpu/session_speed.sh 340 h100-x4-7b 110 comm 110 overhead ;;
+    *)
+        echo "usage: session_x4.sh 1|weights|2|3" >&2
+        exit 2
+        ;;
+esac
