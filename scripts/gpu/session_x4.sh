@@ -9,9 +9,9 @@ case "${1:-}" in
         bash scripts/gpu/install.sh
         (
             . scripts/gpu/env.sh
-            timeout 60 python3 -m pytest -q -p no:cacheprovider tests/core_model/test_graphs.py tests/core_model/data/test_ahead.py 2>&1 | tail -n 5
+            timeout 45 python3 -m pytest -q -p no:cacheprovider tests/core_model/test_graphs.py tests/core_model/data/test_ahead.py 2>&1 | tail -n 5
         ) || true
-        exec bash scripts/gpu/session_speed.sh 350 h100-x4-llama 110 h100-x4-llama-sharded
+        exec bash scripts/gpu/session_speed.sh 340 h100-x4-llama 110 h100-x4-llama-sharded
         ;;
     weights)
         bash scripts/gpu/session_parity.sh start
