@@ -3,12 +3,16 @@
 torch's extension builder guards a build by a file named ``lock`` that it removes when it is done; a build that was
 killed leaves it behind, and every later build waits for it for ever. Here the build is done under a lock of the
 operating system, which a dying process gives back, so a ``lock`` file found under it is a leftover and is removed.
+
+And DeepSpeed reads TORCH_CUDA_ARCH_LIST without the letters that CUDA's own images put there: "9.0a" ends it with
+"invalid literal for int()" (deepspeed/ops/op_builder/builder.py, `compute_capability_args`).
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +21,7 @@ from typing import Any
 
 from backends.base import BackendError
 
+_ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
 _LIMIT_S = 900.0  # half a minute on an idle machine, minutes where compilers compete
 
 
@@ -27,6 +32,8 @@ def build_adam(*, on_cpu: bool, limit_s: float = _LIMIT_S) -> None:
     """
     from deepspeed.accelerator import get_accelerator
 
+    if (listed := os.environ.get(_ARCHITECTURES)) is not None:
+        os.environ[_ARCHITECTURES] = without_letters(listed)
     builder: Any = get_accelerator().create_op_builder("CPUAdamBuilder" if on_cpu else "FusedAdamBuilder")
     if builder is None:
         return
@@ -35,6 +42,12 @@ def build_adam(*, on_cpu: bool, limit_s: float = _LIMIT_S) -> None:
         for leftover in folder.rglob(f"{builder.name}/lock"):
             leftover.unlink(missing_ok=True)
         builder.load(verbose=False)
+
+
+def without_letters(architectures: str) -> str:
+    """A TORCH_CUDA_ARCH_LIST that DeepSpeed can read: ``9.0a;8.0+PTX`` -> ``9.0;8.0+PTX``. DeepSpeed's optimizers use
+    nothing that the letters stand for (features of one architecture alone)."""
+    return re.sub(r"(\d+\.\d+)[a-z]+", r"\1", architectures)
 
 
 def _extensions() -> Path:

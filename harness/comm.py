@@ -1,7 +1,8 @@
 """`harness comm`: what the network and each communication library can do, apart from any training.
 
 The same collectives over the same sizes through MPI, gloo, NCCL and each engine; algbw and busbw by nccl-tests'
-definition (`mpi.collectives`), every result checked, a table, comm.json and a plot against the link's rate.
+definition (`mpi.collectives`), every result checked, a table, comm.json (`harness.comm_record`) and a plot against the
+link's rate.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import click
 
-from harness import records
+from harness import comm_record
 from harness.job import JobError
 from harness.launch import find_hostfile
 from harness.options import names_in
@@ -47,6 +48,7 @@ _SIZE = re.compile(r"(\d+)\s*([kKmMgG]?)i?[bB]?")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--rate", default="", help="The link's rate for the plot: 1gbit, 25gbit.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results/comm"), show_default=True)
+@click.option("--add", is_flag=True, help="Keep what OUT/comm.json holds of other libraries.")
 @click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds for each library.")
 @click.option("--dry-run", is_flag=True, help="Print the commands only.")
 def comm(
@@ -62,6 +64,7 @@ def comm(
     device: str,
     rate: str,
     out: Path,
+    add: bool,
     timeout: float,
     dry_run: bool,
 ) -> None:
@@ -74,6 +77,7 @@ def comm(
     hosts = _hosts(nodes, slots, hosts_path)
     worker = ["--operations", ",".join(operations), "--smallest", str(size(smallest)), "--largest", str(size(largest))]
     worker += ["--step", str(step), "--budget", str(budget), "--device", device]
+    kept = comm_record.others(out, names, hosts, device) if add else []
     measured: list[dict[str, Any]] = []
     code = 0
     for name in names:
@@ -82,36 +86,21 @@ def comm(
         if result is None:
             continue
         measured.append(result)
-        _write(measured, hosts, line_rate, out)  # after each: what is measured is kept, whatever comes
+        # After each library: what is measured is kept, whatever comes.
+        comm_record.write(comm_record.made([*kept, *measured], hosts, line_rate), out)
         _print(result, line_rate)
         if code:
             break
     if dry_run:
         return
     if any(result["rows"] for result in measured):
-        click.echo(f"{out}/comm.json, comm.png, comm.svg")
+        click.echo(f"{out}/comm.md, comm.json, comm.png, comm.svg")
     if code:
         sys.exit(code)
     failed = [result["via"] for result in measured if result["reason"]]
     if failed:
         click.echo(f"error: failed: {', '.join(failed)}", err=True)
         sys.exit(1)
-
-
-def _write(measured: list[dict[str, Any]], hosts: Sequence[hostfile.Host], line_rate: float, out: Path) -> None:
-    """OUT/comm.json and its figure."""
-    out.mkdir(parents=True, exist_ok=True)
-    record = {
-        "hosts": [{"name": host.name, "slots": host.slots} for host in hosts],
-        "link_bytes_per_s": line_rate or None,
-        "definition": "S = bytes of the larger buffer, algbw = S / t, busbw = algbw x factor (nccl-tests)",
-        "libraries": measured,
-    }
-    records.write_json(out / "comm.json", record)
-    if any(result["rows"] for result in measured):
-        from harness.comm_plot import plot
-
-        plot(record, out / "comm")
 
 
 def size(text: str) -> int:
@@ -162,6 +151,7 @@ def _run(
 
     outcome = supervise(launch, log_path=scratch / "log.txt", timeout=timeout, on_line=take)
     reason = outcome.reason
+    rows.sort(key=lambda row: (OPERATIONS.index(row["operation"]), row["bytes"]))
     wrong = [row["operation"] for row in rows if row.get("correct") is False]
     if wrong:
         reason = f"wrong results: {', '.join(sorted(set(wrong)))}"

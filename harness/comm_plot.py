@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.comm_record import size_text
 from harness.palette import dashes, styles
 from harness.plots import figure_files
 
@@ -64,7 +65,7 @@ def _draw(
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_locator(LogLocator(base=4, numticks=9))
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_major_formatter(FuncFormatter(_bytes))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(value)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for axis in list(axes.flat)[len(operations) :]:
         axis.set_visible(False)
@@ -76,10 +77,3 @@ def _draw(
     ranks = next((row["ranks"] for library in libraries for row in library["rows"] if "ranks" in row), 0)
     nodes = len(record["hosts"])
     figure.suptitle(f"Collectives, {ranks} workers on {nodes} node{'s' if nodes > 1 else ''}", fontsize=11)
-
-
-def _bytes(value: float, _: object) -> str:
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if value >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value:g} B"

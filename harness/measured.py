@@ -51,6 +51,12 @@ def _fit(record: Mapping[str, Any], folder: Path) -> str:
     return headline(record)
 
 
+def _comm(record: Mapping[str, Any], folder: Path) -> str:
+    from harness.comm_record import headline
+
+    return headline(record)
+
+
 def _overhead(record: Mapping[str, Any], folder: Path) -> str:
     rows = record["rows"]
     worst = max(rows, key=lambda row: row["ratio"])
@@ -101,6 +107,11 @@ _KINDS: dict[str, _Kind] = {
         _wire,
         "Bytes on the wire in a step, by engine and ZeRO stage, against ring theory (`harness wire`)",
         ("wire.md", "wire.csv", "wire.json"),
+    ),
+    "comm.json": (
+        _comm,
+        "Collectives through each library, apart from any training (`harness comm`)",
+        ("comm.md", "comm.png", "comm.json"),
     ),
     "fit.json": (
         _fit,

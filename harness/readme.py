@@ -1,7 +1,7 @@
 """The measured part of README.md: filled by `harness index` from the records, never typed by hand.
 
 README.md holds a pair of comment lines a study, ``<!-- study NAME -->`` and ``<!-- end -->``; what stands between them
-is replaced by the study's setting, verdict and table.
+is replaced by the study's setting, verdict, notes and table; ``<!-- study NAME short -->``: by setting and verdict.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from harness.findings import findings
 from harness.tables import comparison_table, markdown, without_empty_columns
 from harness.verdict import setting, verdict
 
-_BLOCK = re.compile(r"(<!-- study (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- study (?P<name>[\w.-]+)(?P<short> short)? -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 
 
 def fill(readme: Path, results: Path) -> bool:
@@ -25,8 +25,12 @@ def fill(readme: Path, results: Path) -> bool:
 
     def block(match: re.Match[str]) -> str:
         study = results / match["name"]
-        body = _body(study, readme.parent) if records.runs_of(study) else f"(not run yet: results/{match['name']})\n"
-        return f"{match[1]}{body}{match[3]}"
+        body = (
+            _body(study, readme.parent, short=bool(match["short"]))
+            if records.runs_of(study)
+            else f"(not run yet: results/{match['name']})\n"
+        )
+        return f"{match[1]}{body}{match['end']}"
 
     filled = _BLOCK.sub(block, text)
     if filled != text:
@@ -34,15 +38,17 @@ def fill(readme: Path, results: Path) -> bool:
     return filled != text
 
 
-def _body(study: Path, root: Path) -> str:
+def _body(study: Path, root: Path, *, short: bool) -> str:
     comparison = summarize_study(study)
     where = study.relative_to(root) if study.is_relative_to(root) else study
     lines = [f"*{setting(comparison)}; {_versions(comparison)}*", ""]
     lines += [f"- {sentence}" for sentence in verdict(comparison, findings(comparison))]
-    lines += notes.markdown(notes.notes_in(study))
     links = f"[report]({where}/report.html), [records]({where})"
     if (study / "quality.md").is_file():
         links += f", [every branch and number of shots]({where}/quality.md)"
+    if short:
+        return "\n".join([*lines, "", links, ""])
+    lines += notes.markdown(notes.notes_in(study))
     table = replace(without_empty_columns(comparison_table(comparison)), title="", note="")
     lines += ["", markdown(table).strip(), "", links, ""]
     return "\n".join(lines)

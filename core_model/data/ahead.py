@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -13,26 +14,29 @@ def on_device(batches: Iterable[Sequence[Any]], device: torch.device) -> Generat
 
     On CUDA the copy of the following step's batches runs on a stream of its own beside the current step's kernels: 51
     MB of pictures and masks (64 of 224 pixels) take 1 ms, 3 % of a step of `small` on an H100. It needs pinned memory
-    to be asynchronous; without, it is only early. Closing the iterator closes `batches`' own.
+    to be asynchronous; without, it is only early. Closing the iterator closes `batches`' own. Where `batches` has a
+    length nothing is asked for after the last step: a loader would end its processes there, 50 to 250 ms of a step.
     """
+    length = len(batches) if isinstance(batches, Sized) else None
     iterator = iter(batches)
+    steps = itertools.islice(iterator, length)
     try:
         if device.type != "cuda":
-            for step in iterator:
+            for step in steps:
                 yield [batch.to(device) for batch in step]
             return
-        yield from _by_stream(iterator, device)
+        yield from _by_stream(steps, device)
     finally:
         close = getattr(iterator, "close", None)
         if close is not None:
             close()
 
 
-def _by_stream(iterator: Iterator[Sequence[Any]], device: torch.device) -> Iterator[list[Any]]:
+def _by_stream(steps: Iterator[Sequence[Any]], device: torch.device) -> Iterator[list[Any]]:
     copying = torch.cuda.Stream(device)
 
     def fetch() -> list[Any] | None:
-        step = next(iterator, None)
+        step = next(steps, None)
         if step is None:
             return None
         with torch.cuda.stream(copying):

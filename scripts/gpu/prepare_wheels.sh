@@ -3,7 +3,7 @@
 #
 #   bash scripts/gpu/prepare_wheels.sh [DATA_DIR...]       needs `make setup`
 #
-# .gpu/base/        the engines: DeepSpeed's wheel, Horovod's source (or a Horovod wheel built by horovod_here.sh or brought
+# .gpu/base/        the engines: DeepSpeed's wheel, Horovod's source (or wheels of both built by engines_here.sh, or brought
 #                   back from there), and the small wheels that the GPU image lacks; about 12 MiB
 # .gpu/data/NAME/   copies of the DATA_DIRs
 # .gpu/weights-N/   the pretrained weights (200 MB of wheels) cut into pieces, because one transfer takes 64 MiB in all
@@ -30,6 +30,7 @@ MISSING=(
 python=.venv/bin/python
 [ -x "$python" ] || die "no .venv here: run \`make setup\` first"
 brought_back=$(find .gpu/base -name 'horovod-*-cp312-*.whl' 2>/dev/null | head -n 1 || true)
+compiled=$(find .gpu/base -name 'deepspeed-*-cp312-*.whl' 2>/dev/null | head -n 1 || true)
 new=$(mktemp -d .gpu-new.XXXXXX)
 trap 'rm -rf "$new"' EXIT
 mkdir -p "$new/base" "$new/weights"
@@ -49,10 +50,15 @@ done
 step "fetching ${#pinned[@]} wheels for Python $TARGET_PYTHON" pip download -q --retries 5 --timeout 60 --no-deps --only-binary=:all: \
     --python-version "$TARGET_PYTHON" --implementation cp "${platforms[@]}" -d "$new/base" "${pinned[@]}"
 
-# DeepSpeed publishes source only; without compiled operators its wheel is pure Python and serves every version.
-DS_BUILD_OPS=0 step "building DeepSpeed's wheel" pip wheel -q --retries 5 --no-deps --no-build-isolation \
-    "deepspeed==$(sed -n 's/^deepspeed==//p' constraints.txt)" -w "$new/base"
-ls "$new"/base/deepspeed-*-none-any.whl >/dev/null 2>&1 || die "DeepSpeed's wheel is not pure Python: $(ls "$new"/base/deepspeed-*)"
+if [ -n "$compiled" ]; then
+    cp -p "$compiled" "$new/base/"
+    say "keeping $(basename "$compiled"), built earlier"
+else
+    # DeepSpeed publishes source only; without compiled operators its wheel is pure Python and serves every version.
+    DS_BUILD_OPS=0 step "building DeepSpeed's wheel" pip wheel -q --retries 5 --no-deps --no-build-isolation \
+        "deepspeed==$(sed -n 's/^deepspeed==//p' constraints.txt)" -w "$new/base"
+    ls "$new"/base/deepspeed-*-none-any.whl >/dev/null 2>&1 || die "DeepSpeed's wheel is not pure Python: $(ls "$new"/base/deepspeed-*)"
+fi
 
 if [ -n "$brought_back" ]; then
     cp -p "$brought_back" "$new/base/"

@@ -44,6 +44,20 @@ def test_block_has_setting_versions_verdict_and_a_table_without_empty_columns(re
     assert "(not run yet: results/missing)" in text
 
 
+def test_short_block_has_no_table_and_no_notes(readme: Path) -> None:
+    readme.write_text("<!-- study real short -->\n<!-- end -->\n")
+    (readme.parent / "results" / "real" / "notes.md").write_text("- because\n")
+    assert fill(readme, readme.parent / "results")
+    text = readme.read_text()
+    assert text.startswith("<!-- study real short -->\n*tiny on ")
+    assert "\n- Scaling efficiency from 1 to 2 workers" in text
+    assert "[records](results/real)" in text
+    assert "|" not in text
+    assert "because" not in text
+    assert text.endswith(")\n<!-- end -->\n")
+    assert not fill(readme, readme.parent / "results")
+
+
 def test_second_filling_changes_nothing(readme: Path) -> None:
     fill(readme, readme.parent / "results")
     assert not fill(readme, readme.parent / "results")

@@ -32,12 +32,13 @@ class Source:
     """Two micro-batches a step; remembers that it was closed."""
 
     def __init__(self, steps: int, pinned: bool = False) -> None:
-        self.steps, self.pinned, self.closed = steps, pinned, False
+        self.steps, self.pinned, self.closed, self.asked_past_its_end = steps, pinned, False, False
 
     def __iter__(self) -> Iterator[list[Batch]]:
         try:
             for step in range(self.steps):
                 yield [batch(2 * step, self.pinned), batch(2 * step + 1, self.pinned)]
+            self.asked_past_its_end = True
         finally:
             self.closed = True
 
@@ -57,11 +58,26 @@ def test_source_is_closed_where_training_ends_early() -> None:
     assert source.closed
 
 
+class Counted(Source):
+    """Knows how many steps it has, as a loader does."""
+
+    def __len__(self) -> int:
+        return self.steps
+
+
+def test_a_loader_is_not_asked_past_its_last_step() -> None:
+    """There it would end its processes, within the last step's time."""
+    source = Counted(3)
+    assert len(list(on_device(source, torch.device("cpu")))) == 3
+    assert source.closed
+    assert not source.asked_past_its_end
+
+
 @GPU
 def test_kernels_see_their_own_step_although_the_next_is_on_its_way() -> None:
     device = torch.device("cuda")
     busy = torch.randn(4096, 4096, device=device)
-    source, sums = Source(20, pinned=True), []
+    source, sums = Counted(20, pinned=True), []
     for step in on_device(source, device):
         for _ in range(5):
             busy = busy @ busy / 4096  # the host runs ahead: the copies of later steps are queued meanwhile
@@ -71,3 +87,4 @@ def test_kernels_see_their_own_step_although_the_next_is_on_its_way() -> None:
             sums.append(made.images.mean() + made.token_ids.float().mean())
     assert [float(value) for value in sums] == [2.0 * number for number in range(40)]
     assert source.closed
+    assert not source.asked_past_its_end

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Builds Horovod for a GPU machine on this one, which needs no GPU but CUDA's compiler (nvcc) and the target's Python: there it
-# takes 2 to 8 minutes of a machine that is paid for by the minute. Puts the wheel into .gpu/base, where prepare_wheels.sh and
-# install.sh find it. About 5 minutes on 2 cores, after 3 GB of downloads.
+# Builds both engines for a GPU machine on this one, which needs no GPU but CUDA's compiler (nvcc) and the target's Python: there
+# it takes minutes of a machine that is paid for by the minute. Puts the wheels into .gpu/base, where prepare_wheels.sh and
+# install.sh find them. About 7 minutes on 2 cores, after 3 GB of downloads.
 #
-#   TARGET_PYTHON=3.12 TARGET_TORCH=2.11.0 GPU_CAPABILITIES=90 bash scripts/gpu/horovod_here.sh
+#   TARGET_PYTHON=3.12 TARGET_TORCH=2.11.0 GPU_CAPABILITIES=90 bash scripts/gpu/engines_here.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . scripts/lib.sh
@@ -28,8 +28,23 @@ if [ ! -e "$work/.done" ]; then
         "torch==$torch" setuptools wheel packaging cffi cloudpickle psutil pyyaml cmake ninja numpy
     touch "$work/.done"
 fi
-wheel=$(bash scripts/horovod_wheel.sh "$work/bin/python" | tail -n 1)
 mkdir -p .gpu/base
+wheel=$(bash scripts/horovod_wheel.sh "$work/bin/python" | tail -n 1)
 rm -f .gpu/base/horovod-*
 cp "$wheel" .gpu/base/
 say "$(basename "$wheel") for torch $torch, CUDA capability $GPU_CAPABILITIES, is in .gpu/base"
+
+# DeepSpeed compiles its optimizer at first use, a minute in which GPUs wait. Its wheel can hold the one for GPUs (the one for
+# processors is made for the processor at hand, so it stays to be compiled there).
+version=$(sed -n 's/^deepspeed==//p' constraints.txt)
+built=$(cache_dir)/deepspeed-$version-$python_version-$torch-$GPU_CAPABILITIES
+if ! ls "$built"/deepspeed-*.whl >/dev/null 2>&1; then
+    step "installing what DeepSpeed's build imports" limit 600 "$work/bin/python" -m pip install -q --retries 5 \
+        hjson py-cpuinfo pydantic tqdm msgpack einops
+    capabilities=$(sed -E 's/([0-9])(;|$)/.\1\2/g' <<<"$GPU_CAPABILITIES")
+    DS_BUILD_OPS=0 DS_BUILD_FUSED_ADAM=1 TORCH_CUDA_ARCH_LIST=$capabilities step "building DeepSpeed with its optimizer (2 minutes)" \
+        limit 1800 "$work/bin/python" -m pip wheel -q --retries 5 --no-deps --no-build-isolation "deepspeed==$version" -w "$built"
+fi
+rm -f .gpu/base/deepspeed-*
+cp "$built"/deepspeed-*.whl .gpu/base/
+say "$(basename "$(ls .gpu/base/deepspeed-*.whl)") with FusedAdam is in .gpu/base"

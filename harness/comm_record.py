@@ -1,0 +1,132 @@
+"""What `harness comm` measured, as comm.json and comm.md, and what it says in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import records, tables, words
+from harness.job import JobError
+from mpi import hostfile
+
+NAME = "comm.json"
+_TYPICAL = 64 << 20  # bytes: an engine's full bucket of gradients
+
+
+def made(measured: Sequence[Mapping[str, Any]], hosts: Sequence[hostfile.Host], line_rate: float) -> dict[str, Any]:
+    """The record of what was measured on this machine. line_rate: bytes a second of the link, 0 = not given."""
+    from harness.measure import environment
+
+    return {
+        "hosts": _named(hosts),
+        "link_bytes_per_s": line_rate or None,
+        "definition": "S = bytes of the larger buffer, algbw = S / t, busbw = algbw x factor (nccl-tests)",
+        "environment": environment(),
+        "libraries": list(measured),
+    }
+
+
+def write(record: Mapping[str, Any], out: Path) -> None:
+    """OUT/comm.json, comm.md and the figure."""
+    out.mkdir(parents=True, exist_ok=True)
+    records.write_json(out / NAME, record)
+    records.write_text(out / "comm.md", page(record))
+    if any(result["rows"] for result in record["libraries"]):
+        from harness.comm_plot import plot
+
+        plot(record, out / "comm")
+
+
+def others(out: Path, names: Iterable[str], hosts: Sequence[hostfile.Host], device: str) -> list[dict[str, Any]]:
+    """What OUT/comm.json holds of libraries that are not in `names`. Raises JobError where it is of other hosts or of
+    another device: such figures do not stand side by side."""
+    if not (out / NAME).exists():
+        return []
+    record = records.read_json(out / NAME)
+    kept = [result for result in record["libraries"] if result["via"] not in set(names)]
+    devices = {result["transport"].get("device", device) for result in kept}
+    if record["hosts"] != _named(hosts) or devices - {device}:
+        raise JobError(f"{out / NAME} is of other workers or of another device: choose another --out")
+    return kept
+
+
+def page(record: Mapping[str, Any]) -> str:
+    """Markdown: an operation a table, its sizes down, the libraries across."""
+    workers = sum(host["slots"] for host in record["hosts"])
+    text = [f"# Collectives on {words.plural(workers, 'worker')}\n"]
+    libraries = [result for result in record["libraries"] if result["rows"]]
+    operations = list(dict.fromkeys(row["operation"] for result in libraries for row in result["rows"]))
+    for operation in operations:
+        text.append(tables.markdown(_table(operation, libraries)))
+    for result in record["libraries"]:
+        about = ", ".join(str(value) for value in result["transport"].values()) or "did not start"
+        text.append(f"- {result['via']}: {about}{'; ' + result['reason'] if result['reason'] else ''}")
+    return "\n".join(text) + "\n"
+
+
+def _table(operation: str, libraries: Sequence[Mapping[str, Any]]) -> tables.Table:
+    found = {
+        (result["via"], row["bytes"]): row
+        for result in libraries
+        for row in result["rows"]
+        if row["operation"] == operation and "seconds" in row
+    }
+    names = [result["via"] for result in libraries]
+    rows = []
+    for size in sorted({size for _, size in found}):
+        cells = [found.get((name, size)) for name in names]
+        rows.append([size_text(size), *map(_time, cells), *map(_bandwidth, cells)])
+    return tables.Table(
+        id=operation,
+        title=operation.replace("_", "-"),
+        columns=["size", *(f"{name}, us" for name in names), *(f"{name}, Gbit/s" for name in names)],
+        rows=rows,
+        note="us: median of the repetitions of the slowest rank (quartiles); Gbit/s: bus bandwidth by the mean.",
+    )
+
+
+def _time(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return words.DASH
+    low, middle, high = (row[name] * 1e6 for name in ("seconds_q1", "seconds_median", "seconds_q3"))
+    return f"{middle:,.0f} ({low:,.0f} to {high:,.0f}){'' if row['correct'] else ' WRONG'}"
+
+
+def _bandwidth(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return words.DASH
+    gigabits = row["busbw"] * 8e-9
+    return f"{gigabits:,.0f}" if gigabits >= 100 else words.number(gigabits)
+
+
+def headline(record: Mapping[str, Any]) -> str:
+    """All-reduce of the smallest size and of a full bucket, by library."""
+    libraries = [result for result in record["libraries"] if result["rows"]]
+    sizes = {row["bytes"] for result in libraries for row in result["rows"] if "seconds" in row}
+    if not sizes:
+        return "Nothing was measured: the record says why."
+    parts = []
+    for size in dict.fromkeys((min(sizes), min(sizes, key=lambda size: abs(size - _TYPICAL)))):
+        times = [
+            f"{result['via']} {words.milliseconds(row['seconds_median'])}"
+            for result in libraries
+            for row in result["rows"]
+            if row["operation"] == "all_reduce" and row["bytes"] == size and "seconds" in row
+        ]
+        if times:
+            parts.append(f"of {size_text(size)}: {', '.join(times)} ms")
+    workers = sum(host["slots"] for host in record["hosts"])
+    return f"An all-reduce on {words.plural(workers, 'worker')} {'; '.join(parts)}." if parts else "No all-reduce."
+
+
+def size_text(size: float) -> str:
+    """Bytes in the largest binary unit below them: ``64 MiB``."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size:g} B"
+
+
+def _named(hosts: Sequence[hostfile.Host]) -> list[dict[str, Any]]:
+    return [{"name": host.name, "slots": host.slots} for host in hosts]
