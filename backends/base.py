@@ -72,6 +72,7 @@ class Optimization:
     precision_mode: str = "matched"
     loss_scale: LossScale = field(default_factory=LossScale)
     activation_checkpointing: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name, value, allowed in (

@@ -49,13 +49,13 @@ from backends.step_backend import batch_norm_facts, describe_scale
 from backends.torch_collectives import TorchCollectives
 from backends.torch_step import (
     LossMeter,
+    arrange,
     autocast,
     build_optimizer,
     check_micro_batches,
     clip,
     gradients,
     optimizer_facts,
-    set_activation_checkpointing,
     set_lr,
     trainable,
 )
@@ -102,7 +102,7 @@ class DeepSpeedBackend(TorchCollectives, Backend):
     def prepare(self, model: torch.nn.Module, optimization: Optimization) -> None:
         self.optimization = optimization
         self._step = 0
-        set_activation_checkpointing(model, optimization)
+        arrange(model, optimization)
         self._module: Any = model.to(self.device)
         self._native = optimization.precision != "fp32" and optimization.precision_mode == "native"
         named = trainable(model)
@@ -349,6 +349,7 @@ class DeepSpeedBackend(TorchCollectives, Backend):
             "clipping": "deepspeed" if optimization.clip_norm is not None else None,
             "accumulation": optimization.accumulation,
             "activation_checkpointing": optimization.activation_checkpointing,
+            "compile": optimization.compile,
             "reduce_bucket_elements": int(zero.reduce_bucket_size),
             "allgather_bucket_elements": int(zero.allgather_bucket_size),
             "overlap_comm": bool(zero.overlap_comm),

@@ -20,6 +20,7 @@ from backends.checkpoint import STATE, read_state, write_state
 from backends.loss_scale import DynamicScale
 from backends.torch_step import (
     LossMeter,
+    arrange,
     autocast,
     build_optimizer,
     check_micro_batches,
@@ -27,7 +28,6 @@ from backends.torch_step import (
     conditional_step,
     gradients,
     optimizer_facts,
-    set_activation_checkpointing,
     set_lr,
     trainable,
 )
@@ -45,7 +45,7 @@ class StepBackend(Backend):
     def prepare(self, model: torch.nn.Module, optimization: Optimization) -> None:
         self.optimization = optimization
         self._step = 0
-        set_activation_checkpointing(model, optimization)
+        arrange(model, optimization)
         self._model: Any = model.to(self.device)
         self._callable: Any = self._model
         self._equalize(self._model)
@@ -218,6 +218,7 @@ class StepBackend(Backend):
             "clipping": "torch" if optimization.clip_norm is not None else None,
             "accumulation": optimization.accumulation,
             "activation_checkpointing": optimization.activation_checkpointing,
+            "compile": optimization.compile,
             "zero_stage": None,
             "trainable_parameters": sum(p.numel() for p in self._parameters.values()),
             "loss_scale_rule": describe_scale(self._scale),

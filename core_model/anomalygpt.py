@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from core_model.batch import Batch, Sample
+from core_model.compiled import compile_blocks
 from core_model.decoder import ImageDecoder, mean_map, to_image
 from core_model.encoders import Encoder, Features
 from core_model.errors import ModelError
@@ -266,6 +267,10 @@ class AnomalyGPT(nn.Module):
         self._last = None
         if self.text is not None:
             self.text.clear()
+
+    def compile_blocks(self) -> int:
+        """`core_model.compiled.compile_blocks`."""
+        return compile_blocks(self)
 
     def set_activation_checkpointing(self, on: bool) -> None:
         """Recompute the language model's layers in the backward pass instead of keeping their activations."""

@@ -9,7 +9,7 @@ Source of the architecture: Touvron et al. 2023 (LLaMA), Su et al. 2021 (RoPE), 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+Past = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # a layer's new keys and values -> all that it looks at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,10 @@ class KeyValueCache:
         self.values[layer][:, :, self.length : end] = value
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
+    def of_layer(self, layer: int) -> Past:
+        """What `layer` calls with its new keys and values, to get all."""
+        return lambda key, value: self.update(layer, key, value)
+
     def advance(self, steps: int) -> None:
         self.length += steps
 
@@ -90,13 +96,18 @@ class Prefix:
         self.values = [value.detach().clone() for value in cache.values]
         self.length = cache.length
 
-    def before(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's keys and values (B, kv_heads, T, D) with the prefix in front: (B, kv_heads, P + T, D)."""
-        batch = len(key)
-        return (
-            torch.cat((self.keys[layer].expand(batch, -1, -1, -1), key), dim=2),
-            torch.cat((self.values[layer].expand(batch, -1, -1, -1), value), dim=2),
-        )
+    def of_layer(self, layer: int) -> Past:
+        """Puts the prefix before the layer's keys and values (B, kv_heads, T, D): (B, kv_heads, P + T, D)."""
+        keys, values = self.keys[layer], self.values[layer]
+
+        def before(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+            batch = len(key)
+            return (
+                torch.cat((keys.expand(batch, -1, -1, -1), key), dim=2),
+                torch.cat((values.expand(batch, -1, -1, -1), value), dim=2),
+            )
+
+        return before
 
     def mask(self, length: int, device: torch.device) -> Tensor:
         """(T, P + T) bool: every place sees the prefix, itself and what is between."""
@@ -172,8 +183,7 @@ class Attention(nn.Module):
         cos: Tensor,
         sin: Tensor,
         mask: Tensor | None,
-        past: KeyValueCache | Prefix | None,
-        layer: int,
+        past: Past | None,
     ) -> Tensor:
         batch, length, _ = x.shape
         config = self.config
@@ -181,10 +191,8 @@ class Attention(nn.Module):
         key = self.k_proj(x).view(batch, length, config.kv_heads, config.head_width).transpose(1, 2)
         value = self.v_proj(x).view(batch, length, config.kv_heads, config.head_width).transpose(1, 2)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        if isinstance(past, KeyValueCache):
-            key, value = past.update(layer, key, value)
-        elif past is not None:
-            key, value = past.before(layer, key, value)
+        if past is not None:
+            key, value = past(key, value)
         grouped = config.kv_heads != config.heads
         if grouped and mask is not None:  # no fused GPU kernel takes both a mask and groups
             repeats = config.heads // config.kv_heads
@@ -225,10 +233,9 @@ class Layer(nn.Module):
         cos: Tensor,
         sin: Tensor,
         mask: Tensor | None,
-        past: KeyValueCache | Prefix | None,
-        layer: int,
+        past: Past | None,
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, past, layer)
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, past)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -274,10 +281,11 @@ class LlamaModel(nn.Module):
         cos, sin = cos.to(dtype), sin.to(dtype)
         x = embeddings
         for index, layer in enumerate(self.layers):
+            seen = None if past is None else past.of_layer(index)
             if self.activation_checkpointing and cache is None and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cos, sin, mask, past, index, use_reentrant=False)
+                x = checkpoint(layer, x, cos, sin, mask, seen, use_reentrant=False)
             else:
-                x = layer(x, cos, sin, mask, past, index)
+                x = layer(x, cos, sin, mask, seen)
         if cache is not None:
             cache.advance(embeddings.shape[1])
         return self.norm(x)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core_model.batch import Batch, Sample
+from core_model.compiled import compile_blocks
 from core_model.errors import ModelError
 from core_model.frozen import materialize
 from core_model.llama import Llama, LlamaConfig
@@ -104,6 +105,10 @@ class TrainedTransformer(nn.Module):
 
     def set_activation_checkpointing(self, on: bool) -> None:
         self.llama.set_activation_checkpointing(on)
+
+    def compile_blocks(self) -> int:
+        """`core_model.compiled.compile_blocks`."""
+        return compile_blocks(self)
 
     def trainable_state(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.named_parameters()}

@@ -67,6 +67,7 @@ def build_optimization(job: Job) -> Optimization:
         precision_mode=job.precision_mode,
         loss_scale=LossScale(**job.loss_scale),
         activation_checkpointing=job.activation_checkpointing,
+        compile=job.compile,
     )
 
 

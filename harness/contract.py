@@ -30,7 +30,7 @@ _NAMES = {
     "hash.init_weights": "initial weights", "hash.sample_order": "order of the samples", "hash.data": "data",
     "cpu": "processor", "gpu": "GPU", "wire_dtype": "type on the wire", "emulate_compute_ms": "emulated compute time",
     "workers": "number of workers", "profile": "profiler", "worlds": "change of workers in the run",
-    "bind_cores": "cores bound to ranks",
+    "bind_cores": "cores bound to ranks", "compile": "compiled blocks",
 }  # fmt: skip
 _PER_SEED = frozenset({"seed", "hash.init_weights", "hash.sample_order", "hash.data"})
 _PER_WORKERS = frozenset({"workers", "nodes", "accumulation"})
@@ -67,8 +67,9 @@ def contract(
     flat["gpu"] = ", ".join(sorted({str(device.get("name")) for device in devices})) or None
     flat["driver"] = (environment.get("gpus") or {}).get("driver")
     flat["wire_dtype"] = _scalar((engine or {}).get("wire_dtype"))
-    if job.get("bind_cores"):
-        flat["bind_cores"] = True
+    for name in ("bind_cores", "compile"):  # later than the first records, which ran without
+        if job.get(name):
+            flat[name] = True
     if (engine or {}).get("worlds"):  # an elastic job that lost or gained workers
         flat["worlds"] = (engine or {})["worlds"]
     return flat

@@ -75,6 +75,7 @@ class Job:
     precision_mode: str = "matched"
     loss_scale: Mapping[str, Any] = field(default_factory=dict)
     activation_checkpointing: bool = False
+    compile: bool = False  # transformer blocks by torch.compile
     seed: int = 0
 
     # measurement and evaluation

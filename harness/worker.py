@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -318,8 +319,6 @@ class Run:
         hashes = {"data": _digest(train_set.describe()), "sample_order": fingerprint}
         if backend.rank == 0 or job.elastic:  # of an elastic job any rank may be the first in the end
             hashes["init_weights"] = weights_digest(trainable_weights(model))
-        if job.activation_checkpointing:
-            model.set_activation_checkpointing(True)
         self._compare_with_study(len(train_set))
         # Before sharding, in one order: ranks that met categories in different orders would call different collectives.
         model.prepare_text(train_set.categories)
@@ -550,6 +549,7 @@ class Run:
     def _evaluate(self, model: Any, weights: dict[str, Any]) -> Any:
         """Figures and entries on rank 0. The consolidated weights are what is evaluated, in the raw model where it
         still holds plain fp32 parameters, else in a freshly built one (ZeRO-3, FSDP2, native half precision)."""
+        from core_model.compiled import eager
         from harness.build import build_dataset, build_model, put_weights
         from harness.evaluate import evaluate, subset
 
@@ -566,17 +566,18 @@ class Run:
             from harness.shots import memory_of
 
             memory = memory_of(model, job, backend.device)
-        outcome = evaluate(
-            model,
-            test_set,
-            device=backend.device,
-            rank=backend.rank,
-            world_size=backend.world_size,
-            gather=backend.gather,
-            indices=subset(test_set, job.eval_samples, job.seed),
-            memory=memory,
-            batch_size=32 if backend.device.type == "cuda" else 8,
-        )
+        with eager() if job.compile else nullcontext():
+            outcome = evaluate(
+                model,
+                test_set,
+                device=backend.device,
+                rank=backend.rank,
+                world_size=backend.world_size,
+                gather=backend.gather,
+                indices=subset(test_set, job.eval_samples, job.seed),
+                memory=memory,
+                batch_size=32 if backend.device.type == "cuda" else 8,
+            )
         self.phases["eval_s"] = time.perf_counter() - begin
         return outcome
 

@@ -43,7 +43,7 @@ if ! ls "$built"/deepspeed-*.whl >/dev/null 2>&1; then
         hjson py-cpuinfo pydantic tqdm msgpack einops
     capabilities=$(sed -E 's/([0-9])(;|$)/.\1\2/g' <<<"$GPU_CAPABILITIES")
     DS_BUILD_OPS=0 DS_BUILD_FUSED_ADAM=1 TORCH_CUDA_ARCH_LIST=$capabilities step "building DeepSpeed with its optimizer (2 minutes)" \
-        limit 1800 "$work/bin/python" -m pip wheel -q --retries 5 --no-deps --no-build-isolation "deepspeed==$version" -w "$built"
+        limit 1800 "$work/bin/python" -m pip wheel -q --no-cache-dir --retries 5 --no-deps --no-build-isolation "deepspeed==$version" -w "$built"
 fi
 rm -f .gpu/base/deepspeed-*
 cp "$built"/deepspeed-*.whl .gpu/base/

@@ -1,0 +1,100 @@
+"""Compiled blocks: one compilation for all of a kind, the same gradients, and none where shapes vary."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from core_model.compiled import compile_blocks, eager
+from core_model.frozen import freeze
+from core_model.graphs import GraphedPart
+from core_model.llama import Llama, LlamaConfig
+from core_model.pure_transformer import build_transformer
+
+SMALL = {"width": 32, "layers": 3, "heads": 4, "kv_heads": 2, "mlp": 48, "vocab": 64, "length": 8}
+CONFIG = LlamaConfig(vocab=64, width=32, layers=3, heads=4, kv_heads=2, mlp=48)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: compiled kernels in CUDA graphs")
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def llama() -> Llama:
+    torch.manual_seed(0)
+    model = Llama(CONFIG)
+    model.initialize(torch.Generator().manual_seed(0))
+    return model
+
+
+def compilations() -> int:
+    return int(counters["stats"]["unique_graphs"])
+
+
+def gradients(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model.logits(model(model.embed(ids))).square().mean().backward()  # type: ignore[operator]
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_all_layers_share_one_compilation_and_their_gradients_are_the_same() -> None:
+    plain, ids = llama(), torch.arange(12).view(2, 6)
+    compiled = copy.deepcopy(plain)
+    assert compile_blocks(compiled, "aot_eager") == 3
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    wanted, got = gradients(plain, ids), gradients(compiled, ids)
+    assert compilations() == 1
+    for name in wanted:
+        torch.testing.assert_close(got[name], wanted[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_layers_share_it_behind_a_prefix_too() -> None:
+    model = freeze(llama())
+    embeddings = model.embed(torch.arange(8).view(2, 4))
+    prefix = model.prefix(torch.arange(3))
+    wanted = model(embeddings, prefix=prefix)
+    compile_blocks(model, "aot_eager")
+    torch.testing.assert_close(model(embeddings, prefix=prefix), wanted, rtol=1e-5, atol=1e-6)
+    assert compilations() == 1
+
+
+def test_generation_runs_as_written(tiny, samples) -> None:
+    pictures = samples(2)
+    model, batch = copy.deepcopy(tiny), tiny.collate(pictures)
+    questions = ["Is there any anomaly in the image?"] * len(pictures)
+    wanted = tiny.answer(batch.images, list(batch.categories), questions, max_new_tokens=4)
+    assert model.compile_blocks() > 0
+    with eager():
+        got = model.answer(batch.images, list(batch.categories), questions, max_new_tokens=4)
+    assert got == wanted
+    assert compilations() == 0
+
+
+def test_a_model_of_other_blocks_has_none() -> None:
+    assert compile_blocks(nn.Sequential(nn.Linear(2, 2))) == 0
+
+
+def test_the_exchange_heavy_model_has_one_a_layer() -> None:
+    assert build_transformer(SMALL, seed=0, device="cpu").compile_blocks() == 3
+
+
+@needs_gpu
+def test_compiled_kernels_can_be_captured() -> None:
+    model = freeze(llama().to("cuda", torch.bfloat16))
+    plain = copy.deepcopy(model)
+    compile_blocks(model)
+    graphed = GraphedPart(model, lambda x: (model(x),), gradient=True)
+    for length in (16, 32, 16):
+        x = torch.randn(2, length, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        out = graphed(x)[0]
+        torch.testing.assert_close(out, plain(x), rtol=0.05, atol=0.05)
+        (got,) = torch.autograd.grad(out.float().square().sum(), x)
+        (wanted,) = torch.autograd.grad(plain(x).float().square().sum(), x)
+        torch.testing.assert_close(got, wanted, rtol=0.1, atol=0.1)
+    assert graphed.replays == 3

@@ -1,0 +1,29 @@
+"""Compiled blocks under a real engine: the run trains as without, evaluates, and says in its contract what it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness import records
+from tests.parallel.test_harness_run import BIN, TINY, call, only_run
+
+pytestmark = [pytest.mark.parallel, pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def test_a_compiled_run_has_the_losses_of_a_plain_one(tmp_path: Path) -> None:
+    losses = {}
+    for name, more in (("plain", ()), ("compiled", ("--set", "compile=true"))):
+        done = call(
+            str(BIN / "harness"), "run", "--backend", "horovod", "--slots", "2", *TINY, *more,
+            "--results", str(tmp_path / name), timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        run = only_run(tmp_path / name)
+        result = records.read_json(run / records.RESULT)
+        assert result["status"] == "ok"
+        assert result["engine"]["compile"] is (name == "compiled")
+        assert result["contract"].get("compile", False) is (name == "compiled")
+        losses[name] = [row["loss"] for row in records.read_jsonl(run / records.STEPS)]
+    assert losses["compiled"] == pytest.approx(losses["plain"], rel=1e-4)
