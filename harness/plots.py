@@ -284,14 +284,13 @@ def _log2_workers(axes: Axes, comparison: Comparison) -> None:
 def _log2_rates(axes: Axes) -> None:
     axes.set_yscale("log", base=2)
     low, high = axes.get_ylim()
-    # At least one octave, and plain numbers at its steps: exponents of two are hard to read.
+    # At least one octave, and round numbers: powers of two between its ends are hard to read.
     low, high = min(low, high / 2.2), high
     axes.set_ylim(low, high)
-    octaves = np.arange(math.floor(math.log2(low)), math.ceil(math.log2(high)) + 1)
-    for steps in (1, 2, 4):
-        ticks = [2.0 ** (octave + part / steps) for octave in octaves for part in range(steps)]
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        if len(ticks) > 3:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+        ticks = [digit * 10.0**decade for decade in decades for digit in digits if low <= digit * 10.0**decade <= high]
+        if len(ticks) > 2:
             break
     axes.set_yticks(ticks, [words.number(tick) for tick in ticks])
     axes.minorticks_off()
