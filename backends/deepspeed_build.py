@@ -5,7 +5,8 @@ killed leaves it behind, and every later build waits for it for ever. Here the b
 operating system, which a dying process gives back, so a ``lock`` file found under it is a leftover and is removed.
 
 And DeepSpeed reads TORCH_CUDA_ARCH_LIST without the letters that CUDA's own images put there: "9.0a" ends it with
-"invalid literal for int()" (deepspeed/ops/op_builder/builder.py, `compute_capability_args`).
+"invalid literal for int()" (deepspeed/ops/op_builder/builder.py, `compute_capability_args`; DeepSpeed's pull request
+8619 would mend it).
 """
 
 from __future__ import annotations

@@ -151,7 +151,8 @@ def _why_slow(rank: int, busy: Mapping[int, Sequence[float]]) -> str:
         return "Look for other load, a throttled or different processor, a slow disk."
     told = f"Its processor worked {words.milliseconds(mine)} ms for the step, the others' {words.milliseconds(others)}"
     if mine > (1.0 + measure.STRAGGLER_LIMIT) * others:
-        return f"{told} for the same work: a slower, throttled or shared core."
+        # A launch into a full queue keeps the processor busy too, until the GPU has come so far.
+        return f"{told} for the same work: a slower, throttled or shared core, or a GPU that launches wait for."
     return f"{told}: it is not its processor. Look for a throttled or different GPU, a slow disk, other load."
 
 

@@ -16,7 +16,8 @@ holds the exchange, and the row says so (`exchange_in_backward`). On CUDA the ma
 
 Beside them, what the processor worked in the thread that runs forward, and in the one that runs backward between its
 first and last own gradient (`forward_cpu_s`, `backward_cpu_s`). Where these come near the parts' own times on a GPU,
-the GPU waits for its host to launch kernels; where one rank's are longer than another's, its core is slower or shared.
+the GPU waits for its host to launch kernels, or the host for a queue full of launches: the GPU's own times on other
+ranks tell which. Where one rank's are longer than another's for the same work, its core is slower or shared.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def _one(transport: Transport, operation: str, size: int, budget_s: float) -> di
     right = _is_right(transport, operation, count)
     call = transport.operation(
         operation,
-        transport.make(np.zeros_like(source(operation, rank, ranks, count))),
+        transport.make(np.zeros(count // ranks if operation == "all_gather" else count, np.float32)),
         transport.make(target(operation, ranks, count)),
     )
     began = time.perf_counter()

@@ -16,7 +16,7 @@ case "${1:-}" in
     2) exec bash scripts/gpu/session_speed.sh 190 h100-x4-small-precision 170 overhead 170 h100-x4-small ;;
     3)
         (
-            # Horovod did not come back from 1 GiB (results/h200-x4-comm): where is it, and from which size on?
+            # Horovod had not come back from 1 GiB when the time ended (results/h200-x4-comm): slow checking (mended), or stuck?
             . scripts/gpu/env.sh
             HOROVOD_LOG_LEVEL=debug timeout -s INT -k 5 70 harness comm --device cuda --slots 2 --via horovod --ops all_reduce --min 128M \
                 --max 1G --step 2 --budget 0.05 --out /tmp/results-speed/comm-large 2>&1 | tail -n 30 | cut -c1-200
