@@ -80,7 +80,7 @@ def measure(
 
 
 def _one(transport: Transport, operation: str, size: int, budget_s: float) -> dict[str, Any]:
-    rank, ranks, count = transport.rank, transport.size, size // ITEM_BYTES
+    ranks, count = transport.size, size // ITEM_BYTES
     right = _is_right(transport, operation, count)
     call = transport.operation(
         operation,
