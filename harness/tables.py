@@ -315,8 +315,8 @@ def rank_table(comparison: Comparison, most: int = 32) -> Table | None:
         ],
         rows=rows[:most],
         note="First run of each cell. A rank whose own work is longer than the others' makes them all wait. Processor: "
-        "what it worked for forward and backward; near the whole on a GPU, the GPU waits for its host or the host for a "
-        "full queue.",
+        "what it worked for forward and backward; near the whole on a GPU, the GPU waits for its host or the host for "
+        "a full queue.",
     )
 
 

@@ -13,7 +13,7 @@ case "${1:-}" in
         ) || true
         exec bash scripts/gpu/session_speed.sh 390 h100-x4-llama-weak
         ;;
-    2) exec bash scripts/gpu/session_speed.sh 190 h100-x4-small-precision 170 overhead 170 h100-x4-small ;;
+    2) exec bash scripts/gpu/session_speed.sh 190 h100-x4-small-precision 170 overhead 170 h100-x2-llama-wire ;;
     3)
         (
             # Horovod had not come back from 1 GiB when the time ended (results/h200-x4-comm): slow checking (mended), or stuck?
@@ -21,7 +21,7 @@ case "${1:-}" in
             HOROVOD_LOG_LEVEL=debug timeout -s INT -k 5 70 harness comm --device cuda --slots 2 --via horovod --ops all_reduce --min 128M \
                 --max 1G --step 2 --budget 0.05 --out /tmp/results-speed/comm-large 2>&1 | tail -n 30 | cut -c1-200
         ) || true
-        exec bash scripts/gpu/session_speed.sh 400 h100-x4-7b-compile
+        exec bash scripts/gpu/session_speed.sh 340 h100-x4-7b-compile 110 h100-x4-small
         ;;
     *)
         echo "usage: session_open.sh 1|2|3" >&2
