@@ -51,7 +51,7 @@ def time_cell(cell: Cell, base: Job, facts: ProcessFacts) -> tuple[Any, dict[str
     job = cell.job(base)
     engine = backends.load(job.backend)
     backend = engine(backends.settings_from(job.backend, dict(job.engine)), facts, device=job.device, timeout_s=600.0)
-    model, twin = build_model(job), build_model(job)
+    model, twin = (build_model(job, device=backend.device) for _ in range(2))
     dataset = build_dataset(job, model, "train")
     order = GlobalBatches(dataset.ids, global_batch=job.global_batch, seed=job.seed)
     made = [

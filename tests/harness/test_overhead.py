@@ -1,0 +1,47 @@
+"""`harness overhead`: what it makes of the blocks, refuses and keeps. The real thing is in tests/parallel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import overhead as command
+from harness import records
+from harness.job import JobError
+from harness.overhead import Overhead, overhead, ratio_of
+from harness.parity_cells import Cell
+
+DDP = Cell(backend="ddp", zero_stage=None, workers=2, precision="fp32")
+
+
+def run(*argv: str) -> None:
+    overhead.main(list(argv), standalone_mode=False)
+
+
+def test_ratio_is_of_pairs_so_that_drift_cancels() -> None:
+    by_hand = [1.0, 2.0, 3.0, 4.0]  # a machine that becomes slower
+    found = ratio_of(DDP, [1.01 * value for value in by_hand], by_hand)
+    assert found.ratio == pytest.approx(1.01)
+    assert found.low == pytest.approx(1.01)
+    assert found.high == pytest.approx(1.01)
+    assert found.blocks == 4
+
+
+def test_engine_without_a_hand_written_loop_is_refused() -> None:
+    with pytest.raises(JobError, match="no hand-written loop for engine 'fsdp2': choose of single, ddp"):
+        run("--engines", "fsdp2", "--study", "")
+
+
+def test_what_was_measured_before_a_failure_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def measure(base: Any, cells: list[Cell], limit_s: float, *, quiet: bool) -> list[Overhead]:
+        if cells[0].backend == "horovod":
+            raise JobError("horovod on 2 workers failed: no network")
+        return [ratio_of(cells[0], [1.0, 1.0], [1.0, 1.0])]
+
+    monkeypatch.setattr(command, "measure", measure)
+    with pytest.raises(JobError, match="no network"):
+        run("--engines", "ddp,horovod", "--workers", "2", "--results", str(tmp_path))
+    (row,) = records.read_json(tmp_path / "overhead" / "overhead.json")["rows"]
+    assert row["engine"] == "ddp"
