@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import records, words
+from harness.verdict import machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,20 @@ def headline_of(folder: Path) -> Headline | None:
     """The headline of `folder` by the record that lies in it; None where there is none. Raises RecordError."""
     for name, (make, what, files) in _KINDS.items():
         if (folder / name).exists():
-            return Headline(what=what, sentence=make(records.read_json(folder / name), folder), files=files)
+            record = records.read_json(folder / name)
+            sentence = make(record, folder) + _place(record.get("environment") or {})
+            return Headline(what=what, sentence=sentence, files=files)
     return None
+
+
+def _place(environment: Mapping[str, Any]) -> str:
+    """Where and with what it was measured, where the record says so."""
+    if not environment:
+        return ""
+    names = {"torch": "torch", "deepspeed": "DeepSpeed", "horovod": "Horovod"}
+    versions = environment.get("versions") or {}
+    told = [f"{name} {versions[package]}" for package, name in names.items() if package in versions]
+    return f" ({'; '.join(part for part in (machine(dict(environment)), ', '.join(told)) if part)})"
 
 
 def _parity(record: Mapping[str, Any], folder: Path) -> str:
