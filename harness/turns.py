@@ -15,11 +15,10 @@ nobody need wait.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from harness.job import Job
+from mpi.process import signals_ignored
 
 POLL_S = 0.02
 START_LIMIT_S = 180.0  # after which the first run begins although not all processes are ready: one may never be
@@ -125,7 +125,7 @@ def take_turns(
         except KeyboardInterrupt:
             interrupted = True
         finally:
-            with _interrupts_ignored():  # the same Ctrl-C may come twice: to this process, and to its group
+            with signals_ignored():  # the same Ctrl-C may come twice: to this process, and to its group
                 (folder / _STOP).touch()
                 for future in started:
                     future.cancel()
@@ -151,15 +151,6 @@ def supervisors(count: int) -> ProcessPoolExecutor:
 def ignore_interrupts() -> None:
     """For a process whose work handles interrupts itself (`mpi.process.supervise`), outside that work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def until_ready(starting: Sequence[tuple[Turn, int, Future[list[Path]]]]) -> None:

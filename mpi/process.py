@@ -145,7 +145,7 @@ def supervise(
             code, reason = 127, f"cannot start '{error.filename}': it is not installed"
         finally:
             # A second Ctrl-C must not stop the cleaning: it takes seconds at most.
-            with _signals_ignored():
+            with signals_ignored():
                 _stop(running, signal.SIGINT if code == 130 else signal.SIGTERM, grace)
                 orphans = _clean(guards, launch.tag, grace)
                 for reader in readers:
@@ -312,7 +312,9 @@ def _signals_as_exceptions() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals_ignored() -> Iterator[None]:
+def signals_ignored() -> Iterator[None]:
+    """While an end is under way that must not be cut short: what asks for it may ask twice. Nothing in other threads,
+    which get no signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
