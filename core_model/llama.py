@@ -235,8 +235,14 @@ class Layer(nn.Module):
         mask: Tensor | None,
         past: Past | None,
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, past)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.self_attn(_for_products(self.input_layernorm(x)), cos, sin, mask, past)
+        return x + self.mlp(_for_products(self.post_attention_layernorm(x)))
+
+
+def _for_products(x: Tensor) -> Tensor:
+    """`x` in autocast's type: cast once and kept once for backward, where each of several products would do it."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 class LlamaModel(nn.Module):
@@ -276,8 +282,7 @@ class LlamaModel(nn.Module):
         if positions.dim() == 2:
             cos, sin = cos[:, None], sin[:, None]
         # in the type of the queries, which autocast makes
-        kind = embeddings.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else embeddings.dtype
+        dtype = _for_products(embeddings[:0]).dtype
         cos, sin = cos.to(dtype), sin.to(dtype)
         x = embeddings
         for index, layer in enumerate(self.layers):

@@ -222,7 +222,7 @@ def _activations(shape: Shape, training: Training, all_half: bool) -> float:
     if training.precision == "fp32":
         layer = 40 * spec.width + 16 * spec.mlp
     else:
-        layer = (20 if all_half else 34) * spec.width + 8 * spec.mlp
+        layer = (20 if all_half else 28) * spec.width + 8 * spec.mlp
     stream = (2 if all_half else 4) * spec.width
     layers = spec.layers * stream + layer if training.activation_checkpointing else spec.layers * layer
     return float(tokens * (layers + 12 * spec.vocab))

@@ -108,3 +108,25 @@ def test_rotation_is_the_formula_and_its_gradient_the_rotation_back() -> None:
     assert torch.autograd.gradcheck(lambda given: rotate(given, cos, sin), (x,))
     strided = x.detach().transpose(1, 2).contiguous().transpose(1, 2)  # as the attention's heads lie
     torch.testing.assert_close(rotate(strided, cos, sin), rotate(x, cos, sin))
+
+
+def test_under_autocast_the_input_of_several_products_is_kept_once(llama: Llama) -> None:
+    """Queries, keys and values share one cast of the normed input, gate and up another."""
+    layer, width = llama.model.layers[0], llama.config.width
+    cos, sin = rotary_table(torch.arange(5), llama.config.head_width, llama.config.rope_theta)
+    weights = {weight.untyped_storage().data_ptr() for weight in llama.parameters()}
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    x = torch.randn(2, 5, width, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        layer(x, cos.bfloat16(), sin.bfloat16(), None, None)
+    inputs = {
+        tensor.untyped_storage().data_ptr()
+        for tensor in kept
+        if tensor.dtype == torch.bfloat16 and tensor.numel() == x.numel() and tensor.shape[-1] == width
+    } - weights
+    assert len(inputs) == 3  # of q, k, v; of gate, up; of o
