@@ -130,6 +130,7 @@ def _stragglers(run: RecordedRun) -> Iterator[Finding]:
         own.setdefault(int(row["rank"]), []).append(sum(parts))
         busy.setdefault(int(row["rank"]), []).append(measure.launching_s(row))
     hosts = {item.get("rank"): item.get("hostname") for item in run.environment.get("ranks") or ()}
+    on_gpu = any(str(rank.get("device")).startswith("cuda") for rank in run.environment.get("ranks") or ())
     for slow in measure.stragglers(own):
         host = hosts.get(slow["rank"])
         where = f" on {host}" if host else ""
@@ -138,11 +139,11 @@ def _stragglers(run: RecordedRun) -> Iterator[Finding]:
             code="straggler",
             text=f"{run.name}: rank {slow['rank']}{where} needs {words.milliseconds(slow['own_s'])} ms for its own "
             f"part of a step, the others {words.milliseconds(slow['others_s'])} ms ({words.percent(slow['excess'])} "
-            f"more): everybody waits for it. {_why_slow(slow['rank'], busy)}",
+            f"more): everybody waits for it. {_why_slow(slow['rank'], busy, on_gpu)}",
         )
 
 
-def _why_slow(rank: int, busy: Mapping[int, Sequence[float]]) -> str:
+def _why_slow(rank: int, busy: Mapping[int, Sequence[float]], on_gpu: bool) -> str:
     """Where to look, from what each rank's processor worked for the same kernels."""
     medians = {other: float(np.median(values)) for other, values in busy.items()}
     mine = medians.pop(rank)
@@ -152,7 +153,10 @@ def _why_slow(rank: int, busy: Mapping[int, Sequence[float]]) -> str:
     told = f"Its processor worked {words.milliseconds(mine)} ms for the step, the others' {words.milliseconds(others)}"
     if mine > (1.0 + measure.STRAGGLER_LIMIT) * others:
         # A launch into a full queue keeps the processor busy too, until the GPU has come so far.
-        return f"{told} for the same work: a slower, throttled or shared core, or a GPU that launches wait for."
+        or_gpu = ", or a GPU that launches wait for" if on_gpu else ""
+        return f"{told} for the same work: a slower, throttled or shared core{or_gpu}."
+    if not on_gpu:
+        return f"{told}: no slower, but kept from working. Look for other load, too few cores, a slow disk."
     return f"{told}: it is not its processor. Look for a throttled or different GPU, a slow disk, other load."
 
 
