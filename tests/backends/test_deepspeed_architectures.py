@@ -9,6 +9,7 @@ import pytest
 from backends.deepspeed_build import without_letters
 
 pytest.importorskip("deepspeed")
+pytestmark = pytest.mark.slow  # DeepSpeed's import
 
 
 def read(architectures: str, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -12,9 +12,8 @@ from tests.parallel.test_harness_run import BIN, call
 pytestmark = [pytest.mark.parallel, pytest.mark.slow, pytest.mark.timeout(240)]
 
 
-@pytest.mark.parametrize("engine", ["horovod", "deepspeed:2"])
-def test_two_loops_are_timed_in_one_process(engine: str, tmp_path: Path) -> None:
-    argv = ("overhead", "--engines", engine, "--workers", "2", "--steps", "20", "--results", str(tmp_path))
+def test_two_loops_are_timed_in_one_process(tmp_path: Path) -> None:
+    argv = ("overhead", "--engines", "horovod", "--workers", "2", "--steps", "20", "--results", str(tmp_path))
     done = call(str(BIN / "harness"), *argv)
     assert done.returncode in (0, 1), done.stdout + done.stderr  # 1: above the limit, which two cores may well be
     (row,) = records.read_json(tmp_path / "overhead" / "overhead.json")["rows"]
