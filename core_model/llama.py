@@ -241,8 +241,13 @@ class Layer(nn.Module):
 
 def _for_products(x: Tensor) -> Tensor:
     """`x` in autocast's type: cast once and kept once for backward, where each of several products would do it."""
+    return x.to(_product_dtype(x))
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The type that products of `x` are computed in: autocast's, else its own."""
     kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class LlamaModel(nn.Module):
@@ -282,7 +287,7 @@ class LlamaModel(nn.Module):
         if positions.dim() == 2:
             cos, sin = cos[:, None], sin[:, None]
         # in the type of the queries, which autocast makes
-        dtype = _for_products(embeddings[:0]).dtype
+        dtype = _product_dtype(embeddings)
         cos, sin = cos.to(dtype), sin.to(dtype)
         x = embeddings
         for index, layer in enumerate(self.layers):

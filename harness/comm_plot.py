@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.comm_record import size_text
+from harness import words
 from harness.palette import dashes, styles
 from harness.plots import figure_files
 
@@ -65,7 +65,7 @@ def _draw(
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_locator(LogLocator(base=4, numticks=9))
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(value)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.binary(value)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for axis in list(axes.flat)[len(operations) :]:
         axis.set_visible(False)

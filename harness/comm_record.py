@@ -76,7 +76,7 @@ def _table(operation: str, libraries: Sequence[Mapping[str, Any]]) -> tables.Tab
     rows = []
     for size in sorted({size for _, size in found}):
         cells = [found.get((name, size)) for name in names]
-        rows.append([size_text(size), *map(_time, cells), *map(_bandwidth, cells)])
+        rows.append([words.binary(size), *map(_time, cells), *map(_bandwidth, cells)])
     return tables.Table(
         id=operation,
         title=operation.replace("_", "-"),
@@ -115,17 +115,9 @@ def headline(record: Mapping[str, Any]) -> str:
             if row["operation"] == "all_reduce" and row["bytes"] == size and "seconds" in row
         ]
         if times:
-            parts.append(f"of {size_text(size)}: {', '.join(times)} ms")
+            parts.append(f"of {words.binary(size)}: {', '.join(times)} ms")
     workers = sum(host["slots"] for host in record["hosts"])
     return f"An all-reduce on {words.plural(workers, 'worker')} {'; '.join(parts)}." if parts else "No all-reduce."
-
-
-def size_text(size: float) -> str:
-    """Bytes in the largest binary unit below them: ``64 MiB``."""
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= scale:
-            return f"{size / scale:.3g} {unit}"
-    return f"{size:g} B"
 
 
 def _named(hosts: Sequence[hostfile.Host]) -> list[dict[str, Any]]:

@@ -126,8 +126,7 @@ def _stragglers(run: RecordedRun) -> Iterator[Finding]:
     own: dict[int, list[float]] = {}
     busy: dict[int, list[float]] = {}
     for row in () if untimed(run) else run.split:
-        parts = (row.get(f"{name}_s") or 0.0 for name in ("data", "forward", "backward", "optimizer"))
-        own.setdefault(int(row["rank"]), []).append(sum(parts))
+        own.setdefault(int(row["rank"]), []).append(measure.own_work_s(row))
         busy.setdefault(int(row["rank"]), []).append(measure.launching_s(row))
     hosts = {item.get("rank"): item.get("hostname") for item in run.environment.get("ranks") or ()}
     on_gpu = any(str(rank.get("device")).startswith("cuda") for rank in run.environment.get("ranks") or ())

@@ -123,6 +123,11 @@ def stragglers(own_s: Mapping[int, Sequence[float]], limit: float = STRAGGLER_LI
     return sorted(found, key=lambda item: -item["excess"])
 
 
+def own_work_s(row: Row) -> float:
+    """Seconds of a rank's own part of a sampled step (a row of split.jsonl), without waiting for others."""
+    return sum(row.get(f"{part}_s") or 0.0 for part in ("data", "forward", "backward", "optimizer"))
+
+
 def launching_s(row: Row) -> float:
     """Seconds that the processor worked for forward and backward in a sampled step (a row of split.jsonl): on a GPU,
     what launching its kernels takes. 0 where it was not recorded."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import records, words
-from harness.verdict import machine
+from harness.verdict import LIBRARIES, machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,8 @@ def _place(environment: Mapping[str, Any]) -> str:
     """Where and with what it was measured, where the record says so."""
     if not environment:
         return ""
-    names = {"torch": "torch", "deepspeed": "DeepSpeed", "horovod": "Horovod"}
     versions = environment.get("versions") or {}
-    told = [f"{name} {versions[package]}" for package, name in names.items() if package in versions]
+    told = [f"{name} {versions[package]}" for package, name in LIBRARIES.items() if package in versions]
     return f" ({'; '.join(part for part in (machine(dict(environment)), ', '.join(told)) if part)})"
 
 

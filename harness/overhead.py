@@ -78,10 +78,12 @@ def overhead(**options: Any) -> None:
                 continue
             zero = int(stage or 0) if backend == "deepspeed" else None
             cells.append(Cell(backend=backend, zero_stage=zero, workers=count, precision=options["precision"]))
+    from harness.parity_launch import groups
+
     found: list[Overhead] = []
     rows: list[dict[str, Any]] = []
-    for cell in cells:
-        found += measure(base, [cell], options["limit_s"], quiet=options["as_json"])
+    for group in groups(cells):
+        found += measure(base, group, options["limit_s"], quiet=options["as_json"])
         rows = [row_of(item) for item in found]
         if options["study"]:  # after each: what is measured is kept, whatever comes
             _write(rows, base, results_root(options["results"]) / options["study"])

@@ -37,7 +37,7 @@ def train_cells(
     for cell in cells:  # of an earlier call with the same folder: never judged as if they were new
         for suffix in (".json", ".safetensors"):
             (out / f"{cell.name}{suffix}").unlink(missing_ok=True)
-    for group in _groups(cells):
+    for group in groups(cells):
         todo = group
         while todo:
             if say is not None:
@@ -53,7 +53,7 @@ def train_cells(
     return failures
 
 
-def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:
+def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Cells of one engine and number of workers. Horovod reads its settings once a process, so there they are alike."""
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in cells:

@@ -14,7 +14,7 @@ from harness import notes, records, words
 from harness.compare import Comparison, summarize_study
 from harness.findings import findings
 from harness.tables import comparison_table, markdown, without_empty_columns
-from harness.verdict import setting, verdict
+from harness.verdict import LIBRARIES, setting, verdict
 
 _BLOCK = re.compile(r"(<!-- study (?P<name>[\w.-]+)(?P<short> short)? -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 
@@ -58,9 +58,8 @@ def _versions(comparison: Comparison) -> str:
     """``torch 2.11.0+cu130, DeepSpeed 0.19.8, Horovod 0.28.1, 2026-11-26``: what the main group's runs ran with."""
     runs = comparison.members(0) or list(comparison.runs)
     used = {run.backend for run in runs}
-    names = {"torch": "torch", "deepspeed": "DeepSpeed", "horovod": "Horovod"}
     told = []
-    for package, name in names.items():
+    for package, name in LIBRARIES.items():
         if package == "torch" or package in used:
             found = {str((run.environment.get("versions") or {}).get(package)) for run in runs}
             told.append(f"{name} {words.joined(sorted(found))}")

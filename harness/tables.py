@@ -287,7 +287,7 @@ def rank_table(comparison: Comparison, most: int = 32) -> Table | None:
             own = [row for row in runs[0].split if row["rank"] == rank]
             if not own:
                 continue
-            work = np.array([sum(row[f"{part}_s"] for part in SPLIT_PARTS[:3]) + row["optimizer_s"] for row in own])
+            work = np.array([measure.own_work_s(row) for row in own])
             wait = np.array([row["exchange_s"] + row["other_s"] for row in own])
             busy = float(np.median([measure.launching_s(row) for row in own]))
             rows.append(

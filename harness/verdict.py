@@ -15,6 +15,9 @@ _SAME_MEMORY = 0.03
 _TOO_WIDE = 0.3  # width of an interval of a speed difference that says nothing
 
 
+LIBRARIES = {"torch": "torch", "deepspeed": "DeepSpeed", "horovod": "Horovod"}  # whose versions belong beside a figure
+
+
 def setting(comparison: Comparison) -> str:
     """``small on textures, 60 steps, global batch 8, strong scaling, fp32; AMD EPYC, 2 cores``: what was measured."""
     members = comparison.members(0) or list(comparison.runs)

@@ -39,6 +39,14 @@ def milliseconds(seconds: float | None) -> str:
     return number(None if seconds is None else seconds * 1000)
 
 
+def binary(size: float) -> str:
+    """Bytes in the largest binary unit that they fill: ``64 MiB``."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size:g} B"
+
+
 def mebibytes(value: float | None) -> str:
     """MiB up to 9999, GiB beyond."""
     if not is_number(value):

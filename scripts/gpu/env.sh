@@ -12,3 +12,10 @@ export TORCH_CUDA_ARCH_LIST
 export CUDA_HOME=${CUDA_HOME:-/usr/local/cuda}
 # Open MPI refuses root otherwise; such machines often run everything as root.
 if [ "$(id -u)" -eq 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
+
+# card_name: what studies of this machine's first GPU are named after, such as h100.
+card_name() {
+    local name
+    name=$(nvidia-smi --query-gpu=name --format=csv,noheader | sed -n '1s/^NVIDIA \([A-Z]*[0-9]*\).*/\L\1/p')
+    echo "${name:-gpu}"
+}

@@ -6,12 +6,7 @@ cd "$(dirname "$0")/../.."
 case "${1:-}" in
     1)
         bash scripts/gpu/install.sh
-        (
-            . scripts/gpu/env.sh
-            timeout 120 python3 -m pytest -q -p no:cacheprovider tests/core_model/test_graphs.py tests/core_model/test_compiled.py \
-                tests/core_model/data/test_ahead.py 2>&1 | tail -n 5
-        ) || true
-        exec bash scripts/gpu/session_speed.sh 390 h100-x4-llama-weak
+        exec bash scripts/gpu/session_speed.sh 120 tests 390 h100-x4-llama-weak
         ;;
     2) exec bash scripts/gpu/session_speed.sh 190 h100-x4-small-precision 170 overhead 170 h100-x2-llama-wire ;;
     3)

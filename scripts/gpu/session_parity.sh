@@ -27,7 +27,7 @@ case "${1:-}" in
         done
         mkdir -p "$keep/all"
         cp -rn "$keep"/0,1/. "$keep"/2,3/. "$keep/all/"
-        parity --engines "$sharing,$zero" --keep "$keep/all" --resume --results "$results" --study "${STUDY:-h100-x4-parity}" | tail -n 16
+        parity --engines "$sharing,$zero" --keep "$keep/all" --resume --results "$results" --study "${STUDY:-$(card_name)-x4-parity}" | tail -n 16
         ;;
     *)
         echo "usage: session_parity.sh start|collect" >&2

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One call of a session on several GPUs, after install.sh (and, for `small`, all weights and .gpu/data): measurements one after
-# another, each with its own limit. Arguments: pairs SECONDS WHAT, where WHAT is a study of harness/studies, or `comm`, or
-# `overhead`. What is measured is packed into $OUT after each: a call that is cut keeps the ones before.
+# another, each with its own limit. Arguments: pairs SECONDS WHAT, where WHAT is a study of harness/studies, or `comm`, `overhead`,
+# or `tests` (those that need a GPU). What is measured is packed into $OUT after each: a call that is cut keeps the ones before.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-/tmp/gpu-out}
@@ -9,8 +9,7 @@ OUT=${OUT:-/tmp/gpu-out}
 results=/tmp/results-speed
 mkdir -p "$results" "$OUT"
 cards=$(nvidia-smi --query-gpu=name --format=csv,noheader | wc -l)
-card=$(nvidia-smi --query-gpu=name --format=csv,noheader | sed -n '1s/^NVIDIA \([A-Z]*[0-9]*\).*/\L\1/p')
-card=${card:-gpu}
+card=$(card_name)
 
 pack() {
     rm -rf "$results"/*/*/examples
@@ -21,6 +20,10 @@ pack() {
 while [ $# -ge 2 ]; do
     began=$SECONDS
     case $2 in
+        tests)
+            timeout "$1" python3 -m pytest -q -p no:cacheprovider tests/core_model/test_graphs.py tests/core_model/test_compiled.py \
+                tests/core_model/data/test_ahead.py 2>&1 | tail -n 5
+            ;;
         comm)
             timeout -s INT -k 10 "$1" harness comm --device cuda --slots "$cards" --via nccl,horovod,deepspeed --min 1k --max 1G \
                 --step 16 --budget 0.15 --out "$results/$card-x$cards-comm" >"$OUT/$2.txt" 2>&1

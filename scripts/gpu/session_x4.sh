@@ -7,11 +7,7 @@ cd "$(dirname "$0")/../.."
 case "${1:-}" in
     1)
         bash scripts/gpu/install.sh
-        (
-            . scripts/gpu/env.sh
-            timeout 45 python3 -m pytest -q -p no:cacheprovider tests/core_model/test_graphs.py tests/core_model/data/test_ahead.py 2>&1 | tail -n 5
-        ) || true
-        exec bash scripts/gpu/session_speed.sh 340 h100-x4-llama 110 h100-x4-llama-sharded
+        exec bash scripts/gpu/session_speed.sh 45 tests 340 h100-x4-llama 110 h100-x4-llama-sharded
         ;;
     weights)
         bash scripts/gpu/session_parity.sh start
