@@ -30,8 +30,8 @@ while [ $# -ge 2 ]; do
             tail -n 30 "$OUT/$2.txt" | cut -c1-160
             ;;
         overhead)
-            timeout -s INT -k 10 "$1" harness overhead --workers 2 --preset llama-600m --precision bf16 --global-batch 32 --steps 60 \
-                --engines ddp,horovod,deepspeed:2 --set device=cuda --results "$results" --study "$card-x$cards-overhead" 2>&1 | tail -n 12
+            timeout -s INT -k 10 "$1" harness overhead --workers "$((cards < 2 ? 1 : 2))" --preset llama-600m --precision bf16 --global-batch 32 \
+                --steps 160 --engines ddp,horovod,deepspeed:2 --set device=cuda --results "$results" --study "$card-x$cards-overhead" 2>&1 | tail -n 12
             ;;
         *)
             # A study is named after the card that it was written for; what it is called follows the card that came.
