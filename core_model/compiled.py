@@ -6,6 +6,7 @@ outside at the parameters, and the names of the weights stay what they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,9 +19,15 @@ from core_model.vit import Block
 BLOCKS = (Layer, Block)
 
 
-def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
+def compile_blocks(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> int:
     """Lets torch.compile have every block of `model` at its next call; returns how many. 0 for a model whose blocks are
-    another library's. backend: as of torch.compile (another than its default is for tests)."""
+    another library's. backend: as of torch.compile (another than its default is for tests).
+
+    Dynamo's DDPOptimizer is switched off for the process: it cuts a compiled graph where one of DDP's buckets ends, so
+    that the exchange can begin, which blocks compiled one by one already allow. The cuts would give DDP other kernels,
+    and other rounding, than every other engine has.
+    """
+    torch._dynamo.config.optimize_ddp = False
     blocks = [module for module in model.modules() if isinstance(module, BLOCKS)]
     for block in blocks:
         block.compile(backend=backend)

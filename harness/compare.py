@@ -14,6 +14,7 @@ import pandas as pd
 
 from harness import contract, measure, paired, peak, words
 from harness.recorded import RecordedRun, load_runs
+from harness.variants import Variant, variants
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,7 +36,8 @@ class Comparison:
 
     frame: one row a run, failed ones too (`run_row`). cells: one row per group, label and number of workers (`_cell`).
     comparability: which rows of the ok runs may share a curve; group 0 is the main one, failed runs have group -1.
-    speed, quality: paired differences inside a group at equal numbers of workers.
+    speed, quality: paired differences inside a group at equal numbers of workers. variants: what a setting changes
+    inside an engine.
     """
 
     title: str
@@ -45,6 +47,7 @@ class Comparison:
     comparability: contract.Comparability
     speed: Sequence[PairedFigure] = field(default_factory=tuple)
     quality: Sequence[PairedFigure] = field(default_factory=tuple)
+    variants: Sequence[Variant] = field(default_factory=tuple)
 
     @cached_property
     def main(self) -> pd.DataFrame:
@@ -187,6 +190,7 @@ def summarize_runs(runs: Sequence[RecordedRun], *, title: str) -> Comparison:
         comparability=comparability,
         speed=tuple(speed),
         quality=tuple(quality),
+        variants=tuple(variants(runs, list(frame.itertuples()))),
     )
 
 
@@ -356,7 +360,7 @@ def _pairs(runs: Sequence[RecordedRun], frame: pd.DataFrame) -> tuple[list[Paire
                 speed.append(PairedFigure(figure="samples_per_s", difference=together[a, b], **where))
             elif len(timed) == 1:
                 difference = paired.step_difference(
-                    a, b, *(_timed_steps(by_name[side[timed[0]].key]) for side in (first, second)), comparisons=many
+                    a, b, *(by_name[side[timed[0]].key].timed_steps for side in (first, second)), comparisons=many
                 )
                 speed.append(PairedFigure(figure="samples_per_s", difference=difference, **where))
             elif timed:
@@ -385,11 +389,6 @@ def _rates(cell: pd.DataFrame, labels: Sequence[str]) -> dict[str, dict[tuple[in
         }
         for label in labels
     }
-
-
-def _timed_steps(run: RecordedRun) -> list[float]:
-    warmup = int(run.job.get("timing_warmup", 0))
-    return [row["step_s"] for row in run.steps[warmup:] if row.get("step_s")]
 
 
 def _column(frame: pd.DataFrame, name: str) -> list[float]:

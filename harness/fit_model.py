@@ -177,7 +177,8 @@ def _deepspeed(
     if stage == 0:
         master = 4.0 if native else 0.0
         state = (width + master + 8) * count
-        flat = width * min(elements, count) if workers > 1 else 0.0
+        # engine.py `buffered_allreduce_fallback`, on one worker too: a bucket ends behind the tensor that overfills it.
+        flat = width * min(elements + shape.spec.vocab * shape.spec.width, count)
         return build | {
             "forward": state + forward,
             "backward": state + width * count + flat,

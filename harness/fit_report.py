@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import records, words
+from harness.fit_try import HOST_IS_FULL
 from harness.palette import styles
 from harness.plots import figure_files
 from harness.tables import Table, csv_text, markdown
@@ -15,7 +16,7 @@ from harness.tables import Table, csv_text, markdown
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HEADERS = ("setting", "workers", "largest", "shape", "peak memory", "predicted largest", "error", "tries")
+HEADERS = ("setting", "workers", "largest", "ran out", "shape", "peak memory", "predicted largest", "error", "tries")
 _WORDS = {"open": "open", "none": "nothing fits", "failed": "failed"}
 
 
@@ -64,7 +65,7 @@ def page(record: Mapping[str, Any]) -> str:
             size = f"at least {size} ({_WORDS[cell['status']]})" if best else _WORDS[cell["status"]]
         rows.append(
             (
-                cell["label"], str(cell["workers"]), size, best["shape"] if best else words.DASH,
+                cell["label"], str(cell["workers"]), size, ran_out(cell, setup), best["shape"] if best else words.DASH,
                 words.mebibytes(best["peak_mib"]) if best else words.DASH, millions(expected["parameters"]),
                 words.DASH if cell["error"] is None else f"{cell['error']:+.0%}", str(len(cell["tries"])),
             )
@@ -84,9 +85,9 @@ def page(record: Mapping[str, Any]) -> str:
         "",
         (
             "largest: trained parameters of a LLaMA-type transformer (layers x width (MLP)) that took all steps, "
-            f"while the next shape of the grid, {setup['resolution']:.1%} larger, ran out of memory. peak memory: of "
-            "the worker that needed most, without what the process needs before there is a model. predicted: by "
-            "`harness.fit_model` before the first try; error: predicted over found."
+            f"while the next shape of the grid, {setup['resolution']:.1%} larger, ran out of memory; ran out: which. "
+            "peak memory: on the device, of the worker that needed most, without what the process needs before there "
+            "is a model. predicted: by `harness.fit_model` before the first try; error: predicted over found."
         ),
         "",
     ]
@@ -94,6 +95,16 @@ def page(record: Mapping[str, Any]) -> str:
     crowded = sorted({cell["workers"] for cell in record["cells"] if cell["oversubscribed"]})
     lines += [f"- {count} workers: more than this machine has cores" for count in crowded]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def ran_out(cell: Mapping[str, Any], setup: Mapping[str, Any]) -> str:
+    """Which memory the smallest shape that did not fit ran out of."""
+    short = [one for one in cell["tries"] if one["status"] == "oom"]
+    if not short:
+        return words.DASH
+    if HOST_IS_FULL in min(short, key=lambda one: one["point"])["reason"]:
+        return "host memory"
+    return "GPU memory" if setup["on_gpu"] else "memory"
 
 
 def overview(record: Mapping[str, Any]) -> Table:

@@ -25,6 +25,7 @@ _TIMED_OUT = 124
 # glibc keeps freed memory for later in places of its own choice; with a fixed threshold large tensors go back at once,
 # so that what a process holds on a CPU is what its tensors take.
 _RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
+HOST_IS_FULL = "host memory is full"  # in the reason of a try that the kernel ended
 _TAIL = 300  # characters of a reason
 
 
@@ -115,7 +116,7 @@ def judge(
         return told | {
             "status": "oom",
             "phase": phase,
-            "reason": "the kernel ended a worker: host memory is full",
+            "reason": f"the kernel ended a worker: {HOST_IS_FULL}",
         }
     failed = next((rank for rank in known if rank["status"] == "failed"), None)
     return told | {"status": "failed", "phase": phase, "reason": (failed or {}).get("reason") or reason or "no result"}

@@ -51,7 +51,7 @@ def _entry(study: Path, comparison: Comparison) -> str:
     facts += [started[0][:10]] if started else []
     lines = [f"## {study.name}", "", f"{setting(comparison)}; {', '.join(facts)}.", ""]
     lines += [f"- {sentence}" for sentence in verdict(comparison, found)]
-    lines += notes.markdown(notes.notes_on(comparison.runs))
+    lines += notes.markdown(notes.notes_on(comparison.runs), "")
     lines += [f"- **{finding.text}**" for finding in found if finding.level == "wrong"]
     known = ("report.html", "comparison.csv", "scaling.png", "quality.md")
     files = [name for name in known if (study / name).exists()]

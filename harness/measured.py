@@ -70,10 +70,9 @@ def _comm(record: Mapping[str, Any], folder: Path) -> str:
 
 
 def _overhead(record: Mapping[str, Any], folder: Path) -> str:
-    rows = record["rows"]
-    worst = max(rows, key=lambda row: row["ratio"])
-    where = f"{worst['engine']}, {words.plural(worst['workers'], 'worker')}"
-    return f"at most {worst['ratio']:.3f} x a hand-written loop ({where}) over {len(rows)} cells."
+    from harness.overhead_record import headline
+
+    return headline(record["rows"])
 
 
 def _faults(record: Mapping[str, Any], folder: Path) -> str:
@@ -151,6 +150,6 @@ _KINDS: dict[str, _Kind] = {
     "overhead.json": (
         _overhead,
         "The harness's step against a hand-written loop on the same engine (`harness overhead`)",
-        ("overhead.json",),
+        ("overhead.md", "overhead.json"),
     ),
 }

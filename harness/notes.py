@@ -6,6 +6,7 @@ The only words beside a study that no program wrote, so they are shown as such: 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from harness.recorded import RecordedRun
 
 NOTES = "notes.md"
 HEADING = "Why, as the authors see it"
+_STUDY = re.compile(r"(?<![\w/.])\.\./([\w-]+)")
 
 
 def notes_in(study: Path) -> list[str]:
@@ -35,6 +37,8 @@ def notes_on(runs: Iterable[RecordedRun]) -> list[str]:
     return [note for study in dict.fromkeys(run.folder.parent for run in runs) for note in notes_in(study)]
 
 
-def markdown(notes: Sequence[str]) -> list[str]:
-    """Lines that say `notes` under their heading, after an empty line; [] where there are none."""
-    return ["", f"{HEADING}:", "", *(f"- {note}" for note in notes)] if notes else []
+def markdown(notes: Sequence[str], studies: str = "../") -> list[str]:
+    """Lines that say `notes` under their heading, after an empty line; [] where there are none. A note names another
+    study as ``../STUDY``; studies: what stands before STUDY in a link from where the lines go."""
+    linked = [_STUDY.sub(lambda match: f"[{match[1]}]({studies}{match[1]})", note) for note in notes]
+    return ["", f"{HEADING}:", "", *(f"- {note}" for note in linked)] if notes else []

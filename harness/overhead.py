@@ -12,11 +12,11 @@ from typing import Any
 import click
 import numpy as np
 
+from harness import overhead_record
 from harness.job import Job, JobError
 from harness.options import apply_settings, results_root
 from harness.parity_cells import Cell
 
-LIMIT = 1.02
 ENGINES = ("single", "ddp", "horovod", "deepspeed")  # with a loop in harness/handwritten.py
 
 
@@ -86,12 +86,12 @@ def overhead(**options: Any) -> None:
         found += measure(base, group, options["limit_s"], quiet=options["as_json"])
         rows = [row_of(item) for item in found]
         if options["study"]:  # after each: what is measured is kept, whatever comes
-            _write(rows, base, results_root(options["results"]) / options["study"])
+            overhead_record.write(rows, base, results_root(options["results"]) / options["study"])
     if options["as_json"]:
         click.echo(json.dumps(rows, indent=1))
     else:
         _print(found)
-    sys.exit(1 if any(item.low > LIMIT for item in found) else 0)
+    sys.exit(1 if any(item.low > overhead_record.LIMIT for item in found) else 0)
 
 
 def measure(base: Job, cells: list[Cell], limit_s: float, *, quiet: bool = True) -> list[Overhead]:
@@ -124,16 +124,6 @@ def row_of(item: Overhead) -> dict[str, Any]:
         "ratio_high": item.high,
         "blocks": item.blocks,
     }
-
-
-def _write(rows: list[dict[str, Any]], base: Job, folder: Path) -> None:
-    from harness import records
-    from harness.measure import environment
-
-    folder.mkdir(parents=True, exist_ok=True)
-    records.write_json(
-        folder / "overhead.json", {"job": base.to_dict(), "environment": environment(), "rows": rows, "limit": LIMIT}
-    )
 
 
 def _print(found: list[Overhead]) -> None:

@@ -76,7 +76,8 @@ def _context(comparison: Comparison, prices: Prices) -> dict[str, Any]:
 
 
 _TABLES = (
-    "comparison", "differences", "quality", "categories", "kinds", "split", "ranks", "memory", "resources", "cost",
+    "comparison", "differences", "variants", "quality", "categories", "kinds", "split", "ranks", "memory", "resources",
+    "cost",
 )  # fmt: skip
 
 

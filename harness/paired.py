@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 LEVEL = 0.95
+TOO_WIDE = 0.3  # width of an interval of a relative difference that says nothing
 UNEQUAL = 0.01  # how improbable equal scatter must be
 _DRAWS = 2000
 
@@ -55,6 +56,11 @@ class Difference:
     @property
     def real(self) -> bool:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    @property
+    def vague(self) -> bool:
+        """Its interval is too wide for "no real difference"."""
+        return self.low is None or self.high is None or self.high - self.low > TOO_WIDE
 
     def interval(self, digits: int = 1) -> str:
         """``95 % CI 2.0 to 6.1 %``."""

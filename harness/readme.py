@@ -48,7 +48,7 @@ def _body(study: Path, root: Path, *, short: bool) -> str:
         links += f", [every branch and number of shots]({where}/quality.md)"
     if short:
         return "\n".join([*lines, "", links, ""])
-    lines += notes.markdown(notes.notes_in(study))
+    lines += notes.markdown(notes.notes_in(study), f"{where.parent}/")
     table = replace(without_empty_columns(comparison_table(comparison)), title="", note="")
     lines += ["", markdown(table).strip(), "", links, ""]
     return "\n".join(lines)

@@ -83,6 +83,12 @@ class RecordedRun:
     def steps(self) -> list[dict[str, Any]]:
         return list(records.read_jsonl(self.folder / records.STEPS))
 
+    @property
+    def timed_steps(self) -> list[float]:
+        """Seconds of each step after the warm-up."""
+        warmup = int(self.job.get("timing_warmup", 0))
+        return [row["step_s"] for row in self.steps[warmup:] if row.get("step_s")]
+
     @cached_property
     def resources(self) -> list[dict[str, Any]]:
         return list(records.read_jsonl(self.folder / records.RESOURCES))

@@ -98,6 +98,7 @@ def all_tables(comparison: Comparison, prices: Prices) -> list[Table]:
     made = [
         comparison_table(comparison),
         difference_table(comparison),
+        variant_table(comparison),
         quality_table(comparison),
         category_table(comparison),
         kind_table(comparison),
@@ -155,6 +156,34 @@ def difference_table(comparison: Comparison) -> Table | None:
         "pairs where the engines scatter unequally. Two: Student's t over the pairs. With one pair the interval comes "
         "from the steps of the two runs and leaves out the variation between runs. The intervals of one number of "
         "workers hold all together.",
+    )
+
+
+def variant_table(comparison: Comparison) -> Table | None:
+    """What a setting changes inside an engine (`harness.variants`)."""
+    rows = [
+        [
+            f"{found.engine}: {found.title}",
+            str(found.workers),
+            f"{found.speed.value * 100:+.1f} %",
+            found.speed.interval().replace("95 % CI ", ""),
+            words.DASH if found.memory is None else f"{found.memory * 100:+.1f} %",
+            words.DASH if found.loss is None else f"{found.loss:+.3f}",
+            str(found.speed.pairs),
+            "yes" if found.speed.real else "no",
+        ]
+        for found in comparison.variants
+    ]
+    if not rows:
+        return None
+    return Table(
+        id="variants",
+        title="What a setting changes",
+        columns=["setting", "workers", "samples/s", "95 % interval", "peak memory", "final loss", "pairs", "real"],
+        rows=rows,
+        note="Each setting of an engine against the plainer one that it differs least from (the engine's plainest "
+        "where none is named), paired by repeat, intervals as above. Settings that must not share a curve stand here "
+        "too: their arithmetic may differ, and the final loss says where that led.",
     )
 
 

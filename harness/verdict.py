@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harness import words
+from harness import variants, words
 from harness.compare import HEADLINE, QUALITY_NAMES, Comparison, PairedFigure, crowded
 from harness.findings import Finding
-from harness.paired import Difference
 from harness.recorded import RecordedRun
 
 _SAME_MEMORY = 0.03
-_TOO_WIDE = 0.3  # width of an interval of a speed difference that says nothing
 
 
 LIBRARIES = {"torch": "torch", "deepspeed": "DeepSpeed", "horovod": "Horovod"}  # whose versions belong beside a figure
@@ -56,6 +54,7 @@ def verdict(comparison: Comparison, found: Sequence[Finding] = ()) -> list[str]:
         failed = int((comparison.frame["group"] == -1).sum())
         return [f"No run ended well ({failed} failed): there is nothing to compare. The reasons are listed below."]
     sentences = _speed(comparison)
+    sentences += variants.sentences(comparison.variants)
     sentences += _scaling(comparison)
     sentences += _memory(comparison)
     sentences += _quality(comparison)
@@ -71,7 +70,7 @@ def speed_sentence(pair: PairedFigure) -> str:
     """``Horovod is 4.0 % faster than DeepSpeed ZeRO-1 at 2 workers (95 % CI 2.0 to 6.1 %, 3 interleaved pairs).``"""
     difference, at = pair.difference, f"at {words.plural(pair.workers, 'worker')}"
     if not difference.real:
-        if _says_nothing(difference):
+        if difference.vague:
             return (
                 f"Which of {difference.a} and {difference.b} is faster {at} cannot be told: "
                 f"{_signed(difference.value)} ({difference.interval(0)}, {difference.basis()}); more --repeats on a "
@@ -94,19 +93,14 @@ def speed_sentence(pair: PairedFigure) -> str:
     )
 
 
-def _says_nothing(difference: Difference) -> bool:
-    """Its interval is too wide for "no real difference"."""
-    return difference.low is None or difference.high is None or difference.high - difference.low > _TOO_WIDE
-
-
 def _tie_sentence(fastest: str, equal: Sequence[PairedFigure]) -> str:
     """Two or more engines that the measurement cannot tell from the fastest, in one sentence."""
     turned = [_facing(pair, pair.difference.a).difference for pair in equal]  # every other one against the fastest
     others = words.joined(
-        [f"{other.b} ({_signed(other.value)}, {other.interval(0 if _says_nothing(other) else 1)})" for other in turned]
+        [f"{other.b} ({_signed(other.value)}, {other.interval(0 if other.vague else 1)})" for other in turned]
     )
     at = words.plural(equal[0].workers, "worker")
-    if not any(_says_nothing(other) for other in turned):
+    if not any(other.vague for other in turned):
         return f"No real difference in speed at {at} between {fastest} and {others}; {turned[0].basis()}."
     return (
         f"At {at} {fastest} trained the most samples/s, but cannot be told from {others}; {turned[0].basis()}, more "
@@ -149,11 +143,25 @@ def _speed(comparison: Comparison) -> list[str]:
     slower = [pair for pair in with_fastest if pair.difference.real]
     sentences = [_tie_sentence(fastest, equal)] if len(equal) > 1 else [speed_sentence(pair) for pair in equal]
     sentences += [speed_sentence(pair) for pair in slower[:4]]
+    sentences += [speed_sentence(pair) for pair in _of_interest(main[main["workers"] == most], at_most, fastest)]
     for workers in sorted({pair.workers for pair in pairs} - {most}, reverse=True):
         first = with_fastest[0].difference
         here = [p for p in pairs if p.workers == workers and {p.difference.a, p.difference.b} == {first.a, first.b}]
         sentences += [speed_sentence(_facing(pair, fastest)) for pair in here[:1]]
     return sentences
+
+
+def _of_interest(main: Any, pairs: Sequence[PairedFigure], fastest: str) -> list[PairedFigure]:
+    """The fastest Horovod against the fastest DeepSpeed where a third engine is faster than both: they are what this
+    harness compares. main: the cells at one number of workers."""
+    best = {}
+    for backend in ("horovod", "deepspeed"):
+        if len(own := main[main["backend"] == backend]):
+            best[backend] = own.sort_values("samples_per_s").iloc[-1]["label"]
+    if len(best) < 2 or fastest in best.values():
+        return []
+    wanted = set(best.values())
+    return [_facing(pair, best["horovod"]) for pair in pairs if {pair.difference.a, pair.difference.b} == wanted]
 
 
 def _scaling(comparison: Comparison) -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +36,15 @@ def llama() -> Llama:
     return model
 
 
+@contextlib.contextmanager
+def distributed(folder: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def compilations() -> int:
     return int(counters["stats"]["unique_graphs"])
 
@@ -52,6 +64,26 @@ def test_all_layers_share_one_compilation_and_their_gradients_are_the_same() -> 
     assert compilations() == 1
     for name in wanted:
         torch.testing.assert_close(got[name], wanted[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_data_parallel_runs_the_same_kernels_as_one_process(tmp_path) -> None:
+    """Dynamo would cut the graphs at DDP's buckets, which are smaller than a layer here."""
+    alone, ids = llama(), torch.arange(12).view(2, 6)
+    graphs: list[list[str]] = []
+
+    def seen(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph
+
+    with distributed(tmp_path):
+        wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(alone), bucket_cap_mb=1e-3)
+        compile_blocks(wrapped, seen)
+        wrapped(wrapped.module.embed(ids))
+    (of_many,) = graphs
+    torch._dynamo.reset()
+    compile_blocks(alone, seen)
+    alone(alone.embed(ids))
+    assert graphs[1:] == [of_many]
 
 
 def test_layers_share_it_behind_a_prefix_too() -> None:

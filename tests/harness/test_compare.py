@@ -82,6 +82,13 @@ def test_four_engines_with_two_repeats_two_of_them_alike_and_one_far_behind(tmp_
     assert re.search(r"trains (3\.9|4\.0)\d times", behind)
 
 
+def test_the_two_engines_are_compared_where_a_third_is_faster(tmp_path: Path) -> None:
+    speeds = {"ddp": 0.5, "horovod": 0.8, "deepspeed": 1.0}
+    folder = write_study(tmp_path / "three", speeds=speeds, repeats=3, workers=(2,), steps=60)
+    told = [sentence for sentence in verdict(summarize_study(folder)) if "Horovod" in sentence and "faster" in sentence]
+    assert any(re.match(r"Horovod is 2\d\.\d % faster than DeepSpeed ZeRO-1 at 2 workers", one) for one in told), told
+
+
 def test_equal_engines_are_not_told_apart(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "same", speeds={"ddp": 0.5, "horovod": 0.5}, repeats=4, steps=60)
     comparison = summarize_study(folder)

@@ -15,9 +15,9 @@ from harness import measured, records
 from harness.check import schema_errors
 from harness.fit import FILE, Search, conclude, fit, new_cell, stand
 from harness.fit_model import Training
-from harness.fit_report import plot, write_tables
+from harness.fit_report import plot, ran_out, write_tables
 from harness.fit_shapes import Grid
-from harness.fit_try import judge
+from harness.fit_try import HOST_IS_FULL, judge
 
 ARGS = ["--device", "cpu", "--memory-gib", "0.25", "--precision", "fp32", "--vocab", "512", "--length", "32"]
 
@@ -108,11 +108,22 @@ def test_tables_plot_and_index_from_a_record(tmp_path: Path) -> None:
     text = (tmp_path / "fit.md").read_text()
     assert "| +0 % |" in text or "| +0% |" in text
     assert "| open |" in text
+    assert "| memory |" in text  # on a CPU there is one
     assert len((tmp_path / "fit.csv").read_text().splitlines()) == 3
     assert (tmp_path / "fit.png").stat().st_size > 5000
     headline = measured.headline_of(tmp_path)
     assert headline is not None
     assert "1 of 1 predictions within 10 %" in headline.sentence
+
+
+def test_record_says_which_memory_ran_out() -> None:
+    cell = new_cell("ddp", 1, search())
+    point = cell["predicted"]["point"]
+    full = tried(cell, point + 1, "oom") | {"reason": f"the kernel ended a worker: {HOST_IS_FULL}"}
+    device = tried(cell, point + 2, "oom") | {"reason": "OutOfMemoryError: CUDA out of memory."}
+    assert ran_out({"tries": [tried(cell, point, "ok")]}, {"on_gpu": True}) == "–"  # noqa: RUF001
+    assert ran_out({"tries": [device, full]}, {"on_gpu": True}) == "host memory"
+    assert ran_out({"tries": [device]}, {"on_gpu": True}) == "GPU memory"
 
 
 def test_dry_run_starts_nothing_and_writes_nothing(tmp_path: Path) -> None:

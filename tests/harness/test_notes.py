@@ -9,7 +9,7 @@ import pytest
 
 from harness.compare import summarize_study
 from harness.index import write_index
-from harness.notes import HEADING, notes_in
+from harness.notes import HEADING, markdown, notes_in
 from harness.price import Prices
 from harness.report import render
 from tests.harness.made_runs import write_study
@@ -27,6 +27,12 @@ def study(tmp_path: Path) -> Path:
     folder = write_study(tmp_path / "results" / "real", repeats=1, workers=(2,))
     (folder / "notes.md").write_text(TEXT)
     return folder
+
+
+def test_another_study_is_linked_from_where_the_note_is_shown() -> None:
+    note = "See ../h200-x4-llama, and a/../b is none."
+    assert markdown([note])[-1] == "- See [h200-x4-llama](../h200-x4-llama), and a/../b is none."
+    assert markdown([note], "results/")[-1].startswith("- See [h200-x4-llama](results/h200-x4-llama),")
 
 
 def test_note_may_go_on_over_indented_lines(study: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from harness import overhead as command
 from harness import records
 from harness.job import JobError
-from harness.overhead import Overhead, overhead, ratio_of
+from harness.overhead import Overhead, overhead, ratio_of, row_of
+from harness.overhead_record import headline
 from harness.parity_cells import Cell
 
 DDP = Cell(backend="ddp", zero_stage=None, workers=2, precision="fp32")
@@ -45,3 +46,19 @@ def test_what_was_measured_before_a_failure_is_kept(monkeypatch: pytest.MonkeyPa
         run("--engines", "ddp,horovod", "--workers", "2", "--results", str(tmp_path))
     (row,) = records.read_json(tmp_path / "overhead" / "overhead.json")["rows"]
     assert row["engine"] == "ddp"
+    assert (
+        "| ddp | 2 | 1000.00 | 1000.00 | 1.000 | 1.000 to 1.000 | 2 |"
+        in (tmp_path / "overhead" / "overhead.md").read_text()
+    )
+
+
+def test_headline_tells_what_is_slower_for_certain() -> None:
+    drifting = row_of(ratio_of(DDP, [1.1, 0.9, 1.2], [1.0, 1.0, 1.0]))
+    slower = row_of(ratio_of(DDP, [1.05, 1.04, 1.05], [1.0, 1.0, 1.0]))
+    assert headline([drifting]) == (
+        "1.100 to 1.100 times a hand-written loop over 1 cell; none is slower by more than its 95 % interval."
+    )
+    assert headline([drifting, slower]).endswith(
+        "slower for certain: ddp on 2 workers (1.050, 95 % CI 1.040 to 1.050)."
+    )
+    assert headline([]) == "No cell was measured."

@@ -1,0 +1,220 @@
+"""What one setting changes inside an engine: the same engine with and without it, paired by repeat.
+
+A study often varies something that must not stand on one curve (compiled blocks, fp16 for bf16, half the bytes on the
+wire), or that no second engine has (a ZeRO stage, Horovod's fusion). Its question is then what that wins, engine by
+engine. Each setting of an engine is compared with the earlier one that it differs least from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness import paired, words
+from harness.recorded import RecordedRun, label_of
+
+# Of the contract: what the machine or the seed decides, what follows from other settings, and what makes another job.
+_NOT_SETTINGS = frozenset({
+    "seed", "workers", "nodes", "scaling", "global_batch", "batch_per_worker", "cpu", "cores", "gpu", "driver",
+    "device", "wire_dtype", "worlds",
+})  # fmt: skip
+_NOT_SETTINGS_BEGIN = ("hash.", "version.")
+_MUST_AGREE = ("scaling", "batch_per_worker", "global_batch", "cpu", "cores", "gpu", "driver", "device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One setting of an engine beside another at `workers` workers.
+
+    engine: label of the engine's plainest setting. setting, against: what is set otherwise than there, as for --set
+    ("" = nothing). speed: relative difference of samples/s. memory: share more of peak memory, loss: difference of the
+    final loss; None where not recorded. across: the two must not share a curve.
+    """
+
+    engine: str
+    workers: int
+    setting: str
+    against: str
+    speed: paired.Difference
+    memory: float | None
+    loss: float | None
+    across: bool
+
+    @property
+    def title(self) -> str:
+        """``compile=true``, with what it is compared with where that is not the engine's plainest setting."""
+        return self.setting + (f" against {self.against}" if self.against else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cell:
+    """Runs of one engine with one setting at one number of workers by (repeat, seed), and their rows of the frame."""
+
+    settings: Mapping[str, Any]
+    runs: dict[tuple[int, int], RecordedRun]
+    rows: dict[tuple[int, int], Any]
+    group: int
+
+
+def variants(runs: Sequence[RecordedRun], rows: Sequence[Any]) -> list[Variant]:
+    """All of a study's. rows: of the comparison's frame, one a run (named tuples with group, samples_per_s,
+    peak_memory_mib and final_loss); runs that failed are left out."""
+    places: dict[tuple[Any, ...], dict[str, list[_Cell]]] = {}  # by number of workers and `_MUST_AGREE`, then engine
+    for run, row in zip(runs, rows, strict=True):
+        if row.group < 0:
+            continue
+        own = places.setdefault((run.workers, *map(run.contract.get, _MUST_AGREE)), {}).setdefault(run.backend, [])
+        settings = _settings(run)
+        cell = next((cell for cell in own if cell.settings == settings), None)
+        if cell is None:
+            cell = _Cell(settings=settings, runs={}, rows={}, group=int(row.group))
+            own.append(cell)
+        key = (run.repeat, run.seed)
+        cell.runs[key], cell.rows[key] = run, row
+    found: list[Variant] = []
+    for (workers, *_), engines in sorted(places.items(), key=lambda place: place[0][0]):
+        ordered = [_plainest_first(own) for own in engines.values()]
+        cells = [cell for own in ordered for cell in own]
+        differences = _Differences(cells, len(cells) - len(ordered))
+        for own in ordered:
+            for reference, cell in _references(own):
+                speed = differences.of(reference, cell)
+                if speed is not None:
+                    found.append(_variant(own[0], reference, cell, workers, speed))
+    return found
+
+
+def sentences(found: Sequence[Variant], most: int = 4) -> list[str]:
+    """A sentence a setting at the most workers where it was measured, those that no curve compares first."""
+    together: dict[str, list[Variant]] = {}
+    for variant in sorted(found, key=lambda variant: not variant.across):
+        together.setdefault(variant.title, []).append(variant)
+    return [_sentence(title, members) for title, members in together.items()][:most]
+
+
+def _sentence(title: str, members: Sequence[Variant]) -> str:
+    """``compile=true at 1 worker: Horovod +20.6 % samples/s (95 % CI 20.1 to 21.1 %, memory -8 %); 3 interleaved
+    pairs.`` Engines of which it cannot be told stand behind."""
+    workers = max(variant.workers for variant in members)
+    here = [variant for variant in members if variant.workers == workers]
+    told, vague = [], []
+    for variant in here:
+        change = f"{variant.engine} {_signed(variant.speed.value)}"
+        if not variant.speed.real and variant.speed.vague:
+            vague.append(change)
+            continue
+        memory = "" if variant.memory is None else f", memory {_signed(variant.memory, 0)}"
+        told.append(f"{change} samples/s ({variant.speed.interval()}{memory})")
+    start = f"{title} at {words.plural(workers, 'worker')}"
+    pairs = min(variant.speed.pairs for variant in here)
+    basis = f"{pairs} interleaved repeats" if pairs > 1 else here[0].speed.basis()
+    if not told:
+        return f"{start}: what it changes cannot be told ({words.joined(vague)}; {basis})."
+    unsure = f"; it cannot be told of {words.joined(vague)}" if vague else ""
+    return f"{start}: {words.joined(told)}{unsure}; {basis}."
+
+
+def _settings(run: RecordedRun) -> dict[str, Any]:
+    """What a user set of the job and of the engine, flat."""
+    contract = run.contract
+    kept = {
+        key: value
+        for key, value in contract.items()
+        if key not in _NOT_SETTINGS and not key.startswith(_NOT_SETTINGS_BEGIN)
+    }
+    return kept | {f"engine.{key}": str(value) for key, value in (run.job.get("engine") or {}).items()}
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of `new` that are not those of `old`, as text."""
+    names = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    return {key: _value(new.get(key), old.get(key)) for key in names}
+
+
+def _plainest_first(cells: Sequence[_Cell]) -> list[_Cell]:
+    """The cell that sets least (of several the one that ran first), then the others by how much they change of it."""
+
+    def begun(cell: _Cell) -> str:
+        return min(str(run.result.get("started") or "") for run in cell.runs.values())
+
+    plainest = min(cells, key=lambda cell: (len(cell.settings), begun(cell)))
+    return sorted(cells, key=lambda cell: (len(_changed(plainest.settings, cell.settings)), begun(cell)))
+
+
+def _references(cells: Sequence[_Cell]) -> Iterator[tuple[_Cell, _Cell]]:
+    """Every cell but the first beside the earlier one of which it changes least."""
+    for position, cell in enumerate(cells[1:], start=1):
+        yield min(cells[:position], key=lambda earlier: len(_changed(earlier.settings, cell.settings))), cell
+
+
+class _Differences:
+    """Of speed between cells at one number of workers: from one additive model of all of them where it holds
+    (`paired.block_differences`), else from each two's own pairs. comparisons: that are made of them in all."""
+
+    def __init__(self, cells: Sequence[_Cell], comparisons: int) -> None:
+        self.names = {id(cell): str(position) for position, cell in enumerate(cells)}
+        self.comparisons = comparisons
+        together = paired.block_differences({self.names[id(cell)]: _rates(cell) for cell in cells})
+        self.together = {(found.a, found.b): found for found in together}
+
+    def of(self, reference: _Cell, cell: _Cell) -> paired.Difference | None:
+        """`cell` against `reference`, which came before it; None where no repeat of both was timed."""
+        a, b = self.names[id(reference)], self.names[id(cell)]
+        if (a, b) in self.together:
+            return self.together[a, b]
+        before, after = _rates(reference), _rates(cell)
+        shared = sorted(before.keys() & after.keys())
+        if len(shared) == 1:
+            steps = [side.runs[shared[0]].timed_steps for side in (reference, cell)]
+            return paired.step_difference(a, b, steps[0], steps[1], comparisons=self.comparisons)
+        pairs = [(before[key], after[key]) for key in shared]
+        return paired.relative_difference(a, b, pairs, comparisons=self.comparisons) if pairs else None
+
+
+def _rates(cell: _Cell) -> dict[tuple[int, int], float]:
+    """Samples/s by (repeat, seed)."""
+    return {key: row.samples_per_s for key, row in cell.rows.items() if words.is_number(row.samples_per_s)}
+
+
+def _variant(first: _Cell, reference: _Cell, cell: _Cell, workers: int, speed: paired.Difference) -> Variant:
+    shared = sorted(reference.runs.keys() & cell.runs.keys())
+    memory, more_memory = (_mean(side, shared, "peak_memory_mib") for side in (reference, cell))
+    loss, other_loss = (_mean(side, shared, "final_loss") for side in (reference, cell))
+    return Variant(
+        engine=_engine(first),
+        workers=workers,
+        setting=_text(_changed(first.settings, cell.settings)),
+        against=_text(_changed(first.settings, reference.settings)),
+        speed=speed,
+        memory=None if memory is None or more_memory is None else more_memory / memory - 1.0,
+        loss=None if loss is None or other_loss is None else other_loss - loss,
+        across=reference.group != cell.group,
+    )
+
+
+def _engine(cell: _Cell) -> str:
+    run = next(iter(cell.runs.values()))
+    return label_of(run.job, zero_stage=(run.result.get("engine") or {}).get("zero_stage"))
+
+
+def _mean(cell: _Cell, keys: Sequence[tuple[int, int]], name: str) -> float | None:
+    """Mean over those repeats that have the figure."""
+    values = [getattr(cell.rows[key], name) for key in keys]
+    values = [value for value in values if words.is_number(value)]
+    return sum(values) / len(values) if values else None
+
+
+def _text(changed: Mapping[str, str]) -> str:
+    """``compile=true, precision=fp16``, as one would give it."""
+    return ", ".join(f"{key.removeprefix('engine.')}={value}" for key, value in changed.items())
+
+
+def _value(value: Any, before: Any) -> str:
+    if value is None:  # the contract leaves out what is off, a job what is the engine's default
+        return "false" if isinstance(before, bool) else "default"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _signed(share: float, digits: int = 1) -> str:
+    return f"{share * 100:+.{digits}f} %"

@@ -1,0 +1,105 @@
+"""What a setting changes inside an engine, from runs with planted times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.compare import Comparison, summarize_study
+from harness.job import Job
+from harness.tables import variant_table
+from harness.variants import sentences
+from harness.verdict import verdict
+from tests.harness.made_runs import write_run
+
+PLAIN = Job(preset="tiny", steps=40, device="cpu", slots=2, global_batch=8, timing_warmup=4, precision="bf16")
+
+
+def study(folder: Path, times: dict[str, tuple[Job, float]], *, repeats: int = 3, noise: float = 0.002) -> Comparison:
+    """Runs of each named job with a step time (s), every repeat on a machine a tenth slower than the one before."""
+    for repeat in range(repeats):
+        for name, (job, step_s) in times.items():
+            job = job.with_(repeat=repeat, run=f"{name}-r{repeat}")
+            write_run(folder, job, step_s=step_s * 1.1**repeat, noise=noise)
+    return summarize_study(folder)
+
+
+def test_an_engine_is_compared_with_itself_across_curves(tmp_path: Path) -> None:
+    ddp, horovod = PLAIN.with_(backend="ddp"), PLAIN.with_(backend="horovod")
+    found = study(
+        tmp_path / "s",
+        {
+            "a": (ddp.with_(compile=True), 0.4),
+            "b": (ddp, 0.5),
+            "c": (horovod.with_(compile=True), 0.5),
+            "d": (horovod, 0.5),
+        },
+    )
+    assert [(one.engine, one.title, one.across) for one in found.variants] == [
+        ("PyTorch DDP", "compile=true", True),
+        ("Horovod", "compile=true", True),
+    ]
+    first, second = (one.speed for one in found.variants)
+    assert first.value == pytest.approx(0.25, abs=0.01)
+    assert first.real
+    assert second.value == pytest.approx(0.0, abs=0.01)
+    assert not second.real
+    (said,) = sentences(found.variants)
+    assert said.startswith("compile=true at 2 workers: PyTorch DDP +2")
+    assert said.endswith("memory +0 %); 3 interleaved repeats.")
+    assert said in verdict(found)
+    table = variant_table(found)
+    assert table is not None
+    assert [(row[0], row[-1]) for row in table.rows] == [
+        ("PyTorch DDP: compile=true", "yes"),
+        ("Horovod: compile=true", "no"),
+    ]
+
+
+def test_a_setting_stands_beside_the_plainer_one_that_it_differs_least_from(tmp_path: Path) -> None:
+    horovod = PLAIN.with_(backend="horovod")
+    half = horovod.with_(precision="fp16")
+    found = study(
+        tmp_path / "s",
+        {
+            "a": (half.with_(engine={"compression": "fp16"}), 0.5),
+            "b": (horovod.with_(engine={"compression": "fp16"}), 0.5),
+            "c": (horovod, 0.5),
+            "d": (half, 0.5),
+        },
+    )
+    first, second, both = (one.title for one in found.variants)
+    assert {first, second} == {"precision=fp16", "compression=fp16"}
+    assert both in (
+        "precision=fp16, compression=fp16 against precision=fp16",
+        "precision=fp16, compression=fp16 against compression=fp16",
+    )
+
+
+def test_another_job_or_a_seed_is_no_setting(tmp_path: Path) -> None:
+    ddp = PLAIN.with_(backend="ddp")
+    found = study(
+        tmp_path / "s",
+        {"a": (ddp, 0.5), "b": (ddp.with_(global_batch=16), 0.9), "c": (ddp.with_(seed=1), 0.5)},
+        repeats=1,
+    )
+    assert list(found.variants) == []
+    assert variant_table(found) is None
+
+
+def test_what_scatters_too_much_is_said_to_be_unknown(tmp_path: Path) -> None:
+    ddp = PLAIN.with_(backend="ddp")
+    for repeat, (plain, compiled) in enumerate([(0.5, 0.2), (0.5, 0.9)]):
+        write_run(tmp_path / "s", ddp.with_(repeat=repeat, run=f"p{repeat}"), step_s=plain)
+        write_run(tmp_path / "s", ddp.with_(repeat=repeat, run=f"c{repeat}", compile=True), step_s=compiled)
+    (said,) = sentences(summarize_study(tmp_path / "s").variants)
+    assert said.startswith("compile=true at 2 workers: what it changes cannot be told (PyTorch DDP +")
+    assert said.endswith("; 2 interleaved repeats).")
+
+
+def test_one_run_of_each_says_what_it_stands_on(tmp_path: Path) -> None:
+    ddp = PLAIN.with_(backend="ddp")
+    found = study(tmp_path / "s", {"a": (ddp, 0.5), "b": (ddp.with_(compile=True), 0.4)}, repeats=1)
+    (said,) = sentences(found.variants)
+    assert said.endswith("steps of one run each: repeat it to be sure.")
