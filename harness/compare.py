@@ -114,13 +114,22 @@ TABLE_CAPTION = (
 
 
 def group_names(comparison: Comparison) -> dict[int, str]:
-    """What stands behind a label to tell groups apart: the kind of scaling where that does it, else the number."""
+    """What stands behind a label to tell groups apart: the kind of scaling where that does it, the setting that all of
+    the group have, else its number."""
     if not len(comparison.cells):
         return {}
     kinds = comparison.cells.drop_duplicates("group")[["group", "scaling"]]
     if len(kinds) > 1 and kinds["scaling"].nunique() == len(kinds):
         return {int(group): f" [{scaling}]" for group, scaling in kinds.itertuples(index=False)}
-    return {int(group): f" [group {int(group) + 1}]" for group in kinds["group"] if group > 0}
+    return {int(group): f" [{_group_name(comparison, int(group))}]" for group in kinds["group"] if group > 0}
+
+
+def _group_name(comparison: Comparison, group: int) -> str:
+    """``compile=true``; ``group 2`` where its members have no one setting in common, or another group has it too."""
+    own = {(found.engine, found.setting) for found in comparison.variants if found.group == group}
+    others = {(found.engine, found.setting) for found in comparison.variants if found.group != group}
+    settings = {setting for _, setting in own}
+    return settings.pop() if len(settings) == 1 and not own & others else f"group {group + 1}"
 
 
 def table_rows(comparison: Comparison) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from harness import bars, charts, measure, palette, plots, tables, words
-from harness.compare import Comparison
+from harness.compare import Comparison, group_names
 from harness.findings import findings
 from harness.job import Job
 from harness.notes import HEADING, notes_on
@@ -174,8 +174,13 @@ def _point(cell: dict[str, Any], name: str) -> tuple[float, ...]:
 
 
 def _unlike(comparison: Comparison) -> list[dict[str, Any]]:
+    names = group_names(comparison)
     return [
-        {"number": group + 1, "reasons": "; ".join(reasons[:8]), "charts": _group_charts(comparison, group)}
+        {
+            "title": f"Group {group + 1}{names.get(group, '').replace(f' [group {group + 1}]', '')}",
+            "reasons": "; ".join(reasons[:8]),
+            "charts": _group_charts(comparison, group),
+        }
         for group, reasons in enumerate(comparison.comparability.reasons)
         if group
     ]

@@ -13,6 +13,7 @@ from harness import notes, records, tables
 from harness.compare import Comparison, summarize_runs
 from harness.findings import findings
 from harness.job import JobError
+from harness.paired import Difference
 from harness.price import Prices
 from harness.recorded import load_runs
 from harness.verdict import setting, verdict
@@ -74,23 +75,28 @@ def to_json(comparison: Comparison) -> str:
             for group, reasons in enumerate(comparison.comparability.reasons)
         ],
         "differences": [
-            {
-                "group": pair.group,
-                "workers": pair.workers,
-                "figure": pair.figure,
-                "a": pair.difference.a,
-                "b": pair.difference.b,
-                "value": pair.difference.value,
-                "low": pair.difference.low,
-                "high": pair.difference.high,
-                "pairs": pair.difference.pairs,
-                "relative": pair.difference.relative,
-                "real": pair.difference.real,
-            }
+            {"group": pair.group, "workers": pair.workers, "figure": pair.figure, **_difference(pair.difference)}
             for pair in [*comparison.speed, *comparison.quality]
+        ],
+        "variants": [
+            {
+                "engine": one.engine,
+                "workers": one.workers,
+                "setting": one.setting,
+                "against": one.against,
+                "speed": _difference(one.speed) | {"a": one.against, "b": one.setting},
+                "memory": one.memory,
+                "final_loss": one.loss,
+            }
+            for one in comparison.variants
         ],
     }
     return json.dumps(records.finite(value), indent=1) + "\n"
+
+
+def _difference(found: Difference) -> dict[str, Any]:
+    names = ("a", "b", "value", "low", "high", "pairs", "relative", "real")
+    return {name: getattr(found, name) for name in names}
 
 
 def _plain_rows(frame: Any) -> list[dict[str, Any]]:

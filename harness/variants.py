@@ -29,7 +29,8 @@ class Variant:
 
     engine: label of the engine's plainest setting. setting, against: what is set otherwise than there, as for --set
     ("" = nothing). speed: relative difference of samples/s. memory: share more of peak memory, loss: difference of the
-    final loss; None where not recorded. across: the two must not share a curve.
+    final loss; None where not recorded. group: of the comparison, across: that of what it is compared with is another,
+    so the two must not share a curve.
     """
 
     engine: str
@@ -39,6 +40,7 @@ class Variant:
     speed: paired.Difference
     memory: float | None
     loss: float | None
+    group: int
     across: bool
 
     @property
@@ -189,6 +191,7 @@ def _variant(first: _Cell, reference: _Cell, cell: _Cell, workers: int, speed: p
         speed=speed,
         memory=None if memory is None or more_memory is None else more_memory / memory - 1.0,
         loss=None if loss is None or other_loss is None else other_loss - loss,
+        group=cell.group,
         across=reference.group != cell.group,
     )
 

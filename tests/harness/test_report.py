@@ -173,4 +173,6 @@ def test_latex_and_markdown_escape() -> None:
 
 def test_json_is_complete_json(study: Path) -> None:
     value = json.loads(to_json(comparison_of([study])))
-    assert set(value) == {"title", "setting", "verdict", "notes", "findings", "cells", "runs", "groups", "differences"}
+    assert set(value) == {
+        "title", "setting", "verdict", "notes", "findings", "cells", "runs", "groups", "differences", "variants",
+    }  # fmt: skip

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from harness.compare import Comparison, summarize_study
+from harness.compare import Comparison, group_names, summarize_study
 from harness.job import Job
+from harness.report import to_json
 from harness.tables import variant_table
 from harness.variants import sentences
 from harness.verdict import verdict
@@ -30,8 +32,8 @@ def test_an_engine_is_compared_with_itself_across_curves(tmp_path: Path) -> None
     found = study(
         tmp_path / "s",
         {
-            "a": (ddp.with_(compile=True), 0.4),
-            "b": (ddp, 0.5),
+            "a": (ddp, 0.5),
+            "b": (ddp.with_(compile=True), 0.4),
             "c": (horovod.with_(compile=True), 0.5),
             "d": (horovod, 0.5),
         },
@@ -49,12 +51,22 @@ def test_an_engine_is_compared_with_itself_across_curves(tmp_path: Path) -> None
     assert said.startswith("compile=true at 2 workers: PyTorch DDP +2")
     assert said.endswith("memory +0 %); 3 interleaved repeats.")
     assert said in verdict(found)
+    assert group_names(found) == {1: " [compile=true]"}
     table = variant_table(found)
     assert table is not None
     assert [(row[0], row[-1]) for row in table.rows] == [
         ("PyTorch DDP: compile=true", "yes"),
         ("Horovod: compile=true", "no"),
     ]
+
+
+def test_programs_can_read_it(tmp_path: Path) -> None:
+    ddp = PLAIN.with_(backend="ddp")
+    found = study(tmp_path / "s", {"a": (ddp, 0.5), "b": (ddp.with_(compile=True), 0.4)})
+    (told,) = json.loads(to_json(found))["variants"]
+    assert (told["engine"], told["workers"], told["setting"], told["against"]) == ("PyTorch DDP", 2, "compile=true", "")
+    assert told["speed"]["value"] == pytest.approx(0.25, abs=0.01)
+    assert told["speed"]["real"] is True
 
 
 def test_a_setting_stands_beside_the_plainer_one_that_it_differs_least_from(tmp_path: Path) -> None:
