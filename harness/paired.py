@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 LEVEL = 0.95
-TOO_WIDE = 0.3  # width of an interval of a relative difference that says nothing
+TOO_WIDE = 0.3  # an interval whose upper end is this much above its lower says nothing
 UNEQUAL = 0.01  # how improbable equal scatter must be
 _DRAWS = 2000
 
@@ -59,8 +59,11 @@ class Difference:
 
     @property
     def vague(self) -> bool:
-        """Its interval is too wide for "no real difference"."""
-        return self.low is None or self.high is None or self.high - self.low > TOO_WIDE
+        """Its interval is too wide for "no real difference", from whichever side it is told."""
+        if self.low is None or self.high is None:
+            return True
+        width = (1 + self.high) / (1 + self.low) - 1 if self.relative else self.high - self.low
+        return width > TOO_WIDE
 
     def interval(self, digits: int = 1) -> str:
         """``95 % CI 2.0 to 6.1 %``."""

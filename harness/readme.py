@@ -1,7 +1,8 @@
 """The measured part of README.md: filled by `harness index` from the records, never typed by hand.
 
 README.md holds a pair of comment lines a study, ``<!-- study NAME -->`` and ``<!-- end -->``; what stands between them
-is replaced by the study's setting, verdict, notes and table; ``<!-- study NAME short -->``: by setting and verdict.
+is replaced by the study's setting, verdict, notes and table; ``<!-- study NAME short -->``: by setting and verdict;
+``<!-- answers NAME NAME ... -->``: by the table of `harness.answers`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness import notes, records, words
+from harness.answers import answers
 from harness.compare import Comparison, summarize_study
 from harness.findings import findings
 from harness.tables import comparison_table, markdown, without_empty_columns
 from harness.verdict import LIBRARIES, setting, verdict
 
 _BLOCK = re.compile(r"(<!-- study (?P<name>[\w.-]+)(?P<short> short)? -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+
+_ANSWERS = re.compile(r"(<!-- answers (?P<names>[\w. -]+?) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 
 
 def fill(readme: Path, results: Path) -> bool:
@@ -32,7 +36,12 @@ def fill(readme: Path, results: Path) -> bool:
         )
         return f"{match[1]}{body}{match['end']}"
 
-    filled = _BLOCK.sub(block, text)
+    def answered(match: re.Match[str]) -> str:
+        studies = [results / name for name in match["names"].split()]
+        table = answers([study for study in studies if records.runs_of(study)], readme.parent)
+        return f"{match[1]}{markdown(table)}{match['end']}"
+
+    filled = _ANSWERS.sub(answered, _BLOCK.sub(block, text))
     if filled != text:
         readme.write_text(filled)
     return filled != text

@@ -95,7 +95,7 @@ def speed_sentence(pair: PairedFigure) -> str:
 
 def _tie_sentence(fastest: str, equal: Sequence[PairedFigure]) -> str:
     """Two or more engines that the measurement cannot tell from the fastest, in one sentence."""
-    turned = [_facing(pair, pair.difference.a).difference for pair in equal]  # every other one against the fastest
+    turned = [facing(pair, pair.difference.a).difference for pair in equal]  # every other one against the fastest
     others = words.joined(
         [f"{other.b} ({_signed(other.value)}, {other.interval(0 if other.vague else 1)})" for other in turned]
     )
@@ -137,7 +137,7 @@ def _speed(comparison: Comparison) -> list[str]:
     most = max(pair.workers for pair in pairs)
     at_most = [pair for pair in pairs if pair.workers == most]
     fastest = main[main["workers"] == most].sort_values("samples_per_s").iloc[-1]["label"]
-    with_fastest = [_facing(pair, fastest) for pair in at_most if fastest in (pair.difference.a, pair.difference.b)]
+    with_fastest = [facing(pair, fastest) for pair in at_most if fastest in (pair.difference.a, pair.difference.b)]
     with_fastest.sort(key=lambda pair: pair.difference.value)
     equal = [pair for pair in with_fastest if not pair.difference.real]
     slower = [pair for pair in with_fastest if pair.difference.real]
@@ -147,7 +147,7 @@ def _speed(comparison: Comparison) -> list[str]:
     for workers in sorted({pair.workers for pair in pairs} - {most}, reverse=True):
         first = with_fastest[0].difference
         here = [p for p in pairs if p.workers == workers and {p.difference.a, p.difference.b} == {first.a, first.b}]
-        sentences += [speed_sentence(_facing(pair, fastest)) for pair in here[:1]]
+        sentences += [speed_sentence(facing(pair, fastest)) for pair in here[:1]]
     return sentences
 
 
@@ -161,7 +161,7 @@ def _of_interest(main: Any, pairs: Sequence[PairedFigure], fastest: str) -> list
     if len(best) < 2 or fastest in best.values():
         return []
     wanted = set(best.values())
-    return [_facing(pair, best["horovod"]) for pair in pairs if {pair.difference.a, pair.difference.b} == wanted]
+    return [facing(pair, best["horovod"]) for pair in pairs if {pair.difference.a, pair.difference.b} == wanted]
 
 
 def _scaling(comparison: Comparison) -> list[str]:
@@ -182,7 +182,7 @@ def _scaling(comparison: Comparison) -> list[str]:
         if group:
             fastest = here.sort_values("samples_per_s").iloc[-1]["label"]
             pairs = [p for p in comparison.speed if p.group == group and p.workers == most]
-            facing = [_facing(p, fastest) for p in pairs if fastest in (p.difference.a, p.difference.b)]
+            facing = [facing(p, fastest) for p in pairs if fastest in (p.difference.a, p.difference.b)]
             sentences += [f"{str(kind).capitalize()} scaling: {speed_sentence(pair)}" for pair in facing[:2]]
     return sentences
 
@@ -243,7 +243,7 @@ def _quality_sentence(pair: PairedFigure) -> str:
     )
 
 
-def _facing(pair: PairedFigure, label: str) -> PairedFigure:
+def facing(pair: PairedFigure, label: str) -> PairedFigure:
     """`pair` with `label` as the side that is said to be faster."""
     return pair if pair.difference.b == label else _turned(pair)
 

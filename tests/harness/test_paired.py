@@ -165,3 +165,13 @@ def test_engines_of_equal_scatter_keep_the_one_model() -> None:
             bool(paired.block_differences(_blocks(rng, dict.fromkeys(engines, 100.0), 3, 0.03))) for _ in range(200)
         )
         assert kept >= 194, engines  # 99 % by construction
+
+
+def test_an_interval_is_as_vague_from_either_side() -> None:
+    """-23.5 to +3.5 % is 0.0 to +35 % the other way round."""
+    one = paired.Difference(a="a", b="b", value=-0.11, low=-0.235, high=0.035, pairs=3)
+    other = paired.Difference(a="b", b="a", value=1 / 0.89 - 1, low=1 / 1.035 - 1, high=1 / 0.765 - 1, pairs=3)
+    assert one.vague
+    assert other.vague
+    assert not paired.Difference(a="a", b="b", value=0.0, low=-0.1, high=0.1, pairs=3).vague
+    assert paired.Difference(a="a", b="b", value=0.0, low=None, high=None, pairs=1).vague

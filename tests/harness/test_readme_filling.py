@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.answers import COLUMNS, answers
+from harness.job import Job
 from harness.readme import fill
-from tests.harness.made_runs import write_study
+from tests.harness.made_runs import write_run, write_study
 
 TEXT = """Typed by hand.
 
@@ -61,3 +63,34 @@ def test_short_block_has_no_table_and_no_notes(readme: Path) -> None:
 def test_second_filling_changes_nothing(readme: Path) -> None:
     fill(readme, readme.parent / "results")
     assert not fill(readme, readme.parent / "results")
+
+
+def test_answers_have_a_row_a_number_of_workers_and_name_who_is_faster(readme: Path) -> None:
+    write_study(
+        readme.parent / "results" / "three", repeats=3, workers=(1, 2), speeds={"deepspeed": 0.5, "horovod": 0.4}
+    )
+    write_study(readme.parent / "results" / "lone", repeats=2, workers=(2,), speeds={"horovod": 0.4})
+    readme.write_text("<!-- answers three missing lone -->\nwhat stood there before\n<!-- end -->\n")
+    assert fill(readme, readme.parent / "results")
+    text = readme.read_text()
+    assert "what stood there before" not in text
+    header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+    assert header == list(COLUMNS)
+    assert [row[2] for row in rows] == ["Horovod", "Horovod"]
+    assert rows[0][0] == "[tiny](results/three/report.html), 8 samples in all"
+    assert rows[0][1].startswith("2 workers on ")
+    assert rows[0][3].startswith("+25.")
+    assert rows[0][5].startswith("ZeRO-1 ")
+    assert rows[1][5] == "–"  # noqa: RUF001
+    assert not fill(readme, readme.parent / "results")
+
+
+def test_answers_tell_alike_from_unknown(tmp_path: Path) -> None:
+    same = write_study(tmp_path / "same", repeats=4, workers=(2,), speeds={"deepspeed": 0.5, "horovod": 0.5})
+    few = tmp_path / "few"
+    for repeat, (deepspeed_s, horovod_s) in enumerate([(0.5, 0.3), (0.4, 0.6)]):
+        for backend, step_s in (("deepspeed", deepspeed_s), ("horovod", horovod_s)):
+            write_run(few, Job(backend=backend, slots=2, preset="tiny", repeat=repeat), step_s=step_s)
+    told = {row[0].split("/")[0].split("(")[1]: row[2] for row in answers([same, few], tmp_path).rows}
+    assert told["same"] == "alike"
+    assert told["few"] == "cannot be told"

@@ -1,0 +1,108 @@
+"""Horovod or DeepSpeed, and for which job: the answers of several studies in one table, a row a job and number of
+workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import words
+from harness.compare import Comparison, summarize_study
+from harness.paired import Difference
+from harness.tables import Table
+from harness.verdict import facing
+
+COLUMNS = ("job", "on", "faster", "by", "memory a worker", "efficiency")
+
+
+def answers(studies: Sequence[Path], root: Path) -> Table:
+    """root: where the table is shown, for the links. Studies without both engines at some number of workers have no
+    row. Raises RecordError for a damaged study."""
+    rows = [row for study in studies for row in _rows(summarize_study(study), _link(study, root))]
+    return Table(
+        id="answers",
+        title="",
+        columns=COLUMNS,
+        rows=rows,
+        numeric=False,
+        note="Horovod beside the fastest setting of DeepSpeed at that number of workers. by: samples/s more, with its "
+        '95 % interval; "alike" where the interval holds zero and is narrow, "cannot be told" where it is wide. '
+        "Memory: peak of the worker that needs most. Efficiency: from one worker.",
+    )
+
+
+def _link(study: Path, root: Path) -> str:
+    return f"{study.relative_to(root) if study.is_relative_to(root) else study}/report.html"
+
+
+def _rows(comparison: Comparison, link: str) -> list[list[str]]:
+    main = comparison.main
+    if not len(main):
+        return []
+    main = main[main["samples_per_s"].notna()]
+    rows = []
+    for workers in sorted({int(count) for count in main["workers"]}, reverse=True):
+        here = main[main["workers"] == workers].sort_values("samples_per_s")
+        best = {
+            backend: own.iloc[-1]
+            for backend in ("deepspeed", "horovod")
+            if len(own := here[here["backend"] == backend])
+        }
+        if len(best) == 2:
+            faster, by = _faster(comparison, workers, best["deepspeed"]["label"], best["horovod"]["label"])
+            cells = (best["deepspeed"], best["horovod"])
+            memory = _both({cell["label"]: words.mebibytes(cell["peak_memory_mib"]) for cell in cells})
+            shares = {cell["label"]: words.percent(cell["efficiency"]) for cell in cells}
+            efficiency = _both(shares) if workers > 1 else words.DASH
+            rows.append([_job(comparison, link), _place(comparison, workers), faster, by, memory, efficiency])
+    return rows
+
+
+def _faster(comparison: Comparison, workers: int, deepspeed: str, horovod: str) -> tuple[str, str]:
+    """Who is faster and by how much; ("cannot be told", the difference) where that is so."""
+    for pair in comparison.speed:
+        if (
+            pair.group == 0
+            and pair.workers == workers
+            and {pair.difference.a, pair.difference.b} == {deepspeed, horovod}
+        ):
+            difference = facing(pair, horovod).difference
+            if difference.real and difference.value < 0:
+                difference = facing(pair, deepspeed).difference
+            if difference.real:
+                return difference.b, _amount(difference)
+            return "cannot be told" if difference.vague else "alike", f"{difference.b}: {_amount(difference)}"
+    return words.DASH, words.DASH
+
+
+def _amount(difference: Difference) -> str:
+    digits = 0 if difference.vague else 1
+    interval = difference.interval(digits).removeprefix("95 % CI ")
+    return f"{difference.value * 100:+.{digits}f} % ({interval})"
+
+
+def _job(comparison: Comparison, link: str) -> str:
+    run = comparison.members(0)[0]
+    job: dict[str, Any] = run.job
+    weak = job.get("scaling") == "weak"
+    batch = int(job.get("global_batch", 0)) // (run.workers if weak else 1)
+    held = f"{batch} samples a worker" if weak else f"{batch} samples in all"
+    return f"[{job.get('preset')}]({link}), {held}"
+
+
+def _place(comparison: Comparison, workers: int) -> str:
+    """``4x NVIDIA H200``, or ``2 workers on 2 cores``."""
+    place = comparison.members(0)[0].environment
+    devices = (place.get("gpus") or {}).get("devices") or []
+    if devices:
+        return f"{workers}x {devices[0].get('name')}"
+    cores = int((place.get("cpu") or {}).get("usable_cores") or 0)
+    return f"{words.plural(workers, 'worker')} on {words.plural(cores, 'core')}"
+
+
+def _both(texts: Mapping[str, str]) -> str:
+    """``ZeRO-1 16.8 GiB, Horovod 19.8 GiB``; a dash where neither is known."""
+    if all(text == words.DASH for text in texts.values()):
+        return words.DASH
+    return ", ".join(f"{label.removeprefix('DeepSpeed ')} {text}" for label, text in texts.items())
