@@ -101,13 +101,13 @@ def _bandwidth(row: Mapping[str, Any] | None) -> str:
 
 
 def headline(record: Mapping[str, Any]) -> str:
-    """All-reduce of the smallest size and of a full bucket, by library."""
+    """All-reduce of the smallest size, of a full bucket and of the largest, by library."""
     libraries = [result for result in record["libraries"] if result["rows"]]
     sizes = {row["bytes"] for result in libraries for row in result["rows"] if "seconds" in row}
     if not sizes:
         return "Nothing was measured: the record says why."
     parts = []
-    for size in dict.fromkeys((min(sizes), min(sizes, key=lambda size: abs(size - _TYPICAL)))):
+    for size in dict.fromkeys((min(sizes), min(sizes, key=lambda size: abs(size - _TYPICAL)), max(sizes))):
         times = [
             f"{result['via']} {words.milliseconds(row['seconds_median'])}"
             for result in libraries

@@ -1,36 +1,29 @@
 #!/usr/bin/env bash
-# What no session has measured yet, in calls of less than 600 s. On 4 GPUs of one host (2 do, with fewer rows), on the SAME warm
-# machine: `session_open.sh 1`, carrying .gpu/base and .gpu/data; a call `weights.sh` for each .gpu/weights-N; `session_open.sh 2`.
-# Then, on one GPU, carrying .gpu/base: `session_open.sh 3`; `session_open.sh 4`.
+# What no session has measured yet, in calls of less than 600 s, each kind of machine with its own: on one GPU
+# `session_open.sh one`, `one-fit`; on several of one host `session_open.sh several`, `several-fit`. The first call on a machine carries
+# .gpu/base.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+# fit_on NAME WORKERS SECONDS: goes on with the record of another session, where that stopped.
+fit_on() {
+    mkdir -p /tmp/results-fit
+    [ -d "/tmp/results-fit/$1" ] || cp -r "results/$1" /tmp/results-fit/
+    exec bash scripts/gpu/session_fit.sh "$3" --workers "$2" --study "$1"
+}
 case "${1:-}" in
-    1)
+    one)
         bash scripts/gpu/install.sh
-        exec bash scripts/gpu/session_speed.sh 200 overhead 330 h100-x4-llama-weak
+        # DDP compiled as the other engines are (results/h100-x1-llama-compile/notes.md), and DeepSpeed's overhead.
+        OVERHEAD_ENGINES=deepspeed:2 exec bash scripts/gpu/session_speed.sh 200 h100-x1-llama-compile 120 overhead
         ;;
-    2)
-        (
-            # Horovod had not come back from 1 GiB when the time ended (results/h200-x4-comm): slow checking (mended), or stuck?
-            . scripts/gpu/env.sh
-            HOROVOD_LOG_LEVEL=debug timeout -s INT -k 5 70 harness comm --device cuda --slots 2 --via horovod --ops all_reduce --min 128M \
-                --max 1G --step 2 --budget 0.05 --out "/tmp/results-speed/$(card_name)-x2-comm-large" 2>&1 | tail -n 30 | cut -c1-200
-        ) || true
-        exec bash scripts/gpu/session_speed.sh 190 h100-x4-small-precision 170 h100-x2-llama-wire
-        ;;
-    3)
+    one-fit) fit_on h100-x1-fit 1 560 ;;
+    several)
         bash scripts/gpu/install.sh
-        exec bash scripts/gpu/session_speed.sh 60 tests 250 h100-x1-7b-compile 200 h100-x1-llama-compile
+        exec bash scripts/gpu/session_speed.sh 250 h100-x4-llama-cores
         ;;
-    4)
-        # Goes on with the record of another session, where that stopped.
-        mkdir -p /tmp/results-fit
-        cp -r results/h100-x1-fit /tmp/results-fit/
-        bash scripts/gpu/session_fit.sh 400 --workers 1 --study h100-x1-fit
-        exec bash scripts/gpu/session_speed.sh 130 overhead
-        ;;
+    several-fit) fit_on h100-x2-fit 2 560 ;;
     *)
-        echo "usage: session_open.sh 1|2|3|4" >&2
+        echo "usage: session_open.sh one|one-fit|several|several-fit" >&2
         exit 2
         ;;
 esac
