@@ -10,7 +10,7 @@ from typing import Any
 from harness import words
 from harness.compare import Comparison, summarize_study
 from harness.paired import Difference
-from harness.tables import Table
+from harness.table import Table
 from harness.verdict import facing
 
 COLUMNS = ("job", "on", "faster", "by", "memory a worker", "efficiency")

@@ -11,7 +11,10 @@ import click
 # command -> (module:attribute, the one line of `harness --help`)
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("harness.commands.run:run", "Train one job on one engine and record it."),
-    "compare": ("harness.study:compare", "Run engines x workers x repeats, interleaved, and report them side by side."),
+    "compare": (
+        "harness.commands.compare:compare",
+        "Run engines x workers x repeats, interleaved, and report them side by side.",
+    ),
     "parity": ("harness.parity:parity", "Prove that every engine computes what a single process computes."),
     "wire": ("harness.wire:wire", "Measure the bytes each engine puts on the wire in a step, beside ring theory."),
     "overhead": ("harness.overhead:overhead", "Time the harness's step against hand-written loops, interleaved."),

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import records, tables, words
+from harness import records, words
 from harness.job import JobError
+from harness.table import Table, markdown
 from mpi import hostfile
 
 NAME = "comm.json"
@@ -58,14 +59,14 @@ def page(record: Mapping[str, Any]) -> str:
     libraries = [result for result in record["libraries"] if result["rows"]]
     operations = list(dict.fromkeys(row["operation"] for result in libraries for row in result["rows"]))
     for operation in operations:
-        text.append(tables.markdown(_table(operation, libraries)))
+        text.append(markdown(_table(operation, libraries)))
     for result in record["libraries"]:
         about = ", ".join(str(value) for value in result["transport"].values()) or "did not start"
         text.append(f"- {result['via']}: {about}{'; ' + result['reason'] if result['reason'] else ''}")
     return "\n".join(text) + "\n"
 
 
-def _table(operation: str, libraries: Sequence[Mapping[str, Any]]) -> tables.Table:
+def _table(operation: str, libraries: Sequence[Mapping[str, Any]]) -> Table:
     found = {
         (result["via"], row["bytes"]): row
         for result in libraries
@@ -77,7 +78,7 @@ def _table(operation: str, libraries: Sequence[Mapping[str, Any]]) -> tables.Tab
     for size in sorted({size for _, size in found}):
         cells = [found.get((name, size)) for name in names]
         rows.append([words.binary(size), *map(_time, cells), *map(_bandwidth, cells)])
-    return tables.Table(
+    return Table(
         id=operation,
         title=operation.replace("_", "-"),
         columns=["size", *(f"{name}, us" for name in names), *(f"{name}, Gbit/s" for name in names)],

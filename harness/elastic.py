@@ -1,6 +1,6 @@
 """An elastic Horovod job: it goes on when hosts are lost, and takes in those that the hostfile gains.
 
-The story is that of any run (`harness.worker.Run`), but no collective may happen before training: workers that come
+The story is that of any run (`harness.job_run.Run`), but no collective may happen before training: workers that come
 later have missed it. So what the first world needs to agree on, it agrees on when a world begins, and so does every
 later one: the run's folder, who takes part, which recorded steps are void. RUN/elastic.jsonl has one line a world:
 ``step, world_size, hosts[], t`` (`t`: seconds since 1970).
@@ -25,7 +25,7 @@ from harness import records
 from harness.checkpoints import cut_steps
 from harness.folders import claim_run_folder
 from harness.job import Job
-from harness.worker import Run, flops_of, iso
+from harness.job_run import Run, flops_of, iso
 
 WORLDS = "elastic.jsonl"
 

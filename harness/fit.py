@@ -364,7 +364,7 @@ def _resumed(cells: list[dict[str, Any]], search: Search, folder: Path, *, retry
 
 
 def _show_plan(cells: Sequence[Mapping[str, Any]], search: Search) -> None:
-    from harness.tables import Table, markdown
+    from harness.table import Table, markdown
 
     header = ("setting", "workers", "predicted largest", "shape", "predicted peak", "at", "tried", "next tries (M)")
     rows = []

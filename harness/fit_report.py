@@ -11,7 +11,7 @@ from harness import records, words
 from harness.fit_try import HOST_IS_FULL
 from harness.palette import styles
 from harness.plots import figure_files
-from harness.tables import Table, csv_text, markdown
+from harness.table import Table, csv_text, markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

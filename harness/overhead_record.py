@@ -8,7 +8,7 @@ from typing import Any
 
 from harness import records, words
 from harness.job import Job
-from harness.tables import Table, markdown
+from harness.table import Table, markdown
 
 NAME = "overhead.json"
 LIMIT = 1.02  # the harness's step over a hand-written one: what `harness overhead` ends with an error above

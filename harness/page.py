@@ -19,6 +19,7 @@ from harness.notes import HEADING, notes_on
 from harness.pictures import sample_views
 from harness.price import Prices
 from harness.recorded import RecordedRun
+from harness.table import Table
 from harness.verdict import machine, setting, verdict
 
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -240,7 +241,7 @@ def split_chart(comparison: Comparison) -> charts.Chart | None:
 
 
 # -- tables of the page only ----------------------------------------------------------------------------------------
-def target_table(comparison: Comparison) -> tables.Table | None:
+def target_table(comparison: Comparison) -> Table | None:
     """Time to a training loss that every run reaches: the highest of the runs' final losses (MLPerf's rule: the first
     time that the quality is reached counts, here the mean loss of the last 10 steps)."""
     runs = plots.largest_runs(comparison)
@@ -259,7 +260,7 @@ def target_table(comparison: Comparison) -> tables.Table | None:
         middle = float(np.median(reached)) if reached else None
         spread = f"{words.number(min(reached))} to {words.number(max(reached))}" if len(reached) > 1 else words.DASH
         rows.append([label, words.duration(middle), spread, f"{len(reached)} of {len(times)}"])
-    return tables.Table(
+    return Table(
         id="target",
         title=f"Time to a training loss of {words.number(target, 4)}",
         columns=["engine", "median time", "range, s", "runs that reached it"],
@@ -268,7 +269,7 @@ def target_table(comparison: Comparison) -> tables.Table | None:
     )
 
 
-def environment_table(comparison: Comparison) -> tables.Table:
+def environment_table(comparison: Comparison) -> Table:
     """What the first run's machine was, and whether all runs had the same."""
     runs = list(comparison.runs)
     place = next((run.environment for run in runs if run.environment), {})
@@ -298,10 +299,10 @@ def environment_table(comparison: Comparison) -> tables.Table:
             ", ".join(f"{name}={value}" for name, value in (place.get("variables") or {}).items()) or words.DASH,
         ],
     ]
-    return tables.Table(id="environment", title="Environment", columns=["what", "found"], rows=rows, numeric=False)
+    return Table(id="environment", title="Environment", columns=["what", "found"], rows=rows, numeric=False)
 
 
-def job_table(run: RecordedRun) -> tables.Table:
+def job_table(run: RecordedRun) -> Table:
     """Every field of a job; those that differ from the program's defaults are marked by a star."""
     defaults = Job().to_dict()
     rows = []
@@ -309,7 +310,7 @@ def job_table(run: RecordedRun) -> tables.Table:
         if name != "schema":
             star = " *" if defaults.get(name) != value else ""
             rows.append([f"{name}{star}", value if isinstance(value, str) else json.dumps(value)])
-    return tables.Table(
+    return Table(
         id="job",
         title=f"Job of {run.name}",
         columns=["field", "value"],
@@ -319,7 +320,7 @@ def job_table(run: RecordedRun) -> tables.Table:
     )
 
 
-def engine_table(comparison: Comparison) -> tables.Table | None:
+def engine_table(comparison: Comparison) -> Table | None:
     """`Backend.describe()` of the first ok run of each label, side by side."""
     described: dict[str, dict[str, Any]] = {}
     for run in comparison.runs:
@@ -332,7 +333,7 @@ def engine_table(comparison: Comparison) -> tables.Table | None:
         return None
     keys = list(dict.fromkeys(key for value in described.values() for key in value))
     rows = [[key, *(_plain(value.get(key)) for value in described.values())] for key in keys]
-    return tables.Table(
+    return Table(
         id="engine", title="What each engine really used", columns=["what", *described], rows=rows, numeric=False
     )
 

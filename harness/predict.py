@@ -18,7 +18,7 @@ from harness.job import JobError
 from harness.options import results_root
 from harness.records import RecordError, read_json, runs_of, write_json, write_text
 from harness.scaling_report import median_step, name_of
-from harness.tables import Table, markdown
+from harness.table import Table, markdown
 
 LARGEST = 512
 

@@ -9,7 +9,7 @@ from typing import Any
 from harness import palette, records, words
 from harness.plots import figure_files
 from harness.predict_study import KINDS, measured_efficiency
-from harness.tables import Table, markdown
+from harness.table import Table, markdown
 
 NAME = "prediction"
 

@@ -18,7 +18,7 @@ import numpy as np
 from harness import records, words
 from harness.job import JobError
 from harness.recorded import RecordedRun
-from harness.tables import Table, csv_text
+from harness.table import Table, csv_text
 
 FILE = "quality.json"
 ALL = 1_000_000  # shots: every good picture

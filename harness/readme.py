@@ -15,7 +15,8 @@ from harness import notes, records, words
 from harness.answers import answers
 from harness.compare import Comparison, summarize_study
 from harness.findings import findings
-from harness.tables import comparison_table, markdown, without_empty_columns
+from harness.table import markdown, without_empty_columns
+from harness.tables import comparison_table
 from harness.verdict import LIBRARIES, setting, verdict
 
 _BLOCK = re.compile(r"(<!-- study (?P<name>[\w.-]+)(?P<short> short)? -->\n).*?(?P<end><!-- end -->)", re.DOTALL)

@@ -16,6 +16,7 @@ from harness.job import JobError
 from harness.paired import Difference
 from harness.price import Prices
 from harness.recorded import load_runs
+from harness.table import latex, markdown
 from harness.verdict import setting, verdict
 
 FORMATS = ("html", "md", "csv", "json", "latex")
@@ -49,11 +50,11 @@ def render(comparison: Comparison, prices: Prices, format: str) -> str:
     parts = tables.all_tables(comparison, prices)
     if format == "latex":
         head = "".join(f"% {sentence}\n" for sentence in [setting(comparison), *verdict(comparison, found)])
-        return head + "\n" + "\n".join(tables.latex(table) for table in parts)
+        return head + "\n" + "\n".join(latex(table) for table in parts)
     lines = [f"# {comparison.title}", "", f"{setting(comparison)}.", ""]
     lines += [f"- {sentence}" for sentence in verdict(comparison, found)]
     lines += notes.markdown(notes.notes_on(comparison.runs))
-    lines += ["", *(tables.markdown(table) for table in parts)]
+    lines += ["", *(markdown(table) for table in parts)]
     if found:
         lines += ["### Objections", "", *(f"- **{finding.level}**: {finding.text}" for finding in found), ""]
     return "\n".join(lines)

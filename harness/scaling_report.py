@@ -11,7 +11,7 @@ from typing import Any
 from harness import palette, records, words
 from harness.plots import figure_files
 from harness.recorded import label_of
-from harness.tables import Table, markdown
+from harness.table import Table, markdown
 
 Rows = Sequence[Mapping[str, Any]]
 _RATES = {"unlimited": "unlimited links", "1gbit": "1 Gbit/s links", "100mbit": "100 Mbit/s links"}

@@ -14,7 +14,7 @@ from harness.job import Job, JobError
 from harness.plots import write_plots
 from harness.price import Prices
 from harness.report import comparison_of, report, to_json, write_report
-from harness.tables import latex, markdown, tex
+from harness.table import latex, markdown, tex
 from tests.harness.made_runs import write_run, write_study
 
 
@@ -162,7 +162,7 @@ def test_bad_price_file_is_one_line(tmp_path: Path, text: str) -> None:
 
 
 def test_latex_and_markdown_escape() -> None:
-    from harness.tables import Table
+    from harness.table import Table
 
     table = Table(id="t", title="50 % & more", columns=["a|b", "c_d"], rows=[["x|y", "1 – 2 ± 3"]])  # noqa: RUF001
     assert "x\\|y" in markdown(table)

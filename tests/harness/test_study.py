@@ -9,8 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from harness import launch, records, study
+from harness.commands.compare import compare, study_from_options
 from harness.job import Job, JobError
-from harness.study import Study, compare, estimate, find_finished, parse_backend, run_study, study_from_options
+from harness.study import Study, parse_backend
+from harness.study_estimate import estimate, groups_of, plan_text
+from harness.study_run import find_finished, run_study
 from tests.harness.made_runs import write_run
 
 
@@ -260,7 +263,7 @@ def test_recorded_study_can_be_done_again_elsewhere(tmp_path: Path, runner: list
 
 
 def test_plan_names_what_is_left() -> None:
-    text = study.plan_text(matrix(), 5, 125.0, "from 3 earlier runs")
+    text = plan_text(matrix(), 5, 125.0, "from 3 earlier runs")
     assert "12 runs (deepspeed-z1 and horovod x 1 and 2 workers x 3 repeats), 7 done; about 2.1 min to go" in text
 
 
@@ -273,7 +276,7 @@ def test_studies_of_the_project_are_valid(path: Path) -> None:
 
 
 def test_a_studys_own_estimate_counts_until_a_run_is_recorded(tmp_path: Path) -> None:
-    from harness.study import estimate_study
+    from harness.study_estimate import estimate_study
 
     file = tmp_path / "new.toml"
     text = 'backends = ["ddp"]\nworkers = [1, 2]\nrepeats = 2\n[job]\npreset = "tiny"\n'
@@ -308,10 +311,10 @@ def test_only_jobs_that_can_use_the_same_processes_share_them() -> None:
     zero, horovod = ["deepspeed:zero_stage=1", "deepspeed:zero_stage=2"], ["horovod", "horovod:cycle_time_ms=2"]
     backends = ["ddp", "fsdp2", *zero, *horovod]
     jobs = matrix(backends=backends, workers=[2], repeats=1).jobs
-    together = sorted([job.backend for job in group] for group in study._groups(jobs))
+    together = sorted([job.backend for job in group] for group in groups_of(jobs))
     assert together == [["ddp", "fsdp2"], ["deepspeed", "deepspeed"], ["horovod"], ["horovod"]]
-    assert len(study._groups(matrix(backends=["ddp", "fsdp2"], workers=[1, 2], repeats=2).jobs)) == 4
+    assert len(groups_of(matrix(backends=["ddp", "fsdp2"], workers=[1, 2], repeats=2).jobs)) == 4
     through_mpi = [replace(job, launcher="mpirun") if job.backend == "fsdp2" else job for job in jobs]
-    assert len(study._groups(through_mpi)) == 5
+    assert len(groups_of(through_mpi)) == 5
     with pytest.raises(JobError, match="run them apart"):
         launch.run_jobs([jobs[0], jobs[-1]], Path("nowhere"))

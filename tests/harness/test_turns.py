@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.commands.compare import compare
 from harness.job import JobError
-from harness.study import compare
 from harness.turns import NobodyConductsError, Turn, until_ready
 
 

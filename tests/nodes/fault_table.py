@@ -12,7 +12,7 @@ from pathlib import Path
 from harness import words
 from harness.environment import environment, scrub
 from harness.records import write_json, write_text
-from harness.tables import Table, markdown
+from harness.table import Table, markdown
 
 _ROWS: list[dict[str, object]] = []
 

@@ -16,7 +16,7 @@ import pytest
 from harness.check import check_runs
 from harness.compare import summarize_study
 from harness.findings import findings
-from harness.study import interrupted
+from harness.study_run import interrupted
 
 TINY = ["--preset", "tiny", "--steps", "14", "--timing-warmup", "2", "--eval-samples", "6", "--global-batch", "4"]
 

@@ -1,0 +1,145 @@
+"""`harness compare`: a study from its options or its file, run (`harness.study_run`), then reported."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.job import JobError
+from harness.options import job_options, job_values, results_root
+from harness.study import Study
+from harness.study_estimate import estimate_study, plan_text
+from harness.study_run import due, find_finished, run_study
+
+
+def _list(text: str | None, kind: type = str) -> list[Any] | None:
+    """``a,b`` as ["a", "b"]; None for None."""
+    if text is None:
+        return None
+    try:
+        return [kind(part.strip()) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise JobError(f"'{text}': write numbers with commas between them, as 1,2,4") from None
+
+
+def study_from_options(options: Mapping[str, Any]) -> Study:
+    """The study of the command's options; --study names a TOML file or a folder in results/."""
+    options = dict(options)
+    given = {name: options.pop(name) for name in ("backends", "workers", "repeats", "seeds")}
+    name = options.pop("study") or "compare"
+    for flag, remedy in (("backend", "--backends"), ("slots", "--workers"), ("run", "--study")):
+        if options.get(flag) is not None:
+            raise JobError(f"--{flag.replace('run', 'run-name')} belongs to `harness run`: use {remedy} here")
+    if options.pop("zero_stage", None) is not None or any(
+        text.startswith("engine.") for text in options.get("settings") or ()
+    ):
+        raise JobError("write an engine's settings behind its name: --backends deepspeed:zero_stage=1,horovod")
+    job = job_values(options)
+    if name.endswith(".json"):
+        if job or any(value is not None for value in given.values()):
+            raise JobError("a recorded study is done again as it was: leave the other options out")
+        return Study.from_record(Path(name))
+    if name.endswith(".toml"):
+        return Study.from_toml(
+            Path(name),
+            backends=_list(given["backends"]),
+            workers=_list(given["workers"], int),
+            repeats=given["repeats"],
+            seeds=_list(given["seeds"], int),
+            job=job,
+        )
+    return Study.from_matrix(
+        name=name,
+        backends=_list(given["backends"]) or ["deepspeed", "horovod"],
+        workers=_list(given["workers"], int) or [1, 2],
+        repeats=given["repeats"] or 3,
+        seeds=_list(given["seeds"], int) or (),
+        job=job,
+    )
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--backends", metavar="LIST", help="Engines, with their settings: deepspeed:zero_stage=1,horovod.")
+@click.option("--workers", metavar="LIST", help="World sizes: 1,2,4 (default 1,2).")
+@click.option("--repeats", type=click.IntRange(min=1), help="Interleaved repeats of every cell (default 3).")
+@click.option("--seeds", metavar="LIST", help="Seeds of the repeats (default: --seed, --seed + 1, ...).")
+@job_options
+@click.option("--results", type=click.Path(), help="Results folder (default: the repository's results/).")
+@click.option("--retry-failed", is_flag=True, help="Run failed cells again; their records are replaced.")
+@click.option("--share-processes", is_flag=True, help="Runs of one engine and worker count start once a repeat.")
+@click.option(
+    "--take-turns",
+    is_flag=True,
+    help="They start once a study, all at the same time, and wait for their turns: fast, where memory holds them all.",
+)
+@click.option(
+    "--concurrent",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="N runs at a time: for quality on a machine with room; their times are never shown.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be run and how long it takes; start nothing.")
+def compare(
+    results: str | None,
+    retry_failed: bool,
+    share_processes: bool,
+    take_turns: bool,
+    concurrent: int,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Run engines x workers x repeats, interleaved, and report them side by side.
+
+    --study takes a name, a TOML file that declares the whole matrix, or the study.json of a study that is to be done
+    again (with another --results). Finished runs are not repeated: after an
+    interrupt the same command goes on where it stopped.
+    """
+    if sum((share_processes, take_turns, concurrent > 1)) > 1:
+        raise JobError("--share-processes, --take-turns and --concurrent exclude each other: choose one")
+    study = study_from_options(options)
+    root = results_root(results)
+    if dry_run:
+        done = find_finished(root / study.name, study.jobs)
+        todo = [job for job in study.jobs if due(done.get(job.run), retry_failed)]
+        told = estimate_study(study, todo, root, share=share_processes, turns=take_turns)
+        click.echo(plan_text(study, len(todo), *told))
+        for job in study.jobs:
+            click.echo(f"  {'todo' if job in todo else 'done'}  {job.run}")
+        return
+    folder = run_study(
+        study, root, retry_failed=retry_failed, share=share_processes, turns=take_turns, concurrent=concurrent
+    )
+    sys.exit(finish(folder, root))
+
+
+def finish(folder: Path, results: Path) -> int:
+    """Writes comparison.csv, plots, report.html and the index, prints the table and the verdict. Exit code 0, or 1
+    where a run of the study failed."""
+    from rich.console import Console
+
+    from harness.compare import summarize_study
+    from harness.findings import findings
+    from harness.index import write_index
+    from harness.plots import write_plots
+    from harness.report import write_report
+    from harness.verdict import verdict
+
+    comparison = summarize_study(folder)
+    found = findings(comparison)
+    comparison.write_csv(folder / "comparison.csv")
+    write_plots(comparison, folder)
+    page = write_report(comparison, folder / "report.html")
+    write_index(results)
+    console = Console()
+    console.print(comparison.table())
+    for sentence in verdict(comparison, found):
+        console.print(sentence, markup=False, highlight=False)
+    for finding in found:
+        console.print(f"{finding.level}: {finding.text}", markup=False, highlight=False)
+    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+    return 1 if (comparison.frame["group"] == -1).any() else 0

@@ -1,0 +1,477 @@
+"""The story of one rank's job: builds, trains, evaluates and records. Rank 0 writes the records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from backends.process import ProcessFacts
+from harness import own_memory, records
+from harness.ending import end_lines
+from harness.folders import claim_run_folder
+from harness.job import Job, JobError
+from harness.output import Output, Progress
+
+
+class Run:
+    """The story of one rank's job. `work` reads top to bottom."""
+
+    def __init__(self, job: Job, facts: ProcessFacts, output: Output, results: Path, run_dir: Path | None) -> None:
+        self.job, self.facts, self.output, self.results = job, facts, output, results
+        self.folder = run_dir if facts.rank == 0 else None
+        self._claimed = run_dir is not None
+        self._run_dir = run_dir
+        self._started = time.time()
+        self._finished = False
+        self.phases: dict[str, float] = {}
+        self._held_before: float | None = None
+        self.warnings: list[str] = []
+        self.tuned: dict[str, Any] | None = None  # what Horovod's tuner found in the phase before this run
+        self.extra: dict[str, Any] = {}  # further parts of the result
+        self.described: dict[str, Any] = {}  # ... and of its engine's description
+
+    def work(self, *, leave: bool = True) -> None:
+        """Builds, trains, evaluates, records. leave: the process group is not needed any more."""
+        begin = time.perf_counter()
+        model, train_set, batches, hashes = self._build()
+        start_step = self._resume()
+        self._record_environment(train_set, model, hashes)
+        self.phases["setup_s"] = time.perf_counter() - begin
+
+        with self._sampler() as sampler:
+            steps = self._train(batches, model, train_set, start_step)
+        self._conclude(model, steps, sampler.cost, hashes)
+        if leave:
+            self.backend.close()
+        else:
+            self.backend.release()
+
+    def _build(self) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """(model, training set, this rank's batches, hashes), the engine prepared."""
+        os.environ.setdefault("OMP_NUM_THREADS", str(self.job.threads))
+        import torch
+
+        import backends
+        from harness.build import build_dataset, build_model, build_optimization, trainable_weights, weights_digest
+        from harness.memory_model import sizes
+
+        torch.set_num_threads(self.job.threads)
+        torch.manual_seed(self.job.seed)
+        engine = backends.load(self.job.backend)
+        backend = engine(
+            backends.settings_from(self.job.backend, self._engine_settings()),
+            self.facts,
+            device=self.job.device,
+            timeout_s=self.job.timeout_s,
+        )
+        self.backend = backend
+        self._held_before = _allocated(torch, backend.device)
+        self._open_folder()
+        job = self.job
+
+        model = build_model(job, device=backend.device)
+        if job.emulate_compute_ms:
+            from harness.emulated import emulate
+
+            emulate(model, job.emulate_compute_ms / job.accumulation)
+        train_set = build_dataset(job, model, "train")
+        batches, fingerprint = self._batches(model, train_set)
+        hashes = {"data": _digest(train_set.describe()), "sample_order": fingerprint}
+        if backend.rank == 0 or job.elastic:  # of an elastic job any rank may be the first in the end
+            hashes["init_weights"] = weights_digest(trainable_weights(model))
+        self._compare_with_study(len(train_set))
+        # Before sharding, in one order: ranks that met categories in different orders would call different collectives.
+        model.prepare_text(train_set.categories)
+        self.model_sizes = sizes(model)
+        backend.prepare(model, build_optimization(job))
+        return model, train_set, batches, hashes
+
+    def _engine_settings(self) -> dict[str, Any]:
+        """The job's settings of the engine, with what a profile or a tuning phase puts in their place."""
+        job = self.job
+        if job.profile == "engine":
+            from harness.profiling import engine_job
+
+            return dict(engine_job(job, self._run_dir).engine)
+        if job.tune_steps:
+            from harness.tuning import tuned_settings
+
+            self.extra["autotune"] = self.tuned
+            return tuned_settings(job, self.tuned)
+        return dict(job.engine)
+
+    def _conclude(self, model: Any, steps: int, sampler_cost: float, hashes: dict[str, Any]) -> None:
+        """Evaluates and, on rank 0, records; every rank calls it after training."""
+        from harness.build import weights_digest
+
+        backend = self.backend
+        peaks = backend.gather(self._peaks() | {"sampler_cost": sampler_cost, **self._observed})
+        wanted = self.job.keep_weights or self.job.eval_samples >= 0
+        weights = backend.weights() | backend.broadcast(_statistics(model)) if wanted else {}
+        evaluation = self._evaluate(model, weights)
+        description = backend.describe() | self.described
+        if backend.rank == 0:
+            hashes["weights"] = weights_digest(weights) if weights else None
+            self._finish(steps, peaks, evaluation, description, hashes, weights)
+        backend.barrier()
+        self._finished = True
+        if self.output.screen is not None and self.folder is not None:
+            self.output.say("\n".join(end_lines(self.folder)))
+
+    # -- parts of the story -----------------------------------------------------------------------------------------
+    def _open_folder(self) -> None:
+        """Rank 0 claims the run's folder (unless its supervisor did) and every rank's output goes to its log."""
+        claimed: Any = None
+        if self.facts.rank == 0 and not self._claimed:
+            try:
+                self.job, self.folder = claim_run_folder(self.job, self.results)
+                claimed = (self.job.run, str(self.folder))
+            except JobError as error:
+                claimed = error
+        claimed = self.backend.broadcast(claimed)
+        if isinstance(claimed, JobError):
+            raise claimed
+        if claimed is not None:
+            self.job = self.job.with_(run=claimed[0])
+            log = Path(claimed[1]) / records.LOG
+            self.output.attach(log if log.parent.is_dir() else None)
+        if self.folder is not None:
+            records.write_json(self.folder / records.RESULT, {"status": "running", "started": iso(self._started)})
+
+    def _batches(self, model: Any, dataset: Any) -> tuple[Any, str]:
+        """This rank's loader factory (start step -> iterable) and the fingerprint of the global sample order."""
+        from core_model.data.batches import BatchLoader, GlobalBatches
+
+        job = self.job
+        order = GlobalBatches(dataset.ids, global_batch=job.global_batch, seed=job.seed, groups=dataset.groups)
+
+        def loader(start_step: int) -> Any:
+            return BatchLoader(
+                dataset,
+                order,
+                rank=self.facts.rank,
+                world=self.facts.world_size,
+                accumulation=job.accumulation,
+                start_step=start_step,
+                steps=job.steps,
+                collate=model.collator,
+                workers=job.loader_workers,
+                pin_memory=self.backend.device.type == "cuda",
+                timeout_s=job.timeout_s,
+            )
+
+        return loader, order.fingerprint(job.steps)
+
+    def _compare_with_study(self, pictures: int) -> None:
+        """A job that names a version of the study says in what it is not the study's run."""
+        if not self.job.version:
+            return
+        from core_model.versions import version
+
+        job, asked = self.job, version(self.job.version)
+        self.warnings += asked.unmet(
+            world_size=job.world_size,
+            nodes=job.nodes,
+            cuda=self.backend.device.type == "cuda",
+            data=job.data,
+            preset=job.preset,
+        )
+        if job.steps != asked.steps(pictures):
+            self.warnings.append(
+                f"the study's {job.version} is {asked.steps(pictures)} steps on this data; this run has {job.steps}"
+            )
+
+    def _resume(self) -> int:
+        """Loads the last good checkpoint where asked; returns the step to go on from."""
+        from harness.checkpoints import check_matches, latest
+
+        if not self.job.resume:
+            return 0
+        found = self.backend.broadcast(latest(self.folder) if self.folder is not None else None)
+        if found is None:
+            self.warnings.append("nothing to resume: no complete checkpoint, started from step 0")
+            return 0
+        step, folder = found
+        check_matches(folder, self.job.backend, self.facts.world_size)
+        self.backend.load(folder)
+        if self.folder is not None:
+            from harness.checkpoints import cut_steps
+
+            cut_steps(self.folder, step)
+        return step
+
+    def _record_environment(self, dataset: Any, model: Any, hashes: dict[str, Any]) -> None:
+        from harness.measure import environment
+
+        facts = self.backend.gather(
+            {**asdict(self.facts), "device": str(self.backend.device), "cpus": len(os.sched_getaffinity(0))}
+        )
+        if self.folder is None:
+            return
+        self.environment = environment()
+        self.environment["ranks"] = facts
+        records.write_json(self.folder / records.ENVIRONMENT, self.environment)
+        self.data_facts, self.model_facts = dataset.describe(), model.describe()
+        self.model_facts["flops_per_sample"] = flops_of(model, dataset)
+        self.job = self.job.with_(image_size=model.image_size)
+        records.write_json(self.folder / records.JOB, self.job.to_dict())
+
+    def _sampler(self) -> Any:
+        from harness.sampler import ResourceSampler
+
+        def on_row(row: Mapping[str, Any]) -> None:
+            if self.folder is not None:
+                records.append_jsonl(self.folder / records.RESOURCES, [row])
+
+        return ResourceSampler(
+            on_row, rank=self.facts.rank, host=self.facts.hostname, devices=None if self.facts.local_rank == 0 else ()
+        )
+
+    def _train(self, loader: Any, model: Any, dataset: Any, start_step: int) -> int:
+        """Trains and keeps what was observed on the way (split rows, memory by kind, profile) in `_observed`."""
+        import torch
+
+        from core_model.trainer import Plan, Trainer
+        from harness.checkpoints import save_checkpoint
+        from harness.faults import before_step
+        from harness.split import StepSplit
+
+        job, backend = self.job, self.backend
+        progress = Progress(self.output.screen, total=job.steps) if self.output.screen else None
+
+        def on_rows(rows: list[dict[str, Any]]) -> None:
+            assert self.folder is not None
+            records.append_jsonl(self.folder / records.STEPS, rows)
+            if progress is not None:
+                rate = job.global_batch / rows[-1]["step_s"]
+                text = f"loss {rows[-1]['loss']:.4f}  {rate:.1f} samples/s"
+                progress.update(rows[-1]["step"] + 1, text, rows[-1]["step_s"])
+
+        plan = Plan(
+            steps=job.steps,
+            start_step=start_step,
+            log_every=job.log_every,
+            checkpoint_every=job.checkpoint_every,
+            samples_per_step=job.global_batch,
+            steps_per_epoch=len(dataset) / job.global_batch,
+        )
+        split = StepSplit(model, backend.device, first=start_step + job.timing_warmup, log_every=job.log_every)
+        each_step = split.chain(before_step(self.facts.rank))
+        profiler = self._profiler(start_step)
+        if profiler is not None:
+            each_step = profiler.chain(each_step)
+        trainer = Trainer(
+            backend,
+            loader(start_step),
+            plan,
+            on_rows=on_rows,
+            on_checkpoint=lambda step: save_checkpoint(backend, self.folder, self.job.run, step),
+            before_step=each_step,
+        )
+        backend.barrier()
+        _reset_peaks(torch, backend.device)
+        begin = time.perf_counter()
+        steps = trainer.train()
+        self.phases["train_s"] = time.perf_counter() - begin
+        if profiler is not None:
+            profiler.close()
+        self._observed = {
+            "split": split.rows(),
+            "split_cost": split.cost_s / self.phases["train_s"],
+            "kinds": split.memory_kinds(),
+            "profile": profiler.summary if profiler is not None else None,
+        }
+        if progress is not None:
+            progress.close()
+        return steps
+
+    def _profiler(self, start_step: int) -> Any:
+        """The profiler of a job that asks for one; such a run's times never count."""
+        if self.job.profile in ("", "engine"):
+            return None
+        from harness.profiling import Profiler
+
+        return Profiler(
+            self.job.profile,
+            rank=self.facts.rank,
+            first=start_step + self.job.timing_warmup,
+            folder=self.folder,
+            cuda=self.backend.device.type == "cuda",
+        )
+
+    def _peaks(self) -> dict[str, Any]:
+        import torch
+
+        device = self.backend.device
+        cuda = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
+        return {"rss_mib": own_memory.mib("VmHWM"), "device_mib": cuda, "held_before_mib": self._held_before}
+
+    def _evaluate(self, model: Any, weights: dict[str, Any]) -> Any:
+        """Figures and entries on rank 0. The consolidated weights are what is evaluated, in the raw model where it
+        still holds plain fp32 parameters, else in a freshly built one (ZeRO-3, FSDP2, native half precision)."""
+        from core_model.compiled import eager
+        from harness.build import build_dataset, build_model, put_weights
+        from harness.evaluate import evaluate, subset
+
+        job, backend = self.job, self.backend
+        begin = time.perf_counter()
+        if job.eval_samples < 0 or not getattr(model, "supports_maps", True):
+            return None
+        if not _plain(model):
+            model = build_model(job, device=backend.device)
+        put_weights(model, weights, "the engine's weights")
+        self.test_set = test_set = build_dataset(job, model, "test")
+        memory = None
+        if job.shots:
+            from harness.shots import memory_of
+
+            memory = memory_of(model, job, backend.device)
+        with eager() if job.compile else nullcontext():
+            outcome = evaluate(
+                model,
+                test_set,
+                device=backend.device,
+                rank=backend.rank,
+                world_size=backend.world_size,
+                gather=backend.gather,
+                indices=subset(test_set, job.eval_samples, job.seed),
+                memory=memory,
+                batch_size=32 if backend.device.type == "cuda" else 8,
+            )
+        self.phases["eval_s"] = time.perf_counter() - begin
+        return outcome
+
+    def _finish(
+        self, steps: int, peaks: Any, evaluation: Any, description: dict[str, Any], hashes: dict[str, Any], weights: Any
+    ) -> None:
+        """Rank 0: weights, evaluation, examples and, last, result.json."""
+        from harness.build import save_weights
+        from harness.contract import contract
+        from harness.examples import save_examples
+        from harness.measure import summarize
+        from harness.memory_model import memory_by_kind, theory_of
+        from harness.profiling import write_table
+
+        assert self.folder is not None
+        figures: dict[str, Any] = {}
+        if evaluation is not None:
+            figures, entries = evaluation
+            kept = [{key: value for key, value in entry.items() if key not in ("map", "mask")} for entry in entries]
+            records.write_json(self.folder / records.EVALUATION, records.finite({**figures, "samples": kept}))
+            save_examples(self.folder, entries, self.test_set)
+        if self.job.keep_weights:
+            save_weights(weights, self.folder / records.WEIGHTS, {"preset": self.job.preset, "run": self.job.run})
+        rows = list(records.read_jsonl(self.folder / records.STEPS))
+        split = [{"step": row["step"], "rank": rank, **row} for rank, peak in enumerate(peaks) for row in peak["split"]]
+        records.append_jsonl(self.folder / records.SPLIT, sorted(split, key=lambda row: (row["step"], row["rank"])))
+        write_table(self.folder, [rank["profile"] for rank in peaks])
+        result = {
+            "status": "ok",
+            "reason": "",
+            "started": iso(self._started),
+            "ended": iso(time.time()),
+            "wall_s": time.time() - self._started,
+            "phases": self.phases,
+            "world_size": self.facts.world_size,
+            "launcher": self.facts.launcher,
+            "throughput": summarize(rows, warmup=self.job.timing_warmup),
+            "memory": {
+                "peak_rss_mib": [rank["rss_mib"] for rank in peaks],
+                "peak_device_mib": [rank["device_mib"] for rank in peaks],
+                "held_before_mib": [rank["held_before_mib"] for rank in peaks],
+                **memory_by_kind(peaks, theory_of(self.job.to_dict(), description, self.model_sizes)),
+            },
+            "measurement": {
+                "sampler_cost": max(rank["sampler_cost"] for rank in peaks),
+                "split_cost": max(rank["split_cost"] for rank in peaks),
+            },
+            "final": {"loss": rows[-1]["loss"], "losses": rows[-1]["losses"], "step": steps}
+            if rows
+            else {"step": steps},
+            "evaluation": figures.get("mean", figures),
+            "engine": description,
+            "data": self.data_facts,
+            "model": self.model_facts,
+            "hashes": hashes,
+            "contract": contract(self.job.to_dict(), self.environment, hashes, description),
+            "warnings": self.warnings,
+            **self.extra,
+        }
+        records.write_json(self.folder / records.RESULT, records.finite(result))
+
+    def fail(self, reason: str) -> None:
+        """Rank 0: a failed result, unless the run had already ended well."""
+        if self.folder is None or self._finished:
+            return
+        try:
+            records.write_json(
+                self.folder / records.RESULT,
+                {
+                    "status": "failed",
+                    "reason": f"rank {self.facts.rank}: {reason}",
+                    "started": iso(self._started),
+                    "ended": iso(time.time()),
+                    "wall_s": time.time() - self._started,
+                    "phases": self.phases,
+                    "world_size": self.facts.world_size,
+                    "launcher": self.facts.launcher,
+                },
+            )
+        except OSError as error:
+            print(f"could not record the failure: {error}", file=sys.stderr)
+
+
+def flops_of(model: Any, dataset: Any, samples: int = 8) -> dict[str, float] | None:
+    """FLOPs of one sample by `core_model.flops`, for texts as long as those of the first `samples` samples, padded."""
+    if not hasattr(model, "flops_per_sample"):
+        return None
+    batch = model.collate([dataset.get(index, 0) for index in range(min(samples, len(dataset)))])
+    return model.flops_per_sample(int(batch.token_ids.shape[1]))
+
+
+def _digest(facts: Any) -> str:
+    """SHA-256 of a JSON-serializable description, the same for the same data wherever it lies."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _plain(model: Any) -> bool:
+    """Whether every trainable parameter is a whole fp32 tensor of this process (no ZeRO-3 shard, no DTensor)."""
+    import torch
+
+    return all(
+        parameter.dtype == torch.float32 and not hasattr(parameter, "ds_id") and not hasattr(parameter, "placements")
+        for parameter in model.parameters()
+        if parameter.requires_grad
+    )
+
+
+def _statistics(model: Any) -> dict[str, Any]:
+    """Running statistics of batch-norm layers: trained, though no parameters. Rank 0's (they differ by rank)."""
+    kept = ("running_mean", "running_var", "num_batches_tracked")
+    return {name: buffer.detach().cpu() for name, buffer in model.named_buffers() if name.rsplit(".", 1)[-1] in kept}
+
+
+def _allocated(torch: Any, device: Any) -> float | None:
+    """MiB of device memory that tensors of this process hold; None on a CPU."""
+    return float(torch.cuda.memory_allocated(device)) / 2**20 if device.type == "cuda" else None
+
+
+def _reset_peaks(torch: Any, device: Any) -> None:
+    """Peak memory counts from here: training, not loading."""
+    own_memory.reset_peak()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def iso(seconds: float) -> str:
+    """Seconds since 1970 as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

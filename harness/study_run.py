@@ -1,0 +1,214 @@
+"""Runs what is left of a study: one run after another, several by the same processes, in turns or several at a time."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from harness import records, words
+from harness.job import Job, JobError
+from harness.recorded import RecordedRun
+from harness.study import STUDY, Study
+from harness.study_estimate import estimate_study, groups_of, plan_text
+
+# What the worker fills in, or what does not decide the figures: two jobs that differ only here are one job.
+_FILLED_IN = ("run", "image_size", "launcher", "resume", "timeout_s", "hostfile", "study")
+INTERRUPTED = 130
+
+
+def same_job(asked: Job, recorded: Mapping[str, Any]) -> bool:
+    """Whether a recorded job.json is what `asked` asks for, up to what the worker fills in."""
+    wanted = asked.to_dict()
+    return all(recorded.get(key) == value for key, value in wanted.items() if key not in _FILLED_IN) and (
+        asked.image_size in (0, recorded.get("image_size"))
+    )
+
+
+def find_finished(study: Path, jobs: Sequence[Job]) -> dict[str, RecordedRun]:
+    """Run name -> the best recorded run of that job in `study`: an ok one, else a failed or an interrupted one.
+
+    Raises JobError where a folder of that name holds an ok run of another job: the study was asked for differently.
+    """
+    recorded = [RecordedRun(folder) for folder in records.runs_of(study)]
+    found: dict[str, RecordedRun] = {}
+    for job in jobs:
+        same = [run for run in recorded if same_job(job, run.job)]
+        same.sort(key=lambda run: (not run.ok, run.name))
+        if same:
+            found[job.run] = same[0]
+            continue
+        for run in recorded:
+            if run.name == job.run:
+                changed = [key for key, value in job.to_dict().items() if run.job.get(key) != value]
+                keys = ", ".join(key for key in changed if key not in _FILLED_IN)
+                raise JobError(f"{run.folder}: holds a run with other settings ({keys}): choose another --study")
+    return found
+
+
+def interrupted(run: RecordedRun) -> bool:
+    """Whether the run was stopped from outside, so that it says nothing of its engine."""
+    return _was_ended(run) or run.result.get("status") == "running"
+
+
+def _was_ended(run: RecordedRun) -> bool:
+    """Whether a Ctrl-C or SIGTERM to the study ended the run."""
+    return run.result.get("exit_code") in (INTERRUPTED, 143)
+
+
+def run_study(
+    study: Study,
+    results: Path,
+    *,
+    retry_failed: bool = False,
+    share: bool = False,
+    turns: bool = False,
+    concurrent: int = 1,
+    show: bool = True,
+) -> Path:
+    """Runs what is not done yet and returns the study's folder. A failing job is recorded and the next one starts; an
+    interrupt ends the study at once (click.exceptions.Exit with 130): the same command goes on from there.
+    share: the runs of a repeat that want the same engine and workers use the same processes, one after another.
+    turns: those of all repeats do, and all processes start at the same time (`harness.turns`).
+    concurrent: so many runs at a time, for studies of quality on a machine with room; their times are never shown."""
+    from harness import launch
+
+    if concurrent > 1:
+        study = replace(study, jobs=tuple(job.with_(concurrent=concurrent) for job in study.jobs))
+
+    folder = results / study.name
+    done = find_finished(folder, study.jobs)
+    todo = [job for job in study.jobs if due(done.get(job.run), retry_failed)]
+    for job in {(job.backend, job.world_size): job for job in todo}.values():
+        launch.preflight(job)  # all that can be refused is refused before the first run
+    _write_study(folder, study)
+    seconds, source = estimate_study(study, todo, results, share=share, turns=turns)
+    _say(show, plan_text(study, len(todo), seconds, source))
+    if concurrent > 1:
+        _run_at_once(todo, done, results, concurrent, show)
+        return folder
+    if turns:
+        _run_in_turns(todo, done, results, show)
+        return folder
+    began = time.monotonic()
+    finished = 0
+    for group in groups_of(todo) if share else [[job] for job in todo]:
+        _clear(group, done)
+        passed = time.monotonic() - began
+        left = passed / finished * (len(todo) - finished) if finished else seconds
+        first = len(study.jobs) - len(todo) + finished + 1
+        _say(show, f"[{first}/{len(study.jobs)}] {', '.join(job.run for job in group)}{_left(left)}")
+        if len(group) == 1:
+            folders = [launch.run_job(group[0], results, show=show)]
+        else:
+            folders = launch.run_jobs(group, results, show=show)
+        finished += len(group)
+        for run in map(RecordedRun, folders):
+            if _was_ended(run):
+                _stop()
+            if not run.ok:
+                _say(show, _how(run))
+    return folder
+
+
+def _run_at_once(
+    todo: Sequence[Job], done: Mapping[str, RecordedRun], results: Path, concurrent: int, show: bool
+) -> None:
+    """Runs `todo`, up to `concurrent` at a time, each by a process of its own that supervises its launcher. An
+    interrupt reaches all of them (one process group); the runs that it ended are due again."""
+    from concurrent.futures import as_completed
+
+    from harness import launch
+    from harness.turns import supervisors
+
+    _clear(todo, done)
+    stopped = False
+    with supervisors(concurrent) as pool:
+        started = {pool.submit(launch.run_job, job, results): job for job in todo}
+        try:
+            for number, future in enumerate(as_completed(started), start=1):
+                run = RecordedRun(future.result())
+                stopped = stopped or _was_ended(run)
+                _say(show, f"[{number}/{len(todo)}] {run.name}: {_how(run)}")
+        except KeyboardInterrupt:
+            stopped = True
+        finally:
+            for future in started:
+                future.cancel()
+    if stopped:
+        _stop()
+
+
+def _run_in_turns(todo: Sequence[Job], done: Mapping[str, RecordedRun], results: Path, show: bool) -> None:
+    """Runs `todo` in its order by processes that start once; failures are said, an interrupt ends the study."""
+    from harness.turns import take_turns
+
+    if not todo:
+        return
+    _clear(todo, done)
+    groups = groups_of(todo, by_repeat=False)
+    _say(show, f"{words.plural(len(todo), 'run')} by {words.plural(len(groups), 'start')}, taking turns")
+    stopped = False
+    began = time.monotonic()
+
+    def on_turn(number: int, job: Job) -> None:
+        left = (time.monotonic() - began) / number * (len(todo) - number) if number else None
+        _say(show, f"[{number + 1}/{len(todo)}] {job.run}{_left(left)}")
+
+    def on_end(job: Job, folder: Path) -> None:
+        nonlocal stopped
+        run = RecordedRun(folder)
+        stopped = stopped or _was_ended(run)
+        _say(show, f"{run.name}: {_how(run)}")
+
+    try:
+        take_turns(todo, groups, results, on_turn=on_turn, on_end=on_end)
+    except KeyboardInterrupt:
+        stopped = True
+    if stopped:
+        _stop()
+
+
+def _clear(jobs: Sequence[Job], done: Mapping[str, RecordedRun]) -> None:
+    """Removes the old records of `jobs`: interrupted, or failed and asked for again."""
+    for job in jobs:
+        if (old := done.get(job.run)) is not None:
+            shutil.rmtree(old.folder)
+
+
+def _how(run: RecordedRun) -> str:
+    return "ok" if run.ok else f"failed: {run.reason} (see {run.folder / records.LOG})"
+
+
+def _stop() -> NoReturn:
+    """Ends an interrupted study."""
+    _say(True, "interrupted: the same command goes on where it stopped")
+    raise click.exceptions.Exit(INTERRUPTED)
+
+
+def due(run: RecordedRun | None, retry_failed: bool) -> bool:
+    """Whether a job whose best recorded run is `run` is to be run: none, an interrupted one, or a failed one that is
+    asked for again."""
+    return run is None or (not run.ok and (interrupted(run) or retry_failed))
+
+
+def _left(seconds: float | None) -> str:
+    return f", about {words.duration(seconds)} left for the study" if seconds else ""
+
+
+def _write_study(folder: Path, study: Study) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        records.write_json(folder / STUDY, study.to_dict())
+    except OSError as error:
+        raise JobError(f"{folder}: cannot write results there ({error.strerror}): use --results FOLDER") from None
+
+
+def _say(show: bool, text: str) -> None:
+    if show:
+        click.echo(text, err=True)
