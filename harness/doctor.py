@@ -11,22 +11,24 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from harness.doctor_checks import CHECKS, PACKAGES, Finding, Report, Wanted, bits, judge
+from harness.doctor_checks import CHECKS, PACKAGES, Finding, Report, Wanted, bits, judge, rate_limits
 from mpi import hostfile, probe
 from mpi.launchers.base import JOB_TAG
 from mpi.nodes.link import bytes_per_second
-from mpi.sessions import Session, in_parallel, measure_pairs
+from mpi.sessions import Session, in_parallel, measure_link, measure_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 CONNECT_S = 12.0
 FACTS_S = 12.0
+AGAIN_S = 1.0  # a slow link's second measurement
+AGAIN_MOST = 16  # links: where more seem slow it is no accident
 _PORTS = range(20011, 32000, 7)  # where jobs look for theirs
 
 
@@ -81,7 +83,7 @@ def doctor(
         min_shared_mib=min_shm,
         expect_bytes_per_s=bytes_per_second(expect_rate) if expect_rate else 0.0,
     )
-    reports, links = examine(hosts, request, with_links=not no_links)
+    reports, links = examine(hosts, request, wanted, with_links=not no_links)
     findings = judge(reports, links, wanted)
     seconds = time.monotonic() - began
     failed = any(finding.level == "fail" for finding in findings)
@@ -93,9 +95,10 @@ def doctor(
 
 
 def examine(
-    hosts: Sequence[hostfile.Host], request: dict[str, Any], *, with_links: bool = True
+    hosts: Sequence[hostfile.Host], request: dict[str, Any], wanted: Wanted, *, with_links: bool = True
 ) -> tuple[list[Report], list[dict[str, Any]]]:
-    """Asks every host at once, then lets neighbours measure their link. Never raises for a node's sake."""
+    """Asks every host at once, then lets neighbours measure their link, a slow one once more while the others rest.
+    Never raises for a node's sake."""
     # A lone localhost needs no ssh; everywhere else pdsh and the launchers log in on every host, this one too.
     alone = len(hosts) == 1 and hosts[0].name in ("localhost", "127.0.0.1")
     sessions: list[Session] = in_parallel(
@@ -111,11 +114,32 @@ def examine(
             addresses = [
                 {k: reports[n].facts["addresses"].get(name) or name for k, name in enumerate(names)} for n in reached
             ]
-            for link in measure_pairs([sessions[n] for n in reached], addresses, _PORTS):
+            asked = [sessions[n] for n in reached]
+            measured = measure_pairs(asked, addresses, _PORTS)
+
+            def again(sender: int, receiver: int) -> dict[str, Any]:
+                return measure_link(asked[sender], asked[receiver], addresses[sender][receiver], _PORTS, AGAIN_S)
+
+            for link in surely_slow(measured, wanted, again):
                 links.append({**link, "from": reached[link["from"]], "to": reached[link["to"]]})
         return reports, links
     finally:
         in_parallel(lambda n: sessions[n].close(), len(sessions), width=128)
+
+
+def surely_slow(
+    links: Sequence[dict[str, Any]], wanted: Wanted, again: Callable[[int, int], Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """`links` with the better of two measurements for those that seemed slow: measured beside others, for a moment, a
+    sound link can seem so where a node is busy. again: (from, to) -> what is measured of that link alone."""
+    _, floor = rate_limits(links, wanted)
+    slow = [n for n, link in enumerate(links) if link.get("bytes_per_s", floor) < floor]
+    found = list(links)
+    for n in slow[:AGAIN_MOST]:
+        once_more = again(links[n]["from"], links[n]["to"])
+        if once_more.get("bytes_per_s", 0.0) > links[n]["bytes_per_s"]:
+            found[n] = {**links[n], **once_more}
+    return found
 
 
 def _ask(session: Session, host: hostfile.Host, request: dict[str, Any]) -> Report:

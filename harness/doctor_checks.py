@@ -305,9 +305,7 @@ def _links(reports: Sequence[Report], links: Sequence[Mapping[str, Any]], wanted
 
     Of a slow link's two nodes the one is named whose both links are slow, else both.
     """
-    rates = [link["bytes_per_s"] for link in links if link.get("bytes_per_s")]
-    usual = median(rates) if rates else 0.0
-    floor = max(wanted.expect_bytes_per_s * 0.7, usual * 0.5 if len(rates) > 2 else 0.0)
+    usual, floor = rate_limits(links, wanted)
     slow: list[Mapping[str, Any]] = []
     for link in links:
         pair = f"{reports[link['from']].host} -> {reports[link['to']].host}"
@@ -332,6 +330,13 @@ def _links(reports: Sequence[Report], links: Sequence[Mapping[str, Any]], wanted
             problem=problem,
             remedy=remedy,
         )
+
+
+def rate_limits(links: Sequence[Mapping[str, Any]], wanted: Wanted) -> tuple[float, float]:
+    """Bytes per second of the usual link, and below which one is slow."""
+    rates = [link["bytes_per_s"] for link in links if link.get("bytes_per_s")]
+    usual = median(rates) if rates else 0.0
+    return usual, max(wanted.expect_bytes_per_s * 0.7, usual * 0.5 if len(rates) > 2 else 0.0)
 
 
 def bits(bytes_per_s: float) -> str:

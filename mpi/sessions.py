@@ -130,14 +130,17 @@ def measure_pairs(
             found[group[position]] = {
                 "from": sender,
                 "to": receiver,
-                **_measure(sessions[sender], sessions[receiver], addresses[sender][receiver], ports, seconds),
+                **measure_link(sessions[sender], sessions[receiver], addresses[sender][receiver], ports, seconds),
             }
 
         in_parallel(one, len(group), width=at_once)
     return [found[n] for n in range(len(links))]
 
 
-def _measure(sender: Session, receiver: Session, address: str, ports: Sequence[int], seconds: float) -> dict[str, Any]:
+def measure_link(
+    sender: Session, receiver: Session, address: str, ports: Sequence[int], seconds: float
+) -> dict[str, Any]:
+    """``port, round_trip_s, bytes_per_s`` or ``error`` of one link. address: how the sender calls the receiver."""
     port = receiver.ask({"do": "listen", "ports": list(ports)}, 3).get("port", 0)
     if not port:
         return {"error": "no port could be opened", "port": 0}
