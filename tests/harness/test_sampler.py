@@ -121,9 +121,11 @@ def test_gpus_are_watched_with_energy_by_counter_or_by_power(monkeypatch: pytest
     with ResourceSampler(rows.append, hz=10) as sampler:
         time.sleep(0.35)
     assert all(schema_errors("resources", row) == [] for row in rows)
+    read = [row["gpus"] for row in rows if row["gpus"]]  # fewer than the rows where this machine is busy
+    assert len(read) >= 2
     first, second = rows[-1]["gpus"]
     assert (first["util_percent"], first["power_w"], first["temperature_c"]) == (90, 500.0, 55)
-    assert first["energy_j"] - rows[0]["gpus"][0]["energy_j"] == pytest.approx(50.0 * (len(rows) - 1))
+    assert first["energy_j"] - read[0][0]["energy_j"] == pytest.approx(50.0 * (len(read) - 1))
     passed = rows[-1]["t"] - rows[0]["t"]
     assert second["energy_j"] == pytest.approx(500.0 * passed, rel=0.2)
     assert sampler.peaks()["gpu_mem_mib"] == {0: 3072.0, 1: 4096.0}
