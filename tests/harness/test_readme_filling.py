@@ -90,7 +90,7 @@ def test_answers_tell_alike_from_unknown(tmp_path: Path) -> None:
     few = tmp_path / "few"
     for repeat, (deepspeed_s, horovod_s) in enumerate([(0.5, 0.3), (0.4, 0.6)]):
         for backend, step_s in (("deepspeed", deepspeed_s), ("horovod", horovod_s)):
-            write_run(few, Job(backend=backend, slots=2, preset="tiny", repeat=repeat), step_s=step_s)
+            write_run(few, Job(backend=backend, slots=2, preset="tiny", repeat=repeat), step_s=step_s, images=6)
     told = {row[0].split("/")[0].split("(")[1]: row[2] for row in answers([same, few], tmp_path).rows}
     assert told["same"] == "alike"
     assert told["few"] == "cannot be told"

@@ -23,7 +23,7 @@ def study(folder: Path, times: dict[str, tuple[Job, float]], *, repeats: int = 3
     for repeat in range(repeats):
         for name, (job, step_s) in times.items():
             job = job.with_(repeat=repeat, run=f"{name}-r{repeat}")
-            write_run(folder, job, step_s=step_s * 1.1**repeat, noise=noise)
+            write_run(folder, job, step_s=step_s * 1.1**repeat, noise=noise, images=6)
     return summarize_study(folder)
 
 
@@ -103,8 +103,8 @@ def test_another_job_or_a_seed_is_no_setting(tmp_path: Path) -> None:
 def test_what_scatters_too_much_is_said_to_be_unknown(tmp_path: Path) -> None:
     ddp = PLAIN.with_(backend="ddp")
     for repeat, (plain, compiled) in enumerate([(0.5, 0.2), (0.5, 0.9)]):
-        write_run(tmp_path / "s", ddp.with_(repeat=repeat, run=f"p{repeat}"), step_s=plain)
-        write_run(tmp_path / "s", ddp.with_(repeat=repeat, run=f"c{repeat}", compile=True), step_s=compiled)
+        write_run(tmp_path / "s", ddp.with_(repeat=repeat, run=f"p{repeat}"), step_s=plain, images=6)
+        write_run(tmp_path / "s", ddp.with_(repeat=repeat, run=f"c{repeat}", compile=True), step_s=compiled, images=6)
     (said,) = sentences(summarize_study(tmp_path / "s").variants)
     assert said.startswith("compile=true at 2 workers: what it changes cannot be told (PyTorch DDP +")
     assert said.endswith("; 2 interleaved repeats).")
