@@ -3,7 +3,7 @@ workers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,15 @@ from harness import words
 from harness.compare import Comparison, summarize_study
 from harness.paired import Difference
 from harness.table import Table
-from harness.verdict import facing
+from harness.verdict import facing, fastest_of_both
 
 COLUMNS = ("job", "on", "faster", "by", "memory a worker", "efficiency")
 
 
-def answers(studies: Sequence[Path], root: Path) -> Table:
-    """root: where the table is shown, for the links. Studies without both engines at some number of workers have no
-    row. Raises RecordError for a damaged study."""
-    rows = [row for study in studies for row in _rows(summarize_study(study), _link(study, root))]
+def answers(studies: Sequence[Path], root: Path, summarize: Callable[[Path], Comparison] = summarize_study) -> Table:
+    """root: where the table is shown, for the links. summarize: for a caller that has done it. Studies without both
+    engines at some number of workers have no row. Raises RecordError for a damaged study."""
+    rows = [row for study in studies for row in _rows(summarize(study), f"{seen_from(root, study)}/report.html")]
     return Table(
         id="answers",
         title="",
@@ -32,8 +32,9 @@ def answers(studies: Sequence[Path], root: Path) -> Table:
     )
 
 
-def _link(study: Path, root: Path) -> str:
-    return f"{study.relative_to(root) if study.is_relative_to(root) else study}/report.html"
+def seen_from(root: Path, study: Path) -> Path:
+    """The study's folder as a link from `root` names it."""
+    return study.relative_to(root) if study.is_relative_to(root) else study
 
 
 def _rows(comparison: Comparison, link: str) -> list[list[str]]:
@@ -43,15 +44,8 @@ def _rows(comparison: Comparison, link: str) -> list[list[str]]:
     main = main[main["samples_per_s"].notna()]
     rows = []
     for workers in sorted({int(count) for count in main["workers"]}, reverse=True):
-        here = main[main["workers"] == workers].sort_values("samples_per_s")
-        best = {
-            backend: own.iloc[-1]
-            for backend in ("deepspeed", "horovod")
-            if len(own := here[here["backend"] == backend])
-        }
-        if len(best) == 2:
-            faster, by = _faster(comparison, workers, best["deepspeed"]["label"], best["horovod"]["label"])
-            cells = (best["deepspeed"], best["horovod"])
+        if cells := fastest_of_both(main[main["workers"] == workers]):
+            faster, by = _faster(comparison, workers, *(cell["label"] for cell in cells))
             memory = _both({cell["label"]: words.mebibytes(cell["peak_memory_mib"]) for cell in cells})
             shares = {cell["label"]: words.percent(cell["efficiency"]) for cell in cells}
             efficiency = _both(shares) if workers > 1 else words.DASH
@@ -78,8 +72,7 @@ def _faster(comparison: Comparison, workers: int, deepspeed: str, horovod: str) 
 
 def _amount(difference: Difference) -> str:
     digits = 0 if difference.vague else 1
-    interval = difference.interval(digits).removeprefix("95 % CI ")
-    return f"{difference.value * 100:+.{digits}f} % ({interval})"
+    return f"{words.change(difference.value, digits)} ({difference.bounds(digits)})"
 
 
 def _job(comparison: Comparison, link: str) -> str:

@@ -358,23 +358,16 @@ def _pairs(runs: Sequence[RecordedRun], frame: pd.DataFrame) -> tuple[list[Paire
         labels = list(dict.fromkeys(cell["label"]))
         many = len(labels) * (len(labels) - 1) // 2
         rates = _rates(cell, labels)
-        together = {(found.a, found.b): found for found in paired.block_differences(rates)}
+        timed: dict[str, dict[tuple[int, int], RecordedRun]] = {label: {} for label in labels}
+        for row in cell.itertuples():
+            timed[row.label][row.repeat, row.seed] = by_name[row.key]
+        speeds = paired.Speeds(rates, timed, many)
         for a, b in itertools.combinations(labels, 2):
             first = {(row.repeat, row.seed): row for row in cell[cell["label"] == a].itertuples()}
             second = {(row.repeat, row.seed): row for row in cell[cell["label"] == b].itertuples()}
             shared = sorted(first.keys() & second.keys())
             where = {"group": int(group), "workers": int(workers)}
-            timed = sorted(rates[a].keys() & rates[b].keys())
-            if (a, b) in together:
-                speed.append(PairedFigure(figure="samples_per_s", difference=together[a, b], **where))
-            elif len(timed) == 1:
-                difference = paired.step_difference(
-                    a, b, *(by_name[side[timed[0]].key].timed_steps for side in (first, second)), comparisons=many
-                )
-                speed.append(PairedFigure(figure="samples_per_s", difference=difference, **where))
-            elif timed:
-                pairs = [(rates[a][key], rates[b][key]) for key in timed]
-                difference = paired.relative_difference(a, b, pairs, comparisons=many)
+            if (difference := speeds.difference(a, b)) is not None:
                 speed.append(PairedFigure(figure="samples_per_s", difference=difference, **where))
             for name in ("final_loss", *QUALITY):
                 figures = [

@@ -178,13 +178,18 @@ def _unlike(comparison: Comparison) -> list[dict[str, Any]]:
     names = group_names(comparison)
     return [
         {
-            "title": f"Group {group + 1}{names.get(group, '').replace(f' [group {group + 1}]', '')}",
+            "title": _group_title(group + 1, names.get(group, "")),
             "reasons": "; ".join(reasons[:8]),
             "charts": _group_charts(comparison, group),
         }
         for group, reasons in enumerate(comparison.comparability.reasons)
         if group
     ]
+
+
+def _group_title(number: int, name: str) -> str:
+    """``Group 2 [compile=true]``; name: of `group_names`, which may be the number alone."""
+    return f"Group {number}" if name == f" [group {number}]" else f"Group {number}{name}"
 
 
 def _group_charts(comparison: Comparison, group: int) -> list[charts.Chart]:

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -67,10 +67,15 @@ class Difference:
 
     def interval(self, digits: int = 1) -> str:
         """``95 % CI 2.0 to 6.1 %``."""
+        prefix = "" if self.low is None or self.high is None else "95 % CI "
+        return prefix + self.bounds(digits)
+
+    def bounds(self, digits: int = 1) -> str:
+        """``2.0 to 6.1 %``."""
         if self.low is None or self.high is None:
             return "no interval"
         low, high = (self.low * 100, self.high * 100) if self.relative else (self.low, self.high)
-        return f"95 % CI {low:.{digits}f} to {high:.{digits}f}{' %' if self.relative else ''}"
+        return f"{low:.{digits}f} to {high:.{digits}f}{' %' if self.relative else ''}"
 
     def basis(self) -> str:
         """What the interval stands on."""
@@ -183,6 +188,40 @@ def step_difference(
     tail = 100 * (1 - LEVEL) / 2 / comparisons
     low, high = np.percentile(ratios, [tail, 100 - tail])
     return Difference(a=a, b=b, value=value, low=float(low), high=float(high), pairs=1, comparisons=comparisons)
+
+
+class Timed(Protocol):
+    """A run that has the seconds of each step after its warm-up."""
+
+    @property
+    def timed_steps(self) -> Sequence[float]: ...
+
+
+class Speeds:
+    """Differences of speed between any two of `rates`' labels: from one additive model of all of them where it holds
+    (`block_differences`), else from the two's own pairs, else from the steps of the one pair of runs.
+
+    rates: label -> repeat -> samples/s. runs: label -> repeat -> run. comparisons: made of them in all.
+    """
+
+    def __init__(
+        self, rates: Mapping[str, Mapping[Any, float]], runs: Mapping[str, Mapping[Any, Timed]], comparisons: int
+    ) -> None:
+        self.rates, self.runs, self.comparisons = rates, runs, comparisons
+        self.together = {(found.a, found.b): found for found in block_differences(rates)}
+
+    def difference(self, a: str, b: str) -> Difference | None:
+        """`b` against `a`, which stands before it in `rates`; None where no repeat of both was timed."""
+        if (a, b) in self.together:
+            return self.together[a, b]
+        shared = sorted(self.rates[a].keys() & self.rates[b].keys())
+        if not shared:
+            return None
+        if len(shared) == 1:
+            first, second = (self.runs[label][shared[0]].timed_steps for label in (a, b))
+            return step_difference(a, b, first, second, comparisons=self.comparisons)
+        pairs = [(self.rates[a][key], self.rates[b][key]) for key in shared]
+        return relative_difference(a, b, pairs, comparisons=self.comparisons)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:

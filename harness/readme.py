@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from harness import notes, records, words
-from harness.answers import answers
+from harness.answers import answers, seen_from
 from harness.compare import Comparison, summarize_study
 from harness.findings import findings
 from harness.table import markdown, without_empty_columns
@@ -27,11 +28,12 @@ _ANSWERS = re.compile(r"(<!-- answers (?P<names>[\w. -]+?) -->\n).*?(?P<end><!--
 def fill(readme: Path, results: Path) -> bool:
     """Replaces the blocks of `readme` whose study is in `results`; True where its text changed."""
     text = readme.read_text()
+    summarize = cache(summarize_study)  # a study may stand in several blocks
 
     def block(match: re.Match[str]) -> str:
         study = results / match["name"]
         body = (
-            _body(study, readme.parent, short=bool(match["short"]))
+            _body(study, summarize(study), readme.parent, short=bool(match["short"]))
             if records.runs_of(study)
             else f"(not run yet: results/{match['name']})\n"
         )
@@ -39,7 +41,7 @@ def fill(readme: Path, results: Path) -> bool:
 
     def answered(match: re.Match[str]) -> str:
         studies = [results / name for name in match["names"].split()]
-        table = answers([study for study in studies if records.runs_of(study)], readme.parent)
+        table = answers([study for study in studies if records.runs_of(study)], readme.parent, summarize)
         return f"{match[1]}{markdown(table)}{match['end']}"
 
     filled = _ANSWERS.sub(answered, _BLOCK.sub(block, text))
@@ -48,9 +50,8 @@ def fill(readme: Path, results: Path) -> bool:
     return filled != text
 
 
-def _body(study: Path, root: Path, *, short: bool) -> str:
-    comparison = summarize_study(study)
-    where = study.relative_to(root) if study.is_relative_to(root) else study
+def _body(study: Path, comparison: Comparison, root: Path, *, short: bool) -> str:
+    where = seen_from(root, study)
     lines = [f"*{setting(comparison)}; {_versions(comparison)}*", ""]
     lines += [f"- {sentence}" for sentence in verdict(comparison, findings(comparison))]
     links = f"[report]({where}/report.html), [records]({where})"

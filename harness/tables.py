@@ -58,8 +58,8 @@ def difference_table(comparison: Comparison) -> Table | None:
         [
             f"{pair.difference.b} against {pair.difference.a}",
             str(pair.workers),
-            f"{pair.difference.value * 100:+.1f} %",
-            pair.difference.interval().replace("95 % CI ", ""),
+            words.change(pair.difference.value),
+            pair.difference.bounds(),
             str(pair.difference.pairs),
             "yes" if pair.difference.real else "no",
         ]
@@ -87,9 +87,9 @@ def variant_table(comparison: Comparison) -> Table | None:
         [
             f"{found.engine}: {found.title}",
             str(found.workers),
-            f"{found.speed.value * 100:+.1f} %",
-            found.speed.interval().replace("95 % CI ", ""),
-            words.DASH if found.memory is None else f"{found.memory * 100:+.1f} %",
+            words.change(found.speed.value),
+            found.speed.bounds(),
+            words.DASH if found.memory is None else words.change(found.memory),
             words.DASH if found.loss is None else f"{found.loss:+.3f}",
             str(found.speed.pairs),
             "yes" if found.speed.real else "no",

@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import paired, words
-from harness.recorded import RecordedRun, label_of
+from harness.recorded import RecordedRun
 
 # Of the contract: what the machine or the seed decides, what follows from other settings, and what makes another job.
-_NOT_SETTINGS = frozenset({
-    "seed", "workers", "nodes", "scaling", "global_batch", "batch_per_worker", "cpu", "cores", "gpu", "driver",
-    "device", "wire_dtype", "worlds",
-})  # fmt: skip
-_NOT_SETTINGS_BEGIN = ("hash.", "version.")
 _MUST_AGREE = ("scaling", "batch_per_worker", "global_batch", "cpu", "cores", "gpu", "driver", "device")
+_NOT_SETTINGS = frozenset({*_MUST_AGREE, "seed", "workers", "nodes", "wire_dtype", "worlds"})
+_NOT_SETTINGS_BEGIN = ("hash.", "version.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +75,15 @@ def variants(runs: Sequence[RecordedRun], rows: Sequence[Any]) -> list[Variant]:
     for (workers, *_), engines in sorted(places.items(), key=lambda place: place[0][0]):
         ordered = [_plainest_first(own) for own in engines.values()]
         cells = [cell for own in ordered for cell in own]
-        differences = _Differences(cells, len(cells) - len(ordered))
+        names = {id(cell): str(position) for position, cell in enumerate(cells)}
+        speeds = paired.Speeds(
+            {names[id(cell)]: _rates(cell) for cell in cells},
+            {names[id(cell)]: cell.runs for cell in cells},
+            len(cells) - len(ordered),
+        )
         for own in ordered:
             for reference, cell in _references(own):
-                speed = differences.of(reference, cell)
+                speed = speeds.difference(names[id(reference)], names[id(cell)])
                 if speed is not None:
                     found.append(_variant(own[0], reference, cell, workers, speed))
     return found
@@ -102,11 +104,11 @@ def _sentence(title: str, members: Sequence[Variant]) -> str:
     here = [variant for variant in members if variant.workers == workers]
     told, vague = [], []
     for variant in here:
-        change = f"{variant.engine} {_signed(variant.speed.value)}"
+        change = f"{variant.engine} {words.change(variant.speed.value)}"
         if not variant.speed.real and variant.speed.vague:
             vague.append(change)
             continue
-        memory = "" if variant.memory is None else f", memory {_signed(variant.memory, 0)}"
+        memory = "" if variant.memory is None else f", memory {words.change(variant.memory, 0)}"
         told.append(f"{change} samples/s ({variant.speed.interval()}{memory})")
     start = f"{title} at {words.plural(workers, 'worker')}"
     pairs = min(variant.speed.pairs for variant in here)
@@ -150,30 +152,6 @@ def _references(cells: Sequence[_Cell]) -> Iterator[tuple[_Cell, _Cell]]:
         yield min(cells[:position], key=lambda earlier: len(_changed(earlier.settings, cell.settings))), cell
 
 
-class _Differences:
-    """Of speed between cells at one number of workers: from one additive model of all of them where it holds
-    (`paired.block_differences`), else from each two's own pairs. comparisons: that are made of them in all."""
-
-    def __init__(self, cells: Sequence[_Cell], comparisons: int) -> None:
-        self.names = {id(cell): str(position) for position, cell in enumerate(cells)}
-        self.comparisons = comparisons
-        together = paired.block_differences({self.names[id(cell)]: _rates(cell) for cell in cells})
-        self.together = {(found.a, found.b): found for found in together}
-
-    def of(self, reference: _Cell, cell: _Cell) -> paired.Difference | None:
-        """`cell` against `reference`, which came before it; None where no repeat of both was timed."""
-        a, b = self.names[id(reference)], self.names[id(cell)]
-        if (a, b) in self.together:
-            return self.together[a, b]
-        before, after = _rates(reference), _rates(cell)
-        shared = sorted(before.keys() & after.keys())
-        if len(shared) == 1:
-            steps = [side.runs[shared[0]].timed_steps for side in (reference, cell)]
-            return paired.step_difference(a, b, steps[0], steps[1], comparisons=self.comparisons)
-        pairs = [(before[key], after[key]) for key in shared]
-        return paired.relative_difference(a, b, pairs, comparisons=self.comparisons) if pairs else None
-
-
 def _rates(cell: _Cell) -> dict[tuple[int, int], float]:
     """Samples/s by (repeat, seed)."""
     return {key: row.samples_per_s for key, row in cell.rows.items() if words.is_number(row.samples_per_s)}
@@ -184,7 +162,7 @@ def _variant(first: _Cell, reference: _Cell, cell: _Cell, workers: int, speed: p
     memory, more_memory = (_mean(side, shared, "peak_memory_mib") for side in (reference, cell))
     loss, other_loss = (_mean(side, shared, "final_loss") for side in (reference, cell))
     return Variant(
-        engine=_engine(first),
+        engine=next(iter(first.runs.values())).label,
         workers=workers,
         setting=_text(_changed(first.settings, cell.settings)),
         against=_text(_changed(first.settings, reference.settings)),
@@ -194,11 +172,6 @@ def _variant(first: _Cell, reference: _Cell, cell: _Cell, workers: int, speed: p
         group=cell.group,
         across=reference.group != cell.group,
     )
-
-
-def _engine(cell: _Cell) -> str:
-    run = next(iter(cell.runs.values()))
-    return label_of(run.job, zero_stage=(run.result.get("engine") or {}).get("zero_stage"))
 
 
 def _mean(cell: _Cell, keys: Sequence[tuple[int, int]], name: str) -> float | None:
@@ -217,7 +190,3 @@ def _value(value: Any, before: Any) -> str:
     if value is None:  # the contract leaves out what is off, a job what is the engine's default
         return "false" if isinstance(before, bool) else "default"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _signed(share: float, digits: int = 1) -> str:
-    return f"{share * 100:+.{digits}f} %"

@@ -73,11 +73,11 @@ def speed_sentence(pair: PairedFigure) -> str:
         if difference.vague:
             return (
                 f"Which of {difference.a} and {difference.b} is faster {at} cannot be told: "
-                f"{_signed(difference.value)} ({difference.interval(0)}, {difference.basis()}); more --repeats on a "
-                "quiet machine."
+                f"{words.change(difference.value)} ({difference.interval(0)}, {difference.basis()}); more --repeats on "
+                "a quiet machine."
             )
         return (
-            f"No real difference in speed {at}: {difference.b} against {difference.a} {_signed(difference.value)} "
+            f"No real difference in speed {at}: {difference.b} against {difference.a} {words.change(difference.value)} "
             f"({difference.interval()}, {difference.basis()})."
         )
     if difference.value < 0:  # say who is faster, not who is slower
@@ -97,7 +97,7 @@ def _tie_sentence(fastest: str, equal: Sequence[PairedFigure]) -> str:
     """Two or more engines that the measurement cannot tell from the fastest, in one sentence."""
     turned = [facing(pair, pair.difference.a).difference for pair in equal]  # every other one against the fastest
     others = words.joined(
-        [f"{other.b} ({_signed(other.value)}, {other.interval(0 if other.vague else 1)})" for other in turned]
+        [f"{other.b} ({words.change(other.value)}, {other.interval(0 if other.vague else 1)})" for other in turned]
     )
     at = words.plural(equal[0].workers, "worker")
     if not any(other.vague for other in turned):
@@ -154,14 +154,18 @@ def _speed(comparison: Comparison) -> list[str]:
 def _of_interest(main: Any, pairs: Sequence[PairedFigure], fastest: str) -> list[PairedFigure]:
     """The fastest Horovod against the fastest DeepSpeed where a third engine is faster than both: they are what this
     harness compares. main: the cells at one number of workers."""
-    best = {}
-    for backend in ("horovod", "deepspeed"):
-        if len(own := main[main["backend"] == backend]):
-            best[backend] = own.sort_values("samples_per_s").iloc[-1]["label"]
-    if len(best) < 2 or fastest in best.values():
+    best = fastest_of_both(main)
+    if not best or fastest in (labels := [cell["label"] for cell in best]):
         return []
-    wanted = set(best.values())
-    return [facing(pair, best["horovod"]) for pair in pairs if {pair.difference.a, pair.difference.b} == wanted]
+    return [facing(pair, labels[1]) for pair in pairs if {pair.difference.a, pair.difference.b} == set(labels)]
+
+
+def fastest_of_both(cells: Any) -> list[Any]:
+    """The fastest cell of DeepSpeed and of Horovod, in this order, of cells at one number of workers; [] where one is
+    missing."""
+    ordered = cells.sort_values("samples_per_s")
+    own = [ordered[ordered["backend"] == backend] for backend in ("deepspeed", "horovod")]
+    return [of_one.iloc[-1] for of_one in own] if all(map(len, own)) else []
 
 
 def _scaling(comparison: Comparison) -> list[str]:
@@ -262,7 +266,3 @@ def _turned(pair: PairedFigure) -> PairedFigure:
         high=None if old.low is None else 1 / (1 + old.low) - 1,
     )
     return replace(pair, difference=turned)
-
-
-def _signed(value: float) -> str:
-    return f"{value * 100:+.1f} %"

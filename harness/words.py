@@ -34,6 +34,11 @@ def percent(value: float | None, places: int = 0) -> str:
     return f"{value * 100:.{places}f} %" if is_number(value) else DASH
 
 
+def change(share: float, places: int = 1) -> str:
+    """A relative change with its sign: ``0.041`` is ``+4.1 %``."""
+    return f"{share * 100:+.{places}f} %"
+
+
 def milliseconds(seconds: float | None) -> str:
     """Seconds as milliseconds with three significant digits."""
     return number(None if seconds is None else seconds * 1000)
