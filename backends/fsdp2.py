@@ -178,6 +178,7 @@ class Fsdp2Backend(TorchCollectives, StepBackend):
                 if name in state["buffers"]:
                     buffer.copy_(state["buffers"][name])
         self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.zero_grad()  # of a step that was cut
         if self._scale is not None and state["scale"] is not None:
             self._scale.load(state["scale"])
         self._step = state["step"]

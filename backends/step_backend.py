@@ -197,6 +197,9 @@ class StepBackend(Backend):
                 if name in state["buffers"]:
                     buffer.copy_(state["buffers"][name])
         self._optimizer.load_state_dict(state["optimizer"])
+        # A step that was cut, say by a peer's death between backward and exchange, has left its gradients: the next
+        # backward pass would add to them.
+        self._optimizer.zero_grad()
         if self._scale is not None:
             self._scale.load(state["scale"])
         self._step = state["step"]

@@ -90,6 +90,19 @@ def test_resume_is_bit_equal(tmp_path: Path, precision: str) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in resumed.weights().items())
 
 
+def test_loading_drops_the_gradients_of_a_step_that_was_cut(tmp_path: Path) -> None:
+    backend, unbroken = made(), made()
+    trained(backend, 0, 2)
+    trained(unbroken, 0, 4)
+    backend.save(tmp_path)
+    (batch,) = tiny.batches(2, 0, 1, 1)
+    backend.model(batch)["loss"].backward()
+    backend.load(tmp_path)
+    trained(backend, 2, 4)
+    for name, value in backend.weights().items():
+        assert torch.equal(value, unbroken.weights()[name]), name
+
+
 def test_damaged_and_foreign_checkpoints_are_one_line(tmp_path: Path) -> None:
     backend = made()
     trained(backend, 0, 1)

@@ -1,10 +1,15 @@
-"""Worker of the elastic test: ``elastic.py FOLDER STEPS``. Each rank leaves ``FOLDER/HOST.pid``; rank 0 writes the
-end."""
+"""Worker of the elastic tests: ``elastic.py FOLDER STEPS``. Each rank leaves ``FOLDER/HOST.pid``; rank 0 writes the
+end.
+
+ELASTIC_DIES=HOST:STEP kills that host's worker inside that step: after the step's first collective, before its backward
+pass, so that the others have gradients of their own when they learn of it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -28,13 +33,22 @@ def main() -> None:
     folder, steps = Path(sys.argv[1]), int(sys.argv[2])
     host = os.environ["HOROVOD_HOSTNAME"]
     backend = backends.load("horovod")(backends.settings_from("horovod", {}), detect(), device="cpu", timeout_s=20)
-    backend.prepare(Tiny(), Optimization(total_steps=steps))
+    model = Tiny()
+    backend.prepare(model, Optimization(total_steps=steps))
     pace = float(os.environ.get("ELASTIC_PACE_S", "0.05"))
 
     def share(step: int, rank: int, world_size: int) -> tuple[list[Any], list[int]]:
         (x, y), *_ = batches(step, 0, 1, 1)
         parts = micro_parts(GLOBAL_BATCH, rank=rank, world_size=world_size, accumulation=1)
         return [(x[p.start : p.stop], y[p.start : p.stop]) for p in parts], [len(p) for p in parts]
+
+    dying_host, _, dying_step = os.environ.get("ELASTIC_DIES", "").partition(":")
+
+    def die(*_: Any) -> None:
+        if host == dying_host and backend.step == int(dying_step):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    model.register_forward_pre_hook(die)
 
     def on_step(step: int, report: Any) -> None:
         (folder / f"{host}.pid").write_text(str(os.getpid()))

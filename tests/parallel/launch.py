@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +70,11 @@ def started(
 
 
 @contextmanager
-def started_command(argv: Sequence[str], log: Path) -> Iterator[subprocess.Popen]:
-    """The running command, its output going to `log`. At the end every process that it started is gone."""
+def started_command(
+    argv: Sequence[str], log: Path, extra: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen]:
+    """The running command, its output going to `log`, with `extra` in its environment. At the end every process that it
+    started is gone."""
     tag = uuid.uuid4().hex
     environment = {
         **os.environ,
@@ -79,6 +82,7 @@ def started_command(argv: Sequence[str], log: Path) -> Iterator[subprocess.Popen
         "PATH": f"{BIN}:{os.environ['PATH']}",
         _TAG: tag,
         "OMPI_MCA_rmaps_base_oversubscribe": "1",
+        **(extra or {}),
     }
     for name in list(environment):  # a launcher around pytest must not leak into ours
         if name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):

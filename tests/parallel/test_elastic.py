@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,17 +27,12 @@ STEPS = 260
 
 
 def test_a_lost_worker_and_a_new_one_change_nothing_but_the_world(tmp_path: Path) -> None:
-    from tiny import Tiny, batches
-
     hosts, discovery = tmp_path / "hosts", tmp_path / "discover.sh"
     hosts.write_text("localhost:1\n127.0.0.1:1\n")  # two names of this machine are two hosts to Horovod
     discovery.write_text(f"#!/bin/sh\ncat {hosts}\n")
     discovery.chmod(0o755)
-    options = ["-np", "2", "--min-np", "1", "--max-np", "2", "--network-interfaces", "lo"]
-    worker = [sys.executable, str(HERE / "elastic.py"), str(tmp_path), str(STEPS)]
-    argv = [sys.executable, str(BIN / "horovodrun"), *options, "--host-discovery-script", str(discovery), *worker]
     log = tmp_path / "log.txt"
-    with started_command(argv, log) as process:
+    with started_command(_command(tmp_path, discovery), log) as process:
         _wait_for(lambda: _at(tmp_path) >= (10, 2), process, log, "both workers train")
         os.kill(int((tmp_path / "127.0.0.1.pid").read_text()), signal.SIGKILL)
         _wait_for(lambda: _at(tmp_path)[1] == 1, process, log, "the survivor goes on")
@@ -45,15 +41,40 @@ def test_a_lost_worker_and_a_new_one_change_nothing_but_the_world(tmp_path: Path
             hosts.write_text(f"localhost:1\n{newcomer}:1\n")
             _wait_for(lambda: _at(tmp_path)[1] == 2, process, log, "the newcomer is taken in")
         assert process.wait(90) == 0, log.read_text()[-3000:]
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    sizes = [size for _, size in summary["worlds"]]
+    sizes = [size for _, size in _as_unbroken(tmp_path)["worlds"]]
     assert sizes == ([2, 1] if newcomer.startswith("127.") else [2, 1, 2])
-    assert summary["steps"] == STEPS
+
+
+def test_gradients_of_a_step_cut_between_backward_and_exchange_are_dropped(tmp_path: Path) -> None:
+    discovery = tmp_path / "discover.sh"
+    discovery.write_text("#!/bin/sh\nprintf 'localhost:1\\n127.0.0.1:1\\n'\n")
+    discovery.chmod(0o755)
+    log = tmp_path / "log.txt"
+    steps = 24
+    dies = {"ELASTIC_DIES": "127.0.0.1:10", "ELASTIC_PACE_S": "0"}
+    with started_command(_command(tmp_path, discovery, steps), log, extra=dies) as process:
+        assert process.wait(90) == 0, log.read_text()[-3000:]
+    assert _as_unbroken(tmp_path, steps)["worlds"] == [[0, 2], [8, 1]]
+
+
+def _command(folder: Path, discovery: Path, steps: int = STEPS) -> list[str]:
+    options = ["-np", "2", "--min-np", "1", "--max-np", "2", "--network-interfaces", "lo"]
+    worker = [sys.executable, str(HERE / "elastic.py"), str(folder), str(steps)]
+    return [sys.executable, str(BIN / "horovodrun"), *options, "--host-discovery-script", str(discovery), *worker]
+
+
+def _as_unbroken(folder: Path, steps: int = STEPS) -> dict[str, Any]:
+    """The job's summary, whose weights are those of an unbroken run in one process."""
+    from tiny import Tiny, batches
+
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == steps
     assert summary["replayed"] <= 4  # no more than the commit interval
-    cell = Cell(label="single", engine="single", optimization={"total_steps": STEPS}, steps=STEPS)
+    cell = Cell(label="single", engine="single", optimization={"total_steps": steps}, steps=steps)
     (expected,) = run_cells([cell], Tiny, batches, facts=ProcessFacts(), device="cpu")
-    found = compare(torch.load(tmp_path / "weights.pt"), expected.weights, expected.initial)
+    found = compare(torch.load(folder / "weights.pt"), expected.weights, expected.initial)
     assert found.relative <= 1e-5, found
+    return summary
 
 
 def _at(folder: Path) -> tuple[int, int]:
