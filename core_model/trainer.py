@@ -21,15 +21,19 @@ from core_model.data.ahead import on_device
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss is not finite although no overflow was skipped."""
+    """The loss is not finite although it was not scaled, or no overflow was skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How long to train and how often to speak. Steps are optimizer steps; `start_step` > 0 when resumed."""
+    """How long to train and how often to speak. Steps are optimizer steps. start_step > 0, start_s: when resumed, the
+    steps finished and the seconds that they took. scaled: the loss is scaled (fp16), so that it may overflow in a step
+    which is then skipped."""
 
     steps: int
     start_step: int = 0
+    start_s: float = 0.0
+    scaled: bool = False
     log_every: int = 10
     checkpoint_every: int = 0
     samples_per_step: int = 1
@@ -51,7 +55,8 @@ class Trainer:
     batches: yields, per optimizer step, this rank's list of micro-batches (anything with ``to(device)``).
     on_rows: called on rank 0 with the window's rows (see `harness.records` for their keys).
     on_checkpoint: called on EVERY rank with the number of finished steps.
-    before_step: called on every rank with the step number, outside the timed region (faults, profiles).
+    before_step, after_step: called on every rank with the step number, outside the timed region (faults, profiles);
+    the latter at the step's own end, before anything is flushed or saved.
     """
 
     def __init__(
@@ -63,18 +68,21 @@ class Trainer:
         on_rows: Callable[[list[dict[str, Any]]], None],
         on_checkpoint: Callable[[int], None] | None = None,
         before_step: Callable[[int], None] | None = None,
+        after_step: Callable[[int], None] | None = None,
     ) -> None:
         self.backend, self.batches, self.plan = backend, batches, plan
-        self.on_rows, self.on_checkpoint, self.before_step = on_rows, on_checkpoint, before_step
+        self.on_rows, self.on_checkpoint = on_rows, on_checkpoint
+        self.before_step, self.after_step = before_step, after_step
         self.clock = Clock(backend.device)
         self._pending: list[_Pending] = []
+        self._restarts = {plan.start_step} - {0}  # steps before which the workers, or their world, were made anew
 
     def train(self) -> int:
         """Trains to `plan.steps`; returns the number of finished steps. Raises TrainingDivergedError or what the engine
         or the data raises."""
         plan, backend, clock = self.plan, self.backend, self.clock
         iterator = on_device(self.batches, backend.device)
-        self._started = time.perf_counter()
+        self._started = time.perf_counter() - plan.start_s
         step = plan.start_step
         try:
             while step < plan.steps:
@@ -103,6 +111,8 @@ class Trainer:
         """Puts a step that ends now into the window. begin: its first mark. data_s: seconds it waited for its batch."""
         end = self.clock.mark()
         self._pending.append(_Pending(step=step, report=report, begin=begin, end=end, data_s=data_s))
+        if self.after_step is not None:
+            self.after_step(step)
 
     def _flush(self) -> None:
         """Averages the window's losses over the ranks, gathers step times, hands rows to rank 0."""
@@ -119,7 +129,8 @@ class Trainer:
             losses = dict(zip(names, values, strict=True))
             report = item.report
             skipped = bool(report.skipped)
-            if not math.isfinite(losses["loss"]) and not skipped:
+            # DeepSpeed also skips a step whose norm is not finite where nothing is scaled: that is no overflow.
+            if not math.isfinite(losses["loss"]) and not (skipped and self.plan.scaled):
                 self._emit(rows)
                 raise TrainingDivergedError(
                     f"the loss is {losses['loss']} at step {item.step}: lower the learning rate, or use fp32"
@@ -132,8 +143,8 @@ class Trainer:
                 {
                     "step": item.step,
                     "epoch": item.step / self.plan.steps_per_epoch,
-                    "loss": losses.pop("loss"),
-                    "losses": losses,
+                    "loss": _number(losses.pop("loss")),
+                    "losses": {name: _number(value) for name, value in losses.items()},
                     "grad_norm": _number(report.grad_norm),
                     "loss_scale": _number(report.loss_scale),
                     "skipped": skipped,
@@ -143,6 +154,7 @@ class Trainer:
                     "t": elapsed - self.clock.seconds(item.end, pending[-1].end),
                     "samples": self.plan.samples_per_step,
                     "rank_step_s": rank_times,
+                    **({"restarted": True} if item.step in self._restarts else {}),
                 }
             )
         self._emit(rows)
@@ -153,7 +165,7 @@ class Trainer:
 
 
 def _number(value: Any) -> float | None:
-    """A float for the record; None where there is none or it is not finite (an overflowed gradient norm)."""
+    """A float for the record; None where there is none or it is not finite (an overflow)."""
     if value is None:
         return None
     number = float(value)

@@ -1,8 +1,9 @@
 """Checkpoints of a run: ``RUN/checkpoints/step-000120/``, complete or not there at all.
 
-The engine writes into a hidden folder; only when every rank has finished is it renamed and sealed with a list of its
-files and their sizes. The last good checkpoint is therefore never touched while a new one is being written, and a
-truncated or foreign one is refused.
+The engine writes into a hidden folder; only when every rank has finished is it sealed with a list of its files and
+their sizes, and renamed. The last good checkpoint is therefore never touched while a new one is being written, and a
+truncated or foreign one is refused. Nodes may share the folder or have one each under the same path: rank 0 seals
+first, and another node only what rank 0's seal did not reach.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ SEAL = "seal.json"
 
 def save_checkpoint(backend: Backend, folder: Path | None, run: str, step: int) -> None:
     """Collective. `folder`: the run's folder on rank 0, None elsewhere (ranks on other nodes use the same path)."""
-    place = Path(backend.broadcast(str(folder) if folder is not None else None)) / "checkpoints"
+    shared, save = backend.broadcast((str(folder) if folder is not None else None, uuid.uuid4().hex))
+    place = Path(shared) / "checkpoints"
     final, hidden = place / f"step-{step:06d}", place / f".step-{step:06d}"
     if backend.local_rank == 0:
         shutil.rmtree(hidden, ignore_errors=True)
@@ -31,18 +34,34 @@ def save_checkpoint(backend: Backend, folder: Path | None, run: str, step: int) 
     backend.barrier()
     backend.save(hidden)
     backend.barrier()
-    if backend.local_rank == 0 and hidden.is_dir():
-        files = {
-            str(path.relative_to(hidden)): path.stat().st_size for path in sorted(hidden.rglob("*")) if path.is_file()
-        }
-        seal = {"step": step, "engine": backend.name, "world_size": backend.world_size, "run": run, "files": files}
-        (hidden / SEAL).write_text(json.dumps(seal, indent=1))
-        shutil.rmtree(final, ignore_errors=True)
-        with contextlib.suppress(FileNotFoundError):  # on a shared file system another node was first
-            hidden.rename(final)
-        for old in _complete(place)[:-KEEP]:
-            shutil.rmtree(old, ignore_errors=True)
+    seal = {"step": step, "engine": backend.name, "world_size": backend.world_size, "run": run, "save": save}
+    if backend.rank == 0:
+        _seal(hidden, final, seal)
     backend.barrier()
+    if backend.rank != 0 and backend.local_rank == 0 and _save_of(final) != save and hidden.is_dir():
+        # Not there: a shared folder of which this node's file system still remembers the name that it had.
+        with contextlib.suppress(FileNotFoundError):
+            _seal(hidden, final, seal)
+    backend.barrier()
+
+
+def _seal(hidden: Path, final: Path, seal: dict[str, Any]) -> None:
+    """Lists the files that are in `hidden`, gives it its final name and removes what is too old."""
+    written = [path for path in sorted(hidden.rglob("*")) if path.is_file() and path.name != SEAL]
+    files = {str(path.relative_to(hidden)): path.stat().st_size for path in written}
+    (hidden / SEAL).write_text(json.dumps(seal | {"files": files}, indent=1))
+    shutil.rmtree(final, ignore_errors=True)
+    hidden.rename(final)
+    for old in _complete(final.parent)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _save_of(checkpoint: Path) -> str | None:
+    """Which save made a checkpoint, None where there is none or it does not say."""
+    try:
+        return json.loads((checkpoint / SEAL).read_text()).get("save")
+    except (OSError, ValueError):
+        return None
 
 
 def latest(folder: Path) -> tuple[int, Path] | None:

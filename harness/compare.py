@@ -333,22 +333,25 @@ def _cell(
 
 
 def _efficiencies(good: pd.DataFrame, one: pd.DataFrame | None, workers: int) -> list[float]:
-    """Efficiency of each repeat against the one-worker run of the same repeat, or their median where none matches."""
-    if one is None or not len(one) or not len(good):
+    """Efficiency of each run against the one-worker run of the same turn, or the median of its study where there is
+    none."""
+    if one is None:
         return []
-    by_repeat = {row.repeat: row.samples_per_s for row in one.itertuples() if words.is_number(row.samples_per_s)}
-    reference = _median(list(by_repeat.values()))
-    if not reference:
-        return []
-    return [
-        measure.efficiency(by_repeat.get(row.repeat, reference), row.samples_per_s, workers)
-        for row in good.itertuples()
-        if words.is_number(row.samples_per_s)
-    ]
+    studies: dict[str, dict[Any, float]] = {}
+    for row in one.itertuples():
+        if words.is_number(row.samples_per_s):
+            studies.setdefault(row.study, {})[_turn(row)] = row.samples_per_s
+    found = []
+    for row in good.itertuples():
+        if words.is_number(row.samples_per_s) and (rates := studies.get(row.study)):
+            reference = rates.get(_turn(row), float(np.median(list(rates.values()))))
+            found.append(measure.efficiency(reference, row.samples_per_s, workers))
+    return found
 
 
 def _pairs(runs: Sequence[RecordedRun], frame: pd.DataFrame) -> tuple[list[PairedFigure], list[PairedFigure]]:
-    """Differences of speed and of quality between every two labels at equal workers, inside each group."""
+    """Differences of speed (inside a study: runs of two studies did not take turns) and of quality between every two
+    labels at equal workers, inside each group."""
     speed: list[PairedFigure] = []
     quality: list[PairedFigure] = []
     by_name = {id(run): run for run in runs}
@@ -358,9 +361,9 @@ def _pairs(runs: Sequence[RecordedRun], frame: pd.DataFrame) -> tuple[list[Paire
         labels = list(dict.fromkeys(cell["label"]))
         many = len(labels) * (len(labels) - 1) // 2
         rates = _rates(cell, labels)
-        timed: dict[str, dict[tuple[int, int], RecordedRun]] = {label: {} for label in labels}
+        timed: dict[str, dict[tuple[str, int, int], RecordedRun]] = {label: {} for label in labels}
         for row in cell.itertuples():
-            timed[row.label][row.repeat, row.seed] = by_name[row.key]
+            timed[row.label][_turn(row)] = by_name[row.key]
         speeds = paired.Speeds(rates, timed, many)
         for a, b in itertools.combinations(labels, 2):
             first = {(row.repeat, row.seed): row for row in cell[cell["label"] == a].itertuples()}
@@ -381,11 +384,16 @@ def _pairs(runs: Sequence[RecordedRun], frame: pd.DataFrame) -> tuple[list[Paire
     return speed, quality
 
 
-def _rates(cell: pd.DataFrame, labels: Sequence[str]) -> dict[str, dict[tuple[int, int], float]]:
-    """Samples/s of every label by repeat."""
+def _turn(row: Any) -> tuple[str, int, int]:
+    """`RecordedRun.turn` of a row of the frame."""
+    return row.study, row.repeat, row.seed
+
+
+def _rates(cell: pd.DataFrame, labels: Sequence[str]) -> dict[str, dict[tuple[str, int, int], float]]:
+    """Samples/s of every label by turn."""
     return {
         label: {
-            (row.repeat, row.seed): row.samples_per_s
+            _turn(row): row.samples_per_s
             for row in cell[cell["label"] == label].itertuples()
             if words.is_number(row.samples_per_s)
         }

@@ -65,10 +65,7 @@ def _outcome(a: RecordedRun, b: RecordedRun) -> list[str]:
 
 
 def _speed(a: RecordedRun, b: RecordedRun) -> list[str]:
-    times = [
-        [row["step_s"] for row in run.steps[int(run.job.get("timing_warmup", 0)) :] if row.get("step_s")]
-        for run in (a, b)
-    ]
+    times = [run.timed_steps for run in (a, b)]
     if not all(times):
         return []
     batches = [int(run.job.get("global_batch", 1)) for run in (a, b)]

@@ -75,6 +75,7 @@ class ElasticTrainer(Trainer):
 
     def _world(self, step: int, size: int) -> None:
         self._pending.clear()
+        self._restarts |= {step} - {0}
         self.clock = Clock(self.backend.device)
         self.on_world(step, size)
 
@@ -143,11 +144,12 @@ class ElasticRun(Run):
                 log_every=job.log_every,
                 samples_per_step=job.global_batch,
                 steps_per_epoch=len(dataset) / job.global_batch,
+                scaled=job.precision == "fp16",
             ),
             commit_every=self.backend.settings.commit_every,
             on_rows=on_rows,
             on_world=self._begin_world,
-            before_step=before_step(self.facts.rank),
+            before_step=self._seeded(model, before_step(self.facts.rank)),
         )
         begin = time.perf_counter()
         steps = trainer.train()

@@ -10,22 +10,35 @@ from harness import records
 
 
 class Tail:
-    """New rows of a JSONL file at each `read`; a missing file has none yet."""
+    """New rows of a JSONL file at each `read`; a missing file has none yet.
+
+    A resumed job, and an elastic one that lost a worker, puts a shorter file in place of steps.jsonl and trains its
+    last steps again (`checkpoints.cut_steps`): then the file is read from its start, and of rows with a ``step`` only
+    those are given whose step was not given before.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path, self._offset = path, 0
+        self._line = b""  # the last one given: it stands before the offset as long as the file is the same
+        self._step = -1  # the furthest given
 
     def read(self) -> list[dict[str, Any]]:
         """The rows appended since the last call."""
         try:
             with self._path.open("rb") as file:
-                file.seek(self._offset)
+                file.seek(self._offset - len(self._line))
+                if file.read(len(self._line)) != self._line:
+                    self._offset, self._line = file.seek(0), b""
                 text = file.read()
         except FileNotFoundError:
             return []
-        whole = text[: text.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        lines = text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
+        if not lines:
+            return []
+        self._offset, self._line = self._offset + sum(map(len, lines)), lines[-1]
+        rows = [row for row in map(json.loads, lines) if row.get("step", self._step + 1) > self._step]
+        self._step = max([self._step, *(row["step"] for row in rows if "step" in row)])
+        return rows
 
 
 class Follower:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.process import ProcessFacts
-from harness import own_memory, records
+from harness import own_memory, records, words
 from harness.ending import end_lines
 from harness.folders import claim_run_folder
 from harness.job import Job, JobError
@@ -37,6 +37,7 @@ class Run:
         self.warnings: list[str] = []
         self.tuned: dict[str, Any] | None = None  # what Horovod's tuner found in the phase before this run
         self.extra: dict[str, Any] = {}  # further parts of the result
+        self._trained_s = 0.0  # what a resumed run's kept steps took, on rank 0
         self.described: dict[str, Any] = {}  # ... and of its engine's description
 
     def work(self, *, leave: bool = True) -> None:
@@ -192,21 +193,29 @@ class Run:
 
     def _resume(self) -> int:
         """Loads the last good checkpoint where asked; returns the step to go on from."""
-        from harness.checkpoints import check_matches, latest
+        from harness.checkpoints import check_matches, cut_steps, latest
 
         if not self.job.resume:
             return 0
         found = self.backend.broadcast(latest(self.folder) if self.folder is not None else None)
         if found is None:
             self.warnings.append("nothing to resume: no complete checkpoint, started from step 0")
+            if self.folder is not None:
+                cut_steps(self.folder, 0)
             return 0
         step, folder = found
         check_matches(folder, self.job.backend, self.facts.world_size)
         self.backend.load(folder)
         if self.folder is not None:
-            from harness.checkpoints import cut_steps
-
             cut_steps(self.folder, step)
+            kept = list(records.read_jsonl(self.folder / records.STEPS))
+            self._trained_s = kept[-1]["t"] if kept else 0.0
+            resumed = [row["step"] for row in kept if row.get("restarted")] + [step]
+            self.extra["resumed_at"] = resumed
+            self.warnings.append(
+                f"resumed at step {words.joined([str(at) for at in resumed])}: phases, wall time and memory are "
+                "those of its last life; each start's first steps are not timed"
+            )
         return step
 
     def _record_environment(self, dataset: Any, model: Any, hashes: dict[str, Any]) -> None:
@@ -252,23 +261,24 @@ class Run:
             assert self.folder is not None
             records.append_jsonl(self.folder / records.STEPS, rows)
             if progress is not None:
-                rate = job.global_batch / rows[-1]["step_s"]
-                text = f"loss {rows[-1]['loss']:.4f}  {rate:.1f} samples/s"
-                progress.update(rows[-1]["step"] + 1, text, rows[-1]["step_s"])
+                progress.tell(rows[-1], job.global_batch)
 
         plan = Plan(
             steps=job.steps,
             start_step=start_step,
+            start_s=self._trained_s,
+            scaled=job.precision == "fp16",
             log_every=job.log_every,
             checkpoint_every=job.checkpoint_every,
             samples_per_step=job.global_batch,
             steps_per_epoch=len(dataset) / job.global_batch,
         )
-        split = StepSplit(model, backend.device, first=start_step + job.timing_warmup, log_every=job.log_every)
-        each_step = split.chain(before_step(self.facts.rank))
+        split = StepSplit(model, backend.device, first=start_step + job.timing_warmup)
+        each_step: Callable[[int], None] | None = split.chain(before_step(self.facts.rank))
         profiler = self._profiler(start_step)
         if profiler is not None:
             each_step = profiler.chain(each_step)
+        each_step = self._seeded(model, each_step)
         trainer = Trainer(
             backend,
             loader(start_step),
@@ -276,6 +286,7 @@ class Run:
             on_rows=on_rows,
             on_checkpoint=lambda step: save_checkpoint(backend, self.folder, self.job.run, step),
             before_step=each_step,
+            after_step=split.after_step,
         )
         backend.barrier()
         _reset_peaks(torch, backend.device)
@@ -293,6 +304,21 @@ class Run:
         if progress is not None:
             progress.close()
         return steps
+
+    def _seeded(self, model: Any, other: Callable[[int], None] | None) -> Callable[[int], None] | None:
+        """A before_step that gives the step's dropout its random numbers and then calls `other`."""
+        from core_model.noise import step_seeds
+
+        begin = step_seeds(model, self.job.seed)
+        if begin is None:
+            return other
+
+        def both(step: int) -> None:
+            begin(step, self.backend.rank)
+            if other is not None:
+                other(step)
+
+        return both
 
     def _profiler(self, start_step: int) -> Any:
         """The profiler of a job that asks for one; such a run's times never count."""

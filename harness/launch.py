@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import tempfile
 import time
@@ -28,12 +27,13 @@ import mpi.process
 from harness import records
 from harness.ending import end_lines
 from harness.folders import claim_run_folder
+from harness.follow import Tail
 from harness.job import Job, JobError
+from harness.marks import LogPart, first_mark, is_consequence, silent_ranks
 from harness.output import Progress
 from harness.packed import pack
 from harness.recorded import SHARED_LOG, RecordedRun
 from harness.turns import Turn, interrupt_if_stopped
-from harness.worker import FAILURE_MARK
 from mpi import hostfile
 from mpi.launchers.base import Launch
 
@@ -42,10 +42,6 @@ WORKER = ROOT / "harness" / "run.py"
 DAY_S = 86400.0
 # Held while a job runs and given back for its end: result.json can be written on a disk that has filled up meanwhile.
 _ROOM, _ROOM_BYTES = ".room", 1 << 16
-_MARK = re.compile(rf"{FAILURE_MARK} rank=(\d+) user=([01]) (.*)$")
-# horovodrun's ``[1]<stderr>:`` and Open MPI's ``[1,0]<stderr>:`` stand before every piece that a rank writes, so also
-# between a line's text and its end, which Python writes apart.
-_TAG = re.compile(r"\[\d+(?:,\d+)?\]<std(?:err|out)>:")
 
 
 def preflight(job: Job) -> Job:
@@ -178,16 +174,17 @@ def run_job(
             folder / records.RESULT, {"status": "running", "started": _iso(started), "launcher": launch.launcher}
         )
         (folder / _ROOM).write_bytes(bytes(_ROOM_BYTES))
+        log = LogPart(folder / records.LOG)
         if job.tune_steps:
             outcome, tuned = _tune(job, folder, Path(scratch), launcher_args, limit_s, show)
             if not outcome.ok:
-                _seal(job, folder, launch, outcome, started)
+                _seal(job, folder, launch, outcome, started, log)
                 return folder
             launch = _launch(job, [*arguments, "--tuned", pack(tuned)], Path(scratch), launcher_args)
         watcher = _Watcher(job, folder, show, on_rows)
         outcome = mpi.process.supervise(launch, log_path=folder / records.LOG, timeout=limit_s, on_poll=watcher.poll)
         watcher.close()
-    _seal(job, folder, launch, outcome, started)
+    _seal(job, folder, launch, outcome, started, log)
     return folder
 
 
@@ -252,12 +249,12 @@ def run_jobs(
             listed = [item | {"turn": turns[job.run].to_dict()} for item, job in zip(listed, jobs, strict=True)]
         file.write_text(json.dumps(listed))
         started = time.time()
-        log = claimed[0][1] / records.LOG
+        log = LogPart(claimed[0][1] / records.LOG)
         poll = None if turns is None else partial(interrupt_if_stopped, turns[first.run])
-        outcome = mpi.process.supervise(launch, log_path=log, timeout=limit_s, on_poll=poll)
+        outcome = mpi.process.supervise(launch, log_path=log.path, timeout=limit_s, on_poll=poll)
     for job, folder in claimed:
-        if folder != log.parent:
-            (folder / records.LOG).write_text(f"{SHARED_LOG}../{log.parent.name}/{records.LOG}\n")
+        if folder != log.path.parent:
+            (folder / records.LOG).write_text(f"{SHARED_LOG}../{log.path.parent.name}/{records.LOG}\n")
         # how the launch ended says nothing of a run that others followed
         how = (
             outcome
@@ -284,29 +281,16 @@ class _Watcher:
     def __init__(
         self, job: Job, folder: Path, show: bool, on_rows: Callable[[list[dict[str, Any]]], None] | None
     ) -> None:
-        self._job, self._path, self._on_rows = job, folder / records.STEPS, on_rows
+        self._job, self._steps, self._on_rows = job, Tail(folder / records.STEPS), on_rows
         self._progress = Progress(sys.stderr, total=job.steps) if show else None
-        self._offset = 0
 
     def poll(self) -> str | None:
-        """New whole lines only; never ends the job."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                text = file.read()
-        except FileNotFoundError:
-            return None
-        whole = text[: text.rfind(b"\n") + 1]
-        if not whole:
-            return None
-        self._offset += len(whole)
-        rows = [json.loads(line) for line in whole.splitlines()]
-        if self._on_rows is not None:
+        """Hands on what was recorded since the last call; never ends the job."""
+        rows = self._steps.read()
+        if rows and self._on_rows is not None:
             self._on_rows(rows)
-        if self._progress is not None:
-            last = rows[-1]
-            said = f"loss {last['loss']:.4f}  {self._job.global_batch / last['step_s']:.1f} samples/s"
-            self._progress.update(last["step"] + 1, said, last["step_s"])
+        if rows and self._progress is not None:
+            self._progress.tell(rows[-1], self._job.global_batch)
         return None
 
     def close(self) -> None:
@@ -314,16 +298,14 @@ class _Watcher:
             self._progress.close()
 
 
-def _seal(
-    job: Job, folder: Path, launch: Launch, outcome: mpi.process.Outcome, started: float, log: Path | None = None
-) -> None:
+def _seal(job: Job, folder: Path, launch: Launch, outcome: mpi.process.Outcome, started: float, log: LogPart) -> None:
     """`_tell_the_truth`, then the log without this machine's folders: records are published."""
     _tell_the_truth(job, folder, launch, outcome, started, log)
     records.hide_machine(folder / records.LOG, folder.parent.parent)
 
 
 def _tell_the_truth(
-    job: Job, folder: Path, launch: Launch, outcome: mpi.process.Outcome, started: float, log: Path | None = None
+    job: Job, folder: Path, launch: Launch, outcome: mpi.process.Outcome, started: float, log: LogPart
 ) -> None:
     """Makes sure that result.json tells the truth about a job that did not end by itself and well."""
     (folder / _ROOM).unlink(missing_ok=True)
@@ -334,7 +316,7 @@ def _tell_the_truth(
     result.pop("schema", None)
     if result["status"] == "ok" and outcome.ok:
         return
-    mark = first_mark(log or folder / records.LOG)
+    mark = first_mark(log.lines())
     if result["status"] == "ok":  # every rank had finished; only the launcher's end went wrong
         result.setdefault("warnings", []).append(f"the launcher ended with {outcome.returncode}: {outcome.reason}")
         records.write_json(folder / records.RESULT, result)
@@ -345,8 +327,8 @@ def _tell_the_truth(
         reason, code = f"rank {rank}: {text}", 2 if user else 1
     else:
         reason, code = outcome.reason or "the job ended without a result", outcome.returncode if interrupted else 1
-        silent = [] if interrupted else silent_ranks(log or folder / records.LOG, job.world_size)
-        if silent and "SIG" not in reason and _CONSEQUENCE.search(reason):
+        silent = [] if interrupted else silent_ranks(log.lines(), job.world_size)
+        if silent and "SIG" not in reason and is_consequence(reason):
             names = ", ".join(map(str, silent))
             reason = f"rank {names} died without a message (killed, or out of memory?); the others noticed: {reason}"
     records.write_json(
@@ -366,33 +348,6 @@ def _tell_the_truth(
             "tail": list(outcome.tail)[-10:],
         },
     )
-
-
-def first_mark(log: Path) -> tuple[int, bool, str] | None:
-    """(rank, whether it is the user's mistake, text) of the first failing rank whose message is a cause.
-
-    A rank that lost its peer, or was ended by the launcher because another had died, is a consequence.
-    """
-    return next((mark for mark in _marks(log) if not _CONSEQUENCE.search(mark[2])), None)
-
-
-def silent_ranks(log: Path, world_size: int) -> list[int]:
-    """The ranks that left no message where others did: killed, or out of memory. Empty where no rank left one."""
-    spoke = {rank for rank, _, _ in _marks(log)}
-    return sorted(set(range(world_size)) - spoke) if spoke else []
-
-
-def _marks(log: Path) -> list[tuple[int, bool, str]]:
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    matches = filter(None, (_MARK.search(_TAG.sub("", line)) for line in lines))
-    return [(int(match[1]), match[2] == "1", match[3].rstrip()) for match in matches]
-
-
-_CONSEQUENCE = re.compile(
-    r"^TerminatedError:|^KeyboardInterrupt|Connection (closed|reset)|Broken pipe|HorovodInternalError|DistBackendError|"
-    r"timed out|peer|Gloo|NCCL",
-    re.IGNORECASE,
-)
 
 
 def _check_capacity(job: Job) -> None:

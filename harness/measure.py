@@ -4,8 +4,9 @@ Definitions, used everywhere in records, tables and plots:
 
 - a step is one whole optimizer step: waiting for data, forward, backward, exchange, clip and update (`step_s`);
 - throughput = samples of the global batch / step_s, over all workers; per worker = throughput / world size;
-- the first `warmup` rows are dropped (compilation, negotiation, allocator growth) and nothing else: no outlier is
-  removed, which is why median and quartiles are given, not mean and standard deviation;
+- the first `warmup` rows are dropped (compilation, negotiation, allocator growth), also those after a restart (a
+  resumed run, another world of an elastic job), and nothing else: no outlier is removed, which is why median and
+  quartiles are given, not mean and standard deviation;
 - efficiency(N) = throughput(N) / (N x throughput(1)), same engine, same machine, same study.
 """
 
@@ -30,7 +31,7 @@ def summarize(rows: Sequence[Row], warmup: int) -> dict[str, Any]:
     """The throughput part of result.json from the rows of steps.jsonl: ``samples_per_s, step_s, data_s`` as
     `spread` dicts, ``samples_per_s_per_worker`` where rows hold rank_step_s, the share of time spent waiting for
     data, drift, and the number of rows left out. Keys are always there; figures are None where no row is left."""
-    timed = [row for row in rows[max(0, warmup) :] if row.get("step_s")]
+    timed = timed_rows(rows, warmup)
     step_s = np.array([row["step_s"] for row in timed], dtype=float)
     data_s = np.array([row.get("data_s") or 0.0 for row in timed], dtype=float)
     samples = np.array([row.get("samples") or 0 for row in timed], dtype=float)
@@ -43,9 +44,24 @@ def summarize(rows: Sequence[Row], warmup: int) -> dict[str, Any]:
         "data_s": spread(data_s, tails=True),
         "data_share": float(data_s.sum() / step_s.sum()) if timed else None,
         "drift": drift(step_s),
-        "warmup_steps": min(len(rows), max(0, warmup)),
+        "warmup_steps": len(rows) - len(_warm(rows, warmup)),
         "skipped_steps": sum(bool(row.get("skipped")) for row in rows),
     }
+
+
+def timed_rows(rows: Sequence[Row], warmup: int) -> list[Row]:
+    """The rows of steps.jsonl that count: without the first `warmup` of the record and of each restart in it."""
+    return [row for row in _warm(rows, warmup) if row.get("step_s")]
+
+
+def _warm(rows: Sequence[Row], warmup: int) -> list[Row]:
+    kept, since_start = [], 0
+    for row in rows:
+        since_start = 0 if row.get("restarted") else since_start
+        if since_start >= warmup:
+            kept.append(row)
+        since_start += 1
+    return kept
 
 
 def spread(values: Sequence[float] | np.ndarray, *, tails: bool = False) -> dict[str, Any]:

@@ -11,8 +11,11 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from harness import words
 
 
 def write_line(text: str, stream: IO[str]) -> None:
@@ -92,6 +95,12 @@ class Progress:
         line = f"step {done}/{self._total}  {text}  {clock(left)} left"
         self._screen.write(f"\r\x1b[2K{line}" if self._tty else line + "\n")
         self._screen.flush()
+
+    def tell(self, row: Mapping[str, Any], samples: int) -> None:
+        """The step of `row` (of steps.jsonl) is finished; the global batch has `samples`."""
+        rate = words.number(samples / row["step_s"])
+        text = f"loss {words.fixed(row['loss'], 4)}  {rate} samples/s"
+        self.update(row["step"] + 1, text, row["step_s"])
 
     def close(self) -> None:
         if self._tty:

@@ -69,7 +69,13 @@ def time_cell(cell: Cell, base: Job, facts: ProcessFacts) -> tuple[Any, dict[str
 
     def harness_block() -> None:
         nonlocal at
-        plan = Plan(steps=at + BLOCK, start_step=at, log_every=job.log_every, samples_per_step=job.global_batch)
+        plan = Plan(
+            steps=at + BLOCK,
+            start_step=at,
+            log_every=job.log_every,
+            samples_per_step=job.global_batch,
+            scaled=job.precision == "fp16",
+        )
         Trainer(backend, batches(), plan, on_rows=lambda rows: None).train()
         at += BLOCK
 

@@ -83,7 +83,7 @@ def training_of(cell: Cell, base: Job, facts: ProcessFacts, before_step: BeforeS
         )
         rows: list[dict[str, Any]] = []
         hook = None if before_step is None else (lambda step: before_step(backend, step))
-        plan = Plan(steps=job.steps, log_every=job.steps)
+        plan = Plan(steps=job.steps, log_every=job.steps, scaled=job.precision == "fp16")
         Trainer(backend, loader, plan, on_rows=rows.extend, before_step=hook).train()
         return rows, {}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import contract as contracts
-from harness import records
+from harness import measure, records
 
 ENGINE_NAMES = {
     "single": "Single process",
@@ -86,8 +86,7 @@ class RecordedRun:
     @property
     def timed_steps(self) -> list[float]:
         """Seconds of each step after the warm-up."""
-        warmup = int(self.job.get("timing_warmup", 0))
-        return [row["step_s"] for row in self.steps[warmup:] if row.get("step_s")]
+        return [row["step_s"] for row in measure.timed_rows(self.steps, int(self.job.get("timing_warmup", 0)))]
 
     @cached_property
     def resources(self) -> list[dict[str, Any]]:
@@ -131,6 +130,11 @@ class RecordedRun:
     @property
     def seed(self) -> int:
         return int(self.job.get("seed", 0))
+
+    @property
+    def turn(self) -> tuple[str, int, int]:
+        """(study, repeat, seed): runs of one turn ran right after one another, so their speeds may be paired."""
+        return self.study, self.repeat, self.seed
 
     @property
     def label(self) -> str:

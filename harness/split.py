@@ -49,20 +49,17 @@ class _Marks:
 
 
 class StepSplit:
-    """Splits every `every`-th step from `first` on. Call `before_step` on each rank before each step and `rows` after
-    the last one.
+    """Splits every `every`-th step from `first` on. Call `before_step` and `after_step` on each rank around each step
+    and `rows` after the last one.
 
-    model: the raw module that the engine calls in the end. log_every: steps after which the trainer flushes; their end
-    cannot be seen, so their ``other_s`` is 0.
+    model: the raw module that the engine calls in the end.
     """
 
-    def __init__(
-        self, model: torch.nn.Module, device: torch.device, *, every: int = 5, first: int = 0, log_every: int = 10
-    ) -> None:
+    def __init__(self, model: torch.nn.Module, device: torch.device, *, every: int = 5, first: int = 0) -> None:
         if every < 1:
             raise ValueError(f"every is {every}: it must be at least 1")
         self._model, self._clock = model, Clock(device)
-        self._every, self._first, self._log_every = every, first, log_every
+        self._every, self._first = every, first
         self._done: list[_Marks] = []
         self._now: _Marks | None = None
         self._handles: list[Any] = []
@@ -70,16 +67,25 @@ class StepSplit:
         self.cost_s = 0.0  # host time spent in the hooks and in (un)registering them
 
     def before_step(self, step: int) -> None:
-        """Ends the sampling of the step before and begins that of `step` where its turn has come."""
-        started = time.perf_counter()
-        if self._now is not None:
-            self._finish(flushed=step % self._log_every == 0)
+        """Begins the sampling of `step` where its turn has come."""
         if step >= self._first and (step - self._first) % self._every == 0:
+            started = time.perf_counter()
             self._attach()
             self.cost_s += time.perf_counter() - started
             self._now = _Marks(step=step, begin=self._clock.mark())
-        else:
-            self.cost_s += time.perf_counter() - started
+
+    def after_step(self, _step: int) -> None:
+        """Ends the sampling of the step."""
+        if self._now is None:
+            return
+        started = time.perf_counter()
+        self._now.end = self._clock.mark()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._done.append(self._now)
+        self._now = None
+        self.cost_s += time.perf_counter() - started
 
     def chain(self, other: Callable[[int], None] | None) -> Callable[[int], None]:
         """A before_step that calls `other` after the step was begun: what delays this rank there is its own time."""
@@ -93,8 +99,6 @@ class StepSplit:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a sampled step of this rank, seconds. Waits for the device."""
-        if self._now is not None:
-            self._finish(flushed=True)
         self._clock.settle()
         return [row for marks in self._done if (row := self._row(marks)) is not None]
 
@@ -117,15 +121,6 @@ class StepSplit:
             if parameter.requires_grad:
                 handles.append(parameter.register_post_accumulate_grad_hook(self._gradient))
         self._handles = handles
-
-    def _finish(self, *, flushed: bool) -> None:
-        assert self._now is not None
-        self._now.end = None if flushed else self._clock.mark()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._done.append(self._now)
-        self._now = None
 
     def _forward_begins(self, *_: Any) -> None:
         if self._now is not None:
@@ -184,7 +179,7 @@ class StepSplit:
             "backward_s": backward,
             "exchange_s": max(0.0, exchange),
             "optimizer_s": seconds(marks.update_begin, marks.update_end),
-            "other_s": seconds(marks.update_end, marks.end) if marks.end is not None else 0.0,
+            "other_s": seconds(marks.update_end, marks.end),
             "forward_cpu_s": sum(marks.forward_cpu[1::2]) - sum(marks.forward_cpu[::2]),
         }
         if unseen:

@@ -83,10 +83,11 @@ def difference_table(comparison: Comparison) -> Table | None:
 
 def variant_table(comparison: Comparison) -> Table | None:
     """What a setting changes inside an engine (`harness.variants`)."""
+    several = len({found.nodes for found in comparison.variants}) > 1
     rows = [
         [
             f"{found.engine}: {found.title}",
-            str(found.workers),
+            str(found.workers) + (f" on {words.plural(found.nodes, 'node')}" if several else ""),
             words.change(found.speed.value),
             found.speed.bounds(),
             words.DASH if found.memory is None else words.change(found.memory),

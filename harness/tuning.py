@@ -44,8 +44,8 @@ def tune_and_leave(job: Job, facts: ProcessFacts, log: Path) -> None:
         code = 0
     except BaseException as error:
         from harness.cli import is_user_error
+        from harness.marks import FAILURE_MARK
         from harness.output import write_line
-        from harness.worker import FAILURE_MARK
 
         user = is_user_error(error)
         if not user:

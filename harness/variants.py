@@ -15,14 +15,14 @@ from harness import paired, words
 from harness.recorded import RecordedRun
 
 # Of the contract: what the machine or the seed decides, what follows from other settings, and what makes another job.
-_MUST_AGREE = ("scaling", "batch_per_worker", "global_batch", "cpu", "cores", "gpu", "driver", "device")
-_NOT_SETTINGS = frozenset({*_MUST_AGREE, "seed", "workers", "nodes", "wire_dtype", "worlds"})
+_MUST_AGREE = ("nodes", "scaling", "batch_per_worker", "global_batch", "cpu", "cores", "gpu", "driver", "device")
+_NOT_SETTINGS = frozenset({*_MUST_AGREE, "seed", "workers", "wire_dtype", "worlds"})
 _NOT_SETTINGS_BEGIN = ("hash.", "version.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One setting of an engine beside another at `workers` workers.
+    """One setting of an engine beside another at `workers` workers on `nodes` nodes.
 
     engine: label of the engine's plainest setting. setting, against: what is set otherwise than there, as for --set
     ("" = nothing). speed: relative difference of samples/s. memory: share more of peak memory, loss: difference of the
@@ -32,6 +32,7 @@ class Variant:
 
     engine: str
     workers: int
+    nodes: int
     setting: str
     against: str
     speed: paired.Difference
@@ -48,11 +49,12 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class _Cell:
-    """Runs of one engine with one setting at one number of workers by (repeat, seed), and their rows of the frame."""
+    """Runs of one engine with one setting at one number of workers by `RecordedRun.turn`, and their rows of the
+    frame."""
 
     settings: Mapping[str, Any]
-    runs: dict[tuple[int, int], RecordedRun]
-    rows: dict[tuple[int, int], Any]
+    runs: dict[tuple[str, int, int], RecordedRun]
+    rows: dict[tuple[str, int, int], Any]
     group: int
 
 
@@ -69,10 +71,9 @@ def variants(runs: Sequence[RecordedRun], rows: Sequence[Any]) -> list[Variant]:
         if cell is None:
             cell = _Cell(settings=settings, runs={}, rows={}, group=int(row.group))
             own.append(cell)
-        key = (run.repeat, run.seed)
-        cell.runs[key], cell.rows[key] = run, row
+        cell.runs[run.turn], cell.rows[run.turn] = run, row
     found: list[Variant] = []
-    for (workers, *_), engines in sorted(places.items(), key=lambda place: place[0][0]):
+    for (workers, nodes, *_), engines in sorted(places.items(), key=lambda place: place[0][0]):
         ordered = [_plainest_first(own) for own in engines.values()]
         cells = [cell for own in ordered for cell in own]
         names = {id(cell): str(position) for position, cell in enumerate(cells)}
@@ -85,16 +86,21 @@ def variants(runs: Sequence[RecordedRun], rows: Sequence[Any]) -> list[Variant]:
             for reference, cell in _references(own):
                 speed = speeds.difference(names[id(reference)], names[id(cell)])
                 if speed is not None:
-                    found.append(_variant(own[0], reference, cell, workers, speed))
+                    found.append(_variant(own[0], reference, cell, (workers, int(nodes or 1)), speed))
     return found
 
 
 def sentences(found: Sequence[Variant], most: int = 4) -> list[str]:
-    """A sentence a setting at the most workers where it was measured, those that no curve compares first."""
-    together: dict[str, list[Variant]] = {}
+    """A sentence a setting (and number of nodes) at the most workers where it was measured, those that no curve
+    compares first."""
+    together: dict[tuple[str, int], list[Variant]] = {}
     for variant in sorted(found, key=lambda variant: not variant.across):
-        together.setdefault(variant.title, []).append(variant)
-    return [_sentence(title, members) for title, members in together.items()][:most]
+        together.setdefault((variant.title, variant.nodes), []).append(variant)
+    several = len({nodes for _, nodes in together}) > 1
+    return [
+        _sentence(title + (f" on {words.plural(nodes, 'node')}" if several else ""), members)
+        for (title, nodes), members in together.items()
+    ][:most]
 
 
 def _sentence(title: str, members: Sequence[Variant]) -> str:
@@ -152,18 +158,19 @@ def _references(cells: Sequence[_Cell]) -> Iterator[tuple[_Cell, _Cell]]:
         yield min(cells[:position], key=lambda earlier: len(_changed(earlier.settings, cell.settings))), cell
 
 
-def _rates(cell: _Cell) -> dict[tuple[int, int], float]:
-    """Samples/s by (repeat, seed)."""
+def _rates(cell: _Cell) -> dict[tuple[str, int, int], float]:
+    """Samples/s by turn."""
     return {key: row.samples_per_s for key, row in cell.rows.items() if words.is_number(row.samples_per_s)}
 
 
-def _variant(first: _Cell, reference: _Cell, cell: _Cell, workers: int, speed: paired.Difference) -> Variant:
+def _variant(first: _Cell, reference: _Cell, cell: _Cell, where: tuple[int, int], speed: paired.Difference) -> Variant:
     shared = sorted(reference.runs.keys() & cell.runs.keys())
     memory, more_memory = (_mean(side, shared, "peak_memory_mib") for side in (reference, cell))
     loss, other_loss = (_mean(side, shared, "final_loss") for side in (reference, cell))
     return Variant(
         engine=next(iter(first.runs.values())).label,
-        workers=workers,
+        workers=where[0],
+        nodes=where[1],
         setting=_text(_changed(first.settings, cell.settings)),
         against=_text(_changed(first.settings, reference.settings)),
         speed=speed,
@@ -174,7 +181,7 @@ def _variant(first: _Cell, reference: _Cell, cell: _Cell, workers: int, speed: p
     )
 
 
-def _mean(cell: _Cell, keys: Sequence[tuple[int, int]], name: str) -> float | None:
+def _mean(cell: _Cell, keys: Sequence[tuple[str, int, int]], name: str) -> float | None:
     """Mean over those repeats that have the figure."""
     values = [getattr(cell.rows[key], name) for key in keys]
     values = [value for value in values if words.is_number(value)]

@@ -22,12 +22,11 @@ from backends.process import ProcessFacts, detect
 from harness.cli import is_user_error
 from harness.job import Job, JobError
 from harness.job_run import Run
+from harness.marks import FAILURE_MARK
 from harness.options import job_options, job_values, results_root
 from harness.output import Output, write_line
 from harness.packed import unpack
 from harness.turns import NobodyConductsError, Turn
-
-FAILURE_MARK = "HARNESS-FAILURE"
 
 
 class TerminatedError(RuntimeError):

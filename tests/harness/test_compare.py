@@ -200,6 +200,21 @@ def test_runs_of_two_studies_stand_together(study: Path, tmp_path: Path) -> None
     assert len(comparison.frame) == 15
 
 
+def test_speeds_of_two_studies_are_not_paired_and_efficiencies_not_mixed(tmp_path: Path) -> None:
+    monday = write_study(tmp_path / "monday", speeds={"ddp": 0.5}, workers=(1, 2), repeats=3, steps=40)
+    friday = write_study(tmp_path / "friday", speeds={"horovod": 0.25}, workers=(2,), repeats=3, steps=40)
+    assert list(summarize_runs(load_runs([monday, friday]), title="both").speed) == []
+    slow = write_study(tmp_path / "slow", speeds={"ddp": 1.0, "horovod": 0.5}, workers=(1, 2), repeats=3, steps=40)
+    fast = write_study(tmp_path / "fast", speeds={"ddp": 0.5, "horovod": 0.25}, workers=(1, 2), repeats=3, steps=40)
+    both = summarize_runs(load_runs([slow, fast]), title="both")
+    for found in both.speed:
+        assert found.difference.pairs == 6
+        assert found.difference.value == pytest.approx(1.0, abs=0.02)
+    alone = {(row.label, row.workers): row.efficiency for row in summarize_study(slow).main.itertuples()}
+    for row in both.main.itertuples():
+        assert row.efficiency == pytest.approx(alone[row.label, row.workers], rel=0.02)
+
+
 def test_memory_is_left_out_where_an_earlier_run_of_the_processes_still_held_some(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "shared", steps=40)
     runs = {run.name: run for run in load_runs([folder])}

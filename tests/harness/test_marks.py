@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.launch import first_mark
+from harness.marks import LogPart, first_mark
 
 TAGGED = {
     "plain": "HARNESS-FAILURE rank=1 user=0 ValueError: no tile\n",
@@ -22,4 +22,15 @@ TAGGED = {
 def test_the_reason_is_without_the_launchers_tags(launcher: str, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text(f"something\n{TAGGED[launcher]}")
-    assert first_mark(log) == (1, False, "ValueError: no tile")
+    assert first_mark(LogPart(tmp_path / "none.txt").lines()) is None
+    assert first_mark(log.read_text().splitlines()) == (1, False, "ValueError: no tile")
+
+
+def test_a_resumed_runs_reason_is_that_of_its_last_life(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("HARNESS-FAILURE rank=0 user=1 no space on the disk\n")
+    part = LogPart(log)
+    assert first_mark(part.lines()) is None
+    with log.open("a") as file:
+        file.write("HARNESS-FAILURE rank=1 user=0 RuntimeError: out of memory\n")
+    assert first_mark(part.lines()) == (1, False, "RuntimeError: out of memory")

@@ -3,12 +3,14 @@
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import backends
 from backends.base import Optimization
 from backends.process import ProcessFacts
+from core_model.trainer import Plan, Trainer
 from harness.check import schema_errors
 from harness.memory_model import memory_by_kind, sizes, theory
 from harness.split import StepSplit
@@ -40,11 +42,12 @@ def train(
         watcher.before_step(step)
         time.sleep(wait_s)
         engine.train_step([torch.randn(4, 32) for _ in range(accumulation)])
+        watcher.after_step(step)
     return watcher
 
 
 def test_parts_are_where_the_time_was_spent() -> None:
-    rows = train(Sleepy(0.02, 0.03), wait_s=0.01, every=4, first=2, log_every=100, steps=24).rows()
+    rows = train(Sleepy(0.02, 0.03), wait_s=0.01, every=4, first=2, steps=24).rows()
     assert [row["step"] for row in rows] == [2, 6, 10, 14, 18, 22]
     assert all(schema_errors("split", {**row, "rank": 0}) == [] for row in rows)
     slept = {"data_s": 0.01, "forward_s": 0.02, "backward_s": 0.03, "exchange_s": 0.0, "optimizer_s": 0.0}
@@ -75,16 +78,16 @@ def work(seconds: float) -> None:
 
 
 def test_processor_time_tells_work_from_waiting() -> None:
-    slept = train(Sleepy(0.02, 0.02), steps=12, every=2, first=2, log_every=100).rows()
+    slept = train(Sleepy(0.02, 0.02), steps=12, every=2, first=2).rows()
     assert min(row["forward_cpu_s"] for row in slept) < 0.01
     assert min(row["backward_cpu_s"] for row in slept) < 0.01
-    worked = train(Working(0.02, 0.02), steps=12, every=2, first=2, accumulation=2, log_every=100).rows()
+    worked = train(Working(0.02, 0.02), steps=12, every=2, first=2, accumulation=2).rows()
     assert all(0.04 <= row["forward_cpu_s"] <= row["forward_s"] + 0.001 for row in worked)
     assert all(0.04 <= row["backward_cpu_s"] <= row["backward_s"] + 0.001 for row in worked)
 
 
 def test_micro_batches_are_summed() -> None:
-    (row,) = train(Sleepy(0.01, 0.01), steps=2, accumulation=3, every=1, first=1, log_every=100).rows()
+    (row,) = train(Sleepy(0.01, 0.01), steps=2, accumulation=3, every=1, first=1).rows()
     assert row["forward_s"] >= 0.03
     assert row["backward_s"] >= 0.03
 
@@ -92,7 +95,7 @@ def test_micro_batches_are_summed() -> None:
 def test_parts_add_up_to_the_step() -> None:
     model = Sleepy(0.005, 0.005)
     began = time.perf_counter()
-    rows = train(model, steps=20, every=1, log_every=1000).rows()
+    rows = train(model, steps=20, every=1).rows()
     total = time.perf_counter() - began
     parts = sum(value for row in rows for key, value in row.items() if key.endswith("_s") and "cpu" not in key)
     assert parts <= total
@@ -108,14 +111,34 @@ def test_steps_that_are_not_sampled_carry_no_hook() -> None:
 
 
 def test_cost_is_below_half_a_per_cent_of_a_short_step() -> None:
-    began = time.perf_counter()
-    watcher = train(Sleepy(0.005, 0.005), steps=60, every=5)
-    assert watcher.cost_s / (time.perf_counter() - began) < 0.005
+    shares = []
+    for _ in range(3):  # the least disturbed: the machine may be shared
+        began = time.perf_counter()
+        watcher = train(Sleepy(0.005, 0.005), steps=60, every=5)
+        shares.append(watcher.cost_s / (time.perf_counter() - began))
+    assert min(shares) < 0.005
 
 
-def test_step_before_a_flush_has_no_time_after_the_update() -> None:
-    rows = train(Sleepy(), steps=10, every=1, log_every=5).rows()
-    assert [row["other_s"] == 0 for row in rows] == [False] * 4 + [True] + [False] * 4 + [True]
+def test_what_is_flushed_or_saved_after_a_step_is_not_the_steps() -> None:
+    engine = backends.load("single")(backends.settings_from("single", {}), ProcessFacts(), device="cpu")
+    model = Sleepy()
+    engine.prepare(model, Optimization(total_steps=20))
+    watcher = StepSplit(model, engine.device, every=1)
+    plan = Plan(steps=20, log_every=1, checkpoint_every=5)
+    Trainer(
+        engine,
+        ([torch.randn(4, 32)] for _ in range(20)),
+        plan,
+        on_rows=lambda rows: time.sleep(0.01),
+        on_checkpoint=lambda step: time.sleep(0.1),
+        before_step=watcher.before_step,
+        after_step=watcher.after_step,
+    ).train()
+    others = [row["other_s"] for row in watcher.rows()]
+    assert len(others) == 20
+    assert min(others) > 0
+    assert float(np.median(others)) < 0.01
+    assert max(others) < 0.1
 
 
 def test_memory_by_kind_is_what_theory_says() -> None:

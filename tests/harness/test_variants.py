@@ -100,6 +100,23 @@ def test_another_job_or_a_seed_is_no_setting(tmp_path: Path) -> None:
     assert variant_table(found) is None
 
 
+def test_runs_on_one_node_and_on_two_are_never_compared(tmp_path: Path) -> None:
+    ddp = PLAIN.with_(backend="ddp", hostfile="hosts")
+    spread = ddp.with_(nodes=2, slots=1)
+    runs = {
+        "a": (ddp, 0.5), "b": (ddp.with_(compile=True), 0.4),
+        "c": (spread, 1.0), "d": (spread.with_(compile=True), 0.5),
+    }  # fmt: skip
+    found = study(tmp_path / "s", runs).variants
+    assert [(variant.nodes, variant.speed.value) for variant in found] == [
+        (1, pytest.approx(0.25, abs=0.01)),
+        (2, pytest.approx(1.0, abs=0.02)),
+    ]
+    one, two = sentences(found)
+    assert one.startswith("compile=true on 1 node at 2 workers: PyTorch DDP +25.")
+    assert two.startswith("compile=true on 2 nodes at 2 workers: PyTorch DDP +100.0 %")
+
+
 def test_what_scatters_too_much_is_said_to_be_unknown(tmp_path: Path) -> None:
     ddp = PLAIN.with_(backend="ddp")
     for repeat, (plain, compiled) in enumerate([(0.5, 0.2), (0.5, 0.9)]):

@@ -13,7 +13,7 @@ from harness.elastic import WORLDS
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 STEPS = 30
-TINY = ("--preset", "tiny", "--steps", str(STEPS), "--log-every", "5", "--timing-warmup", "1", "--eval-samples", "6")
+TINY = ("--preset", "tiny", "--steps", str(STEPS), "--log-every", "1", "--timing-warmup", "1", "--eval-samples", "6")
 
 
 def weights(results: Path, *arguments: str, **variables: str) -> tuple[Path, dict]:
