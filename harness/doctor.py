@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONNECT_S = 12.0
 FACTS_S = 12.0
 AGAIN_S = 1.0  # a slow link's second measurement
-AGAIN_MOST = 16  # links: where more seem slow it is no accident
+AGAIN_TOTAL_S = 4.0  # for all of them: where many seem slow it is no accident
 _PORTS = range(20011, 32000, 7)  # where jobs look for theirs
 
 
@@ -130,15 +130,20 @@ def examine(
 def surely_slow(
     links: Sequence[dict[str, Any]], wanted: Wanted, again: Callable[[int, int], Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """`links` with the better of two measurements for those that seemed slow: measured beside others, for a moment, a
-    sound link can seem so where a node is busy. again: (from, to) -> what is measured of that link alone."""
+    """`links` with the better of two measurements for those that seemed slow, then for those that failed: measured
+    beside others, for a moment, a sound link can seem so where a node is busy. No second one is begun after
+    AGAIN_TOTAL_S. again: (from, to) -> what is measured of that link alone."""
     _, floor = rate_limits(links, wanted)
     slow = [n for n, link in enumerate(links) if link.get("bytes_per_s", floor) < floor]
-    found = list(links)
-    for n in slow[:AGAIN_MOST]:
+    failed = [n for n, link in enumerate(links) if "error" in link]
+    found, end = list(links), time.monotonic() + AGAIN_TOTAL_S
+    for n in [*slow, *failed]:
+        if time.monotonic() > end:
+            break
         once_more = again(links[n]["from"], links[n]["to"])
-        if once_more.get("bytes_per_s", 0.0) > links[n]["bytes_per_s"]:
-            found[n] = {**links[n], **once_more}
+        if once_more.get("bytes_per_s", 0.0) > links[n].get("bytes_per_s", 0.0) and "error" not in once_more:
+            ends = {key: links[n][key] for key in ("from", "to")}
+            found[n] = ends | dict(once_more)
     return found
 
 

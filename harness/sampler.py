@@ -102,9 +102,9 @@ class ResourceSampler:
                 self.samples += 1
                 self._cpu_s = time.thread_time()
                 # Late samples are dropped, not caught up: a burst would disturb what is watched.
-                due = max(due + self._period, time.monotonic())
+                due += self._period * (1 + max(0, int((time.monotonic() - due) / self._period)))
                 if self._stop.wait(due - time.monotonic()):
-                    if self._gpus_due > time.monotonic():  # the counters' last state, or energy would end too early
+                    if self._gpus.watched and not row["gpus"]:  # the counters' last state, or energy ends too early
                         self._gpus_due = 0.0
                         self._on_row(self._sample())
                         self._cpu_s = time.thread_time()
@@ -163,6 +163,10 @@ class _Gpus:
             self._nvml = pynvml
         except Exception:
             self._handles = {}
+
+    @property
+    def watched(self) -> bool:
+        return bool(self._handles)
 
     def read(self) -> list[dict[str, Any]]:
         nvml = self._nvml

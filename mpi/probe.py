@@ -1,7 +1,8 @@
 """What a node says about itself. Runs there as ``python -I -c TEXT``, over ssh, standard library only.
 
 It prints ``PROBE-READY``, then answers requests, one JSON object a line on standard input and output:
-``{"do": "facts", ...}``, ``{"do": "listen"}``, ``{"do": "receive"}``, ``{"do": "send", "address": A, "port": P}``.
+``{"do": "facts", ...}``, ``{"do": "listen"}``, ``{"do": "receive"}``,
+``{"do": "send", "address": A, "port": P}``. An answer has its request's ``number``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ def facts(request: dict) -> dict:
     """Everything a launch depends on. `request`: cwd, data, hosts, packages, ports, folders, tag_variable."""
     user = pwd.getpwuid(os.getuid())
     return {
-        "time": time.time(),
         "hostname": socket.gethostname(),
         "user": user.pw_name,
         "uid": user.pw_uid,
@@ -53,6 +53,7 @@ def facts(request: dict) -> dict:
         "ports": {str(port): _port_is_free(port) for port in request["ports"]},
         "ssh_modes": _ssh_modes(user.pw_dir),
         "leftovers": _leftovers(request["tag_variable"]),
+        "time": time.time(),  # last: what the rest took is no uncertainty of this clock
     }
 
 
@@ -340,7 +341,7 @@ def main() -> None:
             answer = {"facts": facts, "listen": listen, "receive": receive, "send": send}[request["do"]](request)
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps({"asked": began, **answer}), flush=True)
+        print(json.dumps({"number": request.get("number"), "asked": began, **answer}), flush=True)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ class Session:
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
         )
         self._buffer = b""
+        self._asked = 0
         self.noise: list[str] = []
 
     def ready(self, timeout: float) -> str:
@@ -47,15 +48,17 @@ class Session:
     def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         """The probe's answer; ``{"error": ...}`` where it has none in time."""
         assert self._process.stdin is not None
+        self._asked += 1
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.write(json.dumps(request | {"number": self._asked}).encode() + b"\n")
             self._process.stdin.flush()
         except OSError:
             return {"error": "the connection was lost"}
         deadline = time.monotonic() + timeout
-        line = self._line(deadline)
-        if line is not None:
-            return json.loads(line)
+        while (line := self._line(deadline)) is not None:
+            answer = json.loads(line)
+            if answer.pop("number", None) == self._asked:  # others are late answers to what was given up
+                return answer
         if time.monotonic() < deadline:
             return {"error": self._last_words(deadline)}
         return {"error": f"no answer within {timeout:g} s"}

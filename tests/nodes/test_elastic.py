@@ -22,8 +22,8 @@ def test_the_rest_carries_on_when_a_node_is_cut_off(make_nodes, tmp_path):
     argv = nodes.argv("a", [sys.executable, str(script), "a:1,b:1,c:1", str(tmp_path), "160"])
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL) as process:
         _wait(lambda: _at(tmp_path) >= (10, 3), process, tmp_path, "three workers train")
-        cut_at, _ = _at(tmp_path)
         nodes.cut("c")
+        cut_at, _ = _at(tmp_path)
         began = time.monotonic()
         _wait(lambda: _at(tmp_path)[1] == 2, process, tmp_path, "the rest goes on")
         carried_on = time.monotonic() - began
@@ -34,7 +34,7 @@ def test_the_rest_carries_on_when_a_node_is_cut_off(make_nodes, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [size for _, size in summary["worlds"]] == [3, 2]
     assert summary["steps"] == 160
-    assert summary["worlds"][1][0] <= cut_at + 8
+    assert summary["worlds"][1][0] <= cut_at + 4  # a step under way and what was committed since
     deadline = time.monotonic() + 30  # the guard of the cut-off node waits for a word before it cleans up
     while nodes.processes("c") and time.monotonic() < deadline:
         time.sleep(0.2)

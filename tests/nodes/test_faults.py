@@ -129,7 +129,7 @@ def results(two, tmp_path_factory) -> Path:
     """A results folder with earlier, good runs in it."""
     folder = tmp_path_factory.mktemp("faults") / "results"
     for engine in EARLIER:
-        with running(two, folder, engine, f"{engine}-earlier", steps=3) as job:
+        with running(two, folder, engine, f"{engine}-earlier", steps=12) as job:
             output, _ = job.process.communicate(timeout=120)
             assert job.process.returncode == 0, output
     return folder

@@ -50,9 +50,15 @@ def main() -> None:
 
     model.register_forward_pre_hook(die)
 
+    def leave(name: str, text: str) -> None:
+        """Whole at once: others read it at any time, and ranks leave the same file."""
+        new = folder / f".{name}.{host}"
+        new.write_text(text)
+        new.replace(folder / name)
+
     def on_step(step: int, report: Any) -> None:
-        (folder / f"{host}.pid").write_text(str(os.getpid()))
-        (folder / "step").write_text(f"{step} {backend.world_size}")
+        leave(f"{host}.pid", str(os.getpid()))
+        leave("step", f"{step} {backend.world_size}")
         time.sleep(pace)
 
     summary = train(backend, share, steps=steps, commit_every=4, on_step=on_step)

@@ -38,7 +38,9 @@ def test_a_lost_worker_and_a_new_one_change_nothing_but_the_world(tmp_path: Path
         _wait_for(lambda: _at(tmp_path)[1] == 1, process, log, "the survivor goes on")
         newcomer = own_addresses()[0]
         if not newcomer.startswith("127."):
-            hosts.write_text(f"localhost:1\n{newcomer}:1\n")
+            new = tmp_path / "new-hosts"
+            new.write_text(f"localhost:1\n{newcomer}:1\n")
+            new.replace(hosts)  # the discovery script reads it every second
             _wait_for(lambda: _at(tmp_path)[1] == 2, process, log, "the newcomer is taken in")
         assert process.wait(90) == 0, log.read_text()[-3000:]
     sizes = [size for _, size in _as_unbroken(tmp_path)["worlds"]]
