@@ -10,8 +10,9 @@ layer variants are steps behind the head, each a small module, chosen by name in
     dropout                    dropout, p = 0.1
     residual                   y + linear(gelu(y)), the added branch starts at 0
 
-``batchnorm`` uses the statistics of the rank's own micro-batch and ``dropout`` the rank's own random numbers (`core_model.noise`): with
-either, a run's gradient depends on how the batch was split, and engines or world sizes agree only statistically.
+``batchnorm`` uses the statistics of the rank's own micro-batch and ``dropout`` the rank's own random numbers
+(`core_model.noise`): with either, a run's gradient depends on how the batch was split, and engines or world sizes agree
+only statistically.
 """
 
 from __future__ import annotations
