@@ -10,6 +10,7 @@ llama-600m    a LLaMA-type transformer of 608 M parameters, all trained: as much
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -129,9 +130,19 @@ def spec(preset: str, *, overrides: Mapping[str, Any] | None = None, version: st
     return _override(chosen, overrides or {})
 
 
+# Models that are no AnomalyGPT: preset -> "module:maker", called as maker(overrides, seed=, device=).
+MODELS = {"llama-600m": "core_model.pure_transformer:build_transformer"}
+
+
 def names() -> tuple[str, ...]:
     """Presets, as the command line lists them."""
-    return (*PRESETS, "clip", "llama-600m")
+    return (*PRESETS, "clip", *MODELS)
+
+
+def check(preset: str, *, overrides: Mapping[str, Any] | None = None, version: str = "") -> None:
+    """Raises ModelError for what `build` would refuse before it builds anything."""
+    if preset not in MODELS:
+        spec(preset, overrides=overrides, version=version)
 
 
 def _override(chosen: ModelSpec, overrides: Mapping[str, Any]) -> ModelSpec:
@@ -164,10 +175,9 @@ def build(
     studies). seed: of the trained parts' initial weights, drawn on the CPU: the same on every rank, engine and device.
     frozen_dtype: storage type of the frozen parts, applied while they are made. Raises ModelError.
     """
-    if preset == "llama-600m":
-        from core_model.pure_transformer import build_transformer
-
-        return build_transformer(overrides or {}, seed=seed, device=device)
+    if preset in MODELS:
+        module, _, maker = MODELS[preset].partition(":")
+        return getattr(importlib.import_module(module), maker)(overrides or {}, seed=seed, device=device)
     from core_model.assembly import assemble
 
     chosen = spec(preset, overrides=overrides, version=version)
@@ -178,10 +188,10 @@ def build(
 
 def draw_ahead(preset: str, *, overrides: Mapping[str, Any] | None = None, seed: int = 0) -> None:
     """Draws the start weights that `build` will want on a GPU, where a preset keeps them; nothing for the others."""
-    if preset == "llama-600m":
-        from core_model.pure_transformer import draw_ahead
-
-        draw_ahead(overrides or {}, seed=seed)
+    if preset in MODELS:
+        own = getattr(importlib.import_module(MODELS[preset].partition(":")[0]), "draw_ahead", None)
+        if own is not None:
+            own(overrides or {}, seed=seed)
 
 
 def to_dict(chosen: ModelSpec) -> dict[str, Any]:

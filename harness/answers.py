@@ -27,8 +27,9 @@ def answers(studies: Sequence[Path], root: Path, summarize: Callable[[Path], Com
         rows=rows,
         numeric=False,
         note="Horovod beside the fastest setting of DeepSpeed at that number of workers. by: samples/s more, with its "
-        '95 % interval; "alike" where the interval holds zero and is narrow, "cannot be told" where it is wide. '
-        "Memory: peak of the worker that needs most. Efficiency: from one worker.",
+        '95 % interval. "no difference shown": the interval holds zero; "alike": and all of it lies within 5 %; '
+        '"not decided": and it is wider than 30 %. Memory: peak of the worker that needs most; a dash where other runs '
+        "of the same processes still held some. Efficiency: from one worker.",
     )
 
 
@@ -54,7 +55,7 @@ def _rows(comparison: Comparison, link: str) -> list[list[str]]:
 
 
 def _faster(comparison: Comparison, workers: int, deepspeed: str, horovod: str) -> tuple[str, str]:
-    """Who is faster and by how much; ("cannot be told", the difference) where that is so."""
+    """Who is faster and by how much; ("alike", "no difference shown" or "not decided", the difference) else."""
     for pair in comparison.speed:
         if (
             pair.group == 0
@@ -66,7 +67,8 @@ def _faster(comparison: Comparison, workers: int, deepspeed: str, horovod: str) 
                 difference = facing(pair, deepspeed).difference
             if difference.real:
                 return difference.b, _amount(difference)
-            return "cannot be told" if difference.vague else "alike", f"{difference.b}: {_amount(difference)}"
+            word = "alike" if difference.alike else "not decided" if difference.vague else "no difference shown"
+            return word, f"{difference.b}: {_amount(difference)}"
     return words.DASH, words.DASH
 
 

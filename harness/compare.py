@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -75,7 +75,7 @@ class Comparison:
 
         table = Table(title=self.title, caption=TABLE_CAPTION, box=box.SIMPLE_HEAD, padding=0)
         columns = {
-            "engine": "engine", "workers": "N", "short_rate": "samples/s", "efficiency": "effi-\nciency",
+            "engine": "engine", "workers": "N", "short_rate": "samples/s", "short_efficiency": "effi-\nciency",
             "peak memory": "peak\nmemory", "final loss": "final\nloss", "image AUROC": "image\nAUROC",
             "pixel AUROC": "pixel\nAUROC", "short_answers": "answers\nright",
         }  # fmt: skip
@@ -86,7 +86,7 @@ class Comparison:
             if group is not None and row["group"] != group:
                 table.add_section()
             group = row["group"]
-            texts = {**row["texts"], "short_rate": row["short_rate"], "short_answers": row["short_answers"]}
+            texts = row["texts"] | {name: row[name] for name in ("short_rate", "short_answers", "short_efficiency")}
             table.add_row(
                 *(escape(texts[name]) for name in columns), style="red" if row["failed"] and not row["ok"] else None
             )
@@ -109,7 +109,8 @@ class PairedFigure:
 
 TABLE_CAPTION = (
     "samples/s: median of the repeats (lowest to highest repeat; quartiles of the steps where there is one run); "
-    "memory: peak of the worker that needs most; loss and quality: mean over the repeats"
+    "efficiency: median of the repeats' own; memory: peak of the worker that needs most; loss and quality: mean over "
+    "the repeats"
 )
 
 
@@ -133,8 +134,9 @@ def _group_name(comparison: Comparison, group: int) -> str:
 
 
 def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """The comparison table as text, one dict per cell: ``texts`` by column name, ``short_rate`` (samples/s and half
-    the range) and ``short_answers`` for narrow places, ``group``, and the numbers of ``ok`` and ``failed`` runs."""
+    """The comparison table as text, one dict per cell: ``texts`` by column name; ``short_rate`` (samples/s and half the
+    range), ``short_answers`` and ``short_efficiency`` for narrow places; ``group``; and the numbers of ``ok`` and
+    ``failed`` runs."""
     names = group_names(comparison)
     rows = []
     for cell in comparison.cells.to_dict("records"):
@@ -154,12 +156,13 @@ def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 "failed": int(cell["failed"]),
                 "short_rate": ", ".join(text for text in (short, failed) if text),
                 "short_answers": short_answers,
+                "short_efficiency": words.percent(cell["efficiency"]),
                 "texts": {
                     "engine": label,
                     "workers": str(int(cell["workers"])),
                     "samples/s": _with_range(rate, low, high),
                     "step ms (p99)": _step_text(cell["step_ms"], cell["step_ms_p99"]),
-                    "efficiency": words.percent(cell["efficiency"]),
+                    "efficiency": _efficiency_text(cell),
                     "MFU": words.percent(cell["mfu"], 1),
                     "peak memory": words.mebibytes(cell["peak_memory_mib"]),
                     "final loss": words.number(cell["final_loss"]),
@@ -422,6 +425,13 @@ def _with_range(value: float | None, low: float | None, high: float | None) -> s
         return words.DASH
     text = words.number(value)
     return f"{text} ({words.number(low)}–{words.number(high)})" if words.is_number(low) else text  # noqa: RUF001
+
+
+def _efficiency_text(cell: Mapping[str, Any]) -> str:
+    """``75 % (56-79)``: the median of the repeats' own efficiencies, lowest to highest where they differ."""
+    text = words.percent(cell["efficiency"])
+    ends = [words.percent(cell[f"efficiency_{end}"]).removesuffix(" %") for end in ("low", "high")]
+    return f"{text} ({ends[0]}–{ends[1]})" if words.is_number(cell["efficiency"]) and ends[0] != ends[1] else text  # noqa: RUF001
 
 
 def _step_text(value: float | None, p99: float | None) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HEADERS = ("setting", "workers", "largest", "ran out", "shape", "peak memory", "predicted largest", "error", "tries")
-_WORDS = {"open": "open", "none": "nothing fits", "failed": "failed"}
+_WORDS = {"open": "not tried to the end", "none": "nothing fits", "failed": "failed"}
 
 
 def write_tables(record: Mapping[str, Any], folder: Path) -> None:
@@ -67,7 +67,7 @@ def page(record: Mapping[str, Any]) -> str:
             (
                 cell["label"], str(cell["workers"]), size, ran_out(cell, setup), best["shape"] if best else words.DASH,
                 words.mebibytes(best["peak_mib"]) if best else words.DASH, millions(expected["parameters"]),
-                words.DASH if cell["error"] is None else f"{cell['error']:+.0%}", str(len(cell["tries"])),
+                words.DASH if cell["error"] is None else f"{cell['error']:+.1%}", str(len(cell["tries"])),
             )
         )  # fmt: skip
     limit = "the device's own memory" if setup["memory_gib"] is None else f"{setup['memory_gib']:g} GiB a worker"
@@ -137,8 +137,8 @@ def headline(record: Mapping[str, Any]) -> str:
 
 
 def millions(count: float) -> str:
-    """``29.0 M``, ``1.31 G``."""
-    return f"{count / 1e9:.3g} G" if count >= 1e9 else f"{count / 1e6:.3g} M"
+    """``29.0 M``, ``1.31 B`` (billion), as sizes of language models are told."""
+    return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"
 
 
 def plot(record: Mapping[str, Any], stem: Path) -> None:

@@ -50,10 +50,9 @@ def preflight(job: Job) -> Job:
     job = job.validate()
     backends.load(job.backend)
     backends.settings_from(job.backend, dict(job.engine))
-    if job.preset != "llama-600m":
-        from core_model.presets import spec
+    from core_model.presets import check
 
-        spec(job.preset, overrides=dict(job.model), version=job.version)
+    check(job.preset, overrides=dict(job.model), version=job.version)
     if job.nodes == 1:
         _check_capacity(job)
     if job.tune_steps:

@@ -51,7 +51,10 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--image-size",), {"type": int, "help": "Pixels a side (default: the preset's)."}),
     (("--loader-workers",), {"type": int, "help": "Data loading processes per worker (0: one background thread)."}),
     (("--steps",), {"type": int, "help": "Optimizer steps."}),
-    (("--global-batch",), {"type": int, "help": "Samples per optimizer step over all workers."}),
+    (
+        ("--global-batch",),
+        {"type": int, "help": "Samples per optimizer step over all workers; of a weak `compare`, per worker."},
+    ),
     (("--accumulation",), {"type": int, "help": "Micro-batches per optimizer step and worker."}),
     (("--scaling",), {"type": click.Choice(SCALINGS), "help": "What is held when workers are added."}),
     (("--optimizer",), {"help": "adamw, adam or sgd."}),
@@ -161,11 +164,20 @@ def results_root(folder: str | None) -> Path:
     return beside if beside.is_dir() else Path.cwd() / "results"
 
 
+def share_evenly(values: dict[str, Any], workers: int) -> None:
+    """Where no global batch was given: Job's default, rounded up to what `workers` can share evenly. In place."""
+    shares = workers * int(values.get("accumulation", 1))
+    if "global_batch" not in values and shares > 0:
+        values["global_batch"] = -(-Job.global_batch // shares) * shares
+
+
 def make_job(options: Mapping[str, Any]) -> Job:
-    """The validated job of these options; slots that were not given come from the hostfile of a several-node job."""
+    """The validated job of these options; slots that were not given come from the hostfile of a several-node job, and
+    the global batch is made to fit all workers."""
     values = job_values(options)
     if values.get("nodes", 1) > 1 and "slots" not in values:
         from harness.launch import slots_from_hostfile
 
         values["slots"] = slots_from_hostfile(values["nodes"], values.get("hostfile", ""))
+    share_evenly(values, int(values.get("nodes", Job.nodes)) * int(values.get("slots", Job.slots)))
     return Job.from_dict(values).validate()

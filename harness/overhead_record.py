@@ -48,7 +48,7 @@ def page(record: Mapping[str, Any]) -> str:
         ],
         note="Blocks of ten steps by the harness's loop and by a hand-written one (harness/handwritten.py), in turn, "
         "in one process a worker. Step times are medians of the blocks; the ratio is the median of the pairs' ratios, "
-        "its interval a bootstrap over the pairs.",
+        "not the ratio of the two medians beside it, its interval a bootstrap over the pairs.",
     )
     text = f"{headline(rows)}\n\n{what}; {machine(dict(record.get('environment') or {}))}.\n\n{markdown(table)}"
     return f"# The harness's step against a hand-written loop\n\n{text}"

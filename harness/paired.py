@@ -31,6 +31,7 @@ from typing import Any, Protocol
 import numpy as np
 
 LEVEL = 0.95
+ALIKE = 0.05  # a difference that is smaller than this for certain is none that anybody would choose by
 TOO_WIDE = 0.3  # an interval whose upper end is this much above its lower says nothing
 UNEQUAL = 0.01  # how improbable equal scatter must be
 _DRAWS = 2000
@@ -56,6 +57,13 @@ class Difference:
     @property
     def real(self) -> bool:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    @property
+    def alike(self) -> bool:
+        """Whether they are equivalent: the whole interval lies within ALIKE. That zero is inside does not show it."""
+        if self.low is None or self.high is None or self.real:
+            return False
+        return self.low > -ALIKE and self.high < ALIKE
 
     @property
     def vague(self) -> bool:

@@ -14,12 +14,13 @@ Cells with more workers than `fitted` never enter the fit; where the study has t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from harness import words
 from harness.compare import Comparison
 from harness.job import JobError
 
@@ -50,16 +51,30 @@ class Law:
 
 
 def fit(runs: Sequence[Timed]) -> Law:
-    """Non-negative least squares of relative errors. Raises ValueError without runs on one and on two workers."""
+    """Non-negative least squares of relative errors. Raises ValueError without runs on one and on two workers, and
+    where a worker's own time and the exchange cannot be told apart (strong scaling alone: with the second worker comes
+    the smaller batch)."""
     from scipy.optimize import nnls
 
     if not {1, 2} <= {run.workers for run in runs}:
         raise ValueError("runs on 1 and on 2 workers are needed")
-    two_sizes = len({run.batch for run in runs}) > 1
-    columns = np.array([[float(two_sizes), run.batch, float(run.workers > 1)] for run in runs])
+    columns = _columns(runs)
+    if not tells_sizes(runs):
+        columns[:, 0] = 0.0
+        if len({run.batch for run in runs}) > 1:
+            raise ValueError("strong scaling alone cannot tell a worker's own time from the exchange")
     times = np.array([run.step_s for run in runs])
     (fixed, sample, exchange), _ = nnls(columns / times[:, None], np.ones(len(runs)))
     return Law(fixed=float(fixed), sample=float(sample), exchange=float(exchange))
+
+
+def tells_sizes(runs: Sequence[Timed]) -> bool:
+    """Whether the fixed part of a worker's time can be told from that of its samples, and both from the exchange."""
+    return int(np.linalg.matrix_rank(_columns(runs))) == 3
+
+
+def _columns(runs: Sequence[Timed]) -> np.ndarray:
+    return np.array([[1.0, run.batch, float(run.workers > 1)] for run in runs])
 
 
 def resampled(runs: Sequence[Timed], rounds: int, seed: int = 0) -> list[Law]:
@@ -77,17 +92,20 @@ def resampled(runs: Sequence[Timed], rounds: int, seed: int = 0) -> list[Law]:
 def build(comparison: Comparison, *, largest: int, fitted: int = 2, rounds: int = 200) -> dict[str, Any]:
     """What prediction.json holds: by engine the law, curves of both kinds of scaling, and errors past `fitted` workers.
 
-    Raises JobError where no engine has timed runs on one and two workers.
+    Raises JobError where no engine has timed runs on one and two workers, or only strong scaling.
     """
     timed = _timed(comparison)
     engines: dict[str, Any] = {}
+    reason = "no engine has timed runs on 1 and on 2 workers: measure both"
     for label, by_kind in timed.items():
         near = [run for runs in by_kind.values() for run in runs if run.workers <= fitted]
         try:
             law, laws = fit(near), resampled(near, rounds)
-        except ValueError:
+        except ValueError as unfit:
+            if "strong" in str(unfit):
+                reason = f"{unfit}: measure weak scaling too"
             continue
-        two_sizes = len({run.batch for run in near}) > 1
+        two_sizes = tells_sizes(near)
         curves, errors = {}, []
         for kind, runs in by_kind.items():
             if kind == "strong" and not two_sizes:
@@ -102,19 +120,23 @@ def build(comparison: Comparison, *, largest: int, fitted: int = 2, rounds: int 
                     error = point["step_s"] / point["measured_step_s"] - 1
                     inside = point["step_low_s"] <= point["measured_step_s"] <= point["step_high_s"]
                     errors.append({"scaling": kind, "workers": point["workers"], "error": error, "inside": inside})
+            _measure_efficiency(curves[kind], comparison, label, kind)
         engines[label] = {"law": law.__dict__, "curves": curves, "errors": errors}
     if not engines:
-        raise JobError(f"study '{comparison.title}' has no engine with timed runs on 1 and on 2 workers: measure both")
+        raise JobError(f"study '{comparison.title}' cannot be drawn further: {reason}")
     off = [abs(error["error"]) for one in engines.values() for error in one["errors"]]
     return {"fitted_workers": fitted, "median_error": float(np.median(off)) if off else None, "engines": engines}
 
 
 def _timed(comparison: Comparison) -> dict[str, dict[str, list[Timed]]]:
-    """Runs by label and kind of scaling."""
+    """Runs by label and kind of scaling. Of groups that must not share a curve only the first of each kind."""
+    first: dict[str, int] = {}
+    for row in comparison.cells.itertuples():
+        first.setdefault(str(row.scaling), int(row.group))
     found: dict[str, dict[str, list[Timed]]] = {}
     for run, row in zip(comparison.runs, comparison.frame.to_dict("records"), strict=True):
         rate = row["samples_per_s"]
-        if row["group"] < 0 or not rate or not np.isfinite(rate):
+        if row["group"] != first.get(str(run.job["scaling"])) or not rate or not np.isfinite(rate):
             continue
         whole = float(run.job["global_batch"])
         timed = Timed(workers=int(row["workers"]), batch=whole / int(row["workers"]), step_s=whole / rate)
@@ -145,9 +167,11 @@ def _point(kind: str, law: Law, laws: Sequence[Law], workers: int, base: float) 
     }
 
 
-def measured_efficiency(curve: Sequence[Mapping[str, Any]], point: Mapping[str, Any], kind: str) -> float | None:
-    """Efficiency by the measured steps of one worker and of `point`'s."""
-    one = next((other["measured_step_s"] for other in curve if other["workers"] == 1), None)
-    if not one or not point["measured_step_s"]:
-        return None
-    return one / point["measured_step_s"] / (point["workers"] if kind == "strong" else 1)
+def _measure_efficiency(curve: Sequence[dict[str, Any]], comparison: Comparison, label: str, kind: str) -> None:
+    """Puts the efficiency that the report shows (each repeat's own) beside each point, None where it was not
+    measured."""
+    cells = comparison.cells[comparison.cells["scaling"] == kind]
+    cells = cells[(cells["group"] == cells["group"].min()) & (cells["label"] == label)]
+    seen = {int(cell.workers): cell.efficiency for cell in cells.itertuples() if words.is_number(cell.efficiency)}
+    for point in curve:
+        point["measured_efficiency"] = seen.get(point["workers"])

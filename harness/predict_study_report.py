@@ -8,7 +8,7 @@ from typing import Any
 
 from harness import palette, records, words
 from harness.plots import figure_files
-from harness.predict_study import KINDS, measured_efficiency
+from harness.predict_study import KINDS
 from harness.table import Table, markdown
 
 NAME = "prediction"
@@ -28,7 +28,7 @@ def table(report: Mapping[str, Any]) -> Table:
     for label, one in report["engines"].items():
         for kind, curve in one["curves"].items():
             for point in curve:
-                seen = measured_efficiency(curve, point, kind)
+                seen = point["measured_efficiency"]
                 off = point["step_s"] / point["measured_step_s"] - 1 if point["measured_step_s"] else None
                 fitted = point["workers"] <= report["fitted_workers"]
                 rows.append(
@@ -80,7 +80,7 @@ def _draw(report: Mapping[str, Any], figure: Any) -> None:
             ends = ([100 * p[f"efficiency_{end}"] for p in curve] for end in ("low", "high"))
             axes.fill_between(xs, *ends, color=look.light, alpha=0.15, linewidth=0)
             for point in curve:
-                seen = measured_efficiency(curve, point, kind)
+                seen = point["measured_efficiency"]
                 if seen is not None:
                     face = "none" if point["workers"] <= report["fitted_workers"] else look.light
                     axes.plot(

@@ -132,7 +132,7 @@ def slurm_script(
         "job-name": name,
         "nodes": job.nodes,
         "ntasks-per-node": job.slots,
-        "cpus-per-task": max(1, job.threads),
+        "cpus-per-task": max(1, job.threads + job.loader_workers),
         "time": limit,
         "partition": partition,
         "account": account,

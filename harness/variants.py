@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import paired, words
-from harness.recorded import RecordedRun
+from harness.recorded import RecordedRun, label_of
 
 # Of the contract: what the machine or the seed decides, what follows from other settings, and what makes another job.
 _MUST_AGREE = ("nodes", "scaling", "batch_per_worker", "global_batch", "cpu", "cores", "gpu", "driver", "device")
@@ -24,10 +24,10 @@ _NOT_SETTINGS_BEGIN = ("hash.", "version.")
 class Variant:
     """One setting of an engine beside another at `workers` workers on `nodes` nodes.
 
-    engine: label of the engine's plainest setting. setting, against: what is set otherwise than there, as for --set
-    ("" = nothing). speed: relative difference of samples/s. memory: share more of peak memory, loss: difference of the
-    final loss; None where not recorded. group: of the comparison, across: that of what it is compared with is another,
-    so the two must not share a curve.
+    engine: label of the engine's plainest setting, without what is compared. setting: what is set otherwise than there,
+    as for --set; against: what it is compared with, "" for the defaults. speed: relative difference of samples/s.
+    memory: share more of peak memory, loss: difference of the final loss; None where not recorded. group: of the
+    comparison, across: that of what it is compared with is another, so the two must not share a curve.
     """
 
     engine: str
@@ -43,7 +43,7 @@ class Variant:
 
     @property
     def title(self) -> str:
-        """``compile=true``, with what it is compared with where that is not the engine's plainest setting."""
+        """``compile=true``, ``zero_stage=3 against zero_stage=1``."""
         return self.setting + (f" against {self.against}" if self.against else "")
 
 
@@ -105,7 +105,7 @@ def sentences(found: Sequence[Variant], most: int = 4) -> list[str]:
 
 def _sentence(title: str, members: Sequence[Variant]) -> str:
     """``compile=true at 1 worker: Horovod +20.6 % samples/s (95 % CI 20.1 to 21.1 %, memory -8 %); 3 interleaved
-    pairs.`` Engines of which it cannot be told stand behind."""
+    pairs.`` Engines of which it is not decided stand behind."""
     workers = max(variant.workers for variant in members)
     here = [variant for variant in members if variant.workers == workers]
     told, vague = [], []
@@ -120,8 +120,8 @@ def _sentence(title: str, members: Sequence[Variant]) -> str:
     pairs = min(variant.speed.pairs for variant in here)
     basis = f"{pairs} interleaved repeats" if pairs > 1 else here[0].speed.basis()
     if not told:
-        return f"{start}: what it changes cannot be told ({words.joined(vague)}; {basis})."
-    unsure = f"; it cannot be told of {words.joined(vague)}" if vague else ""
+        return f"{start}: not decided what it changes ({words.joined(vague)}; {basis})."
+    unsure = f"; not decided: {words.joined(vague)}" if vague else ""
     return f"{start}: {words.joined(told)}{unsure}; {basis}."
 
 
@@ -167,18 +167,31 @@ def _variant(first: _Cell, reference: _Cell, cell: _Cell, where: tuple[int, int]
     shared = sorted(reference.runs.keys() & cell.runs.keys())
     memory, more_memory = (_mean(side, shared, "peak_memory_mib") for side in (reference, cell))
     loss, other_loss = (_mean(side, shared, "final_loss") for side in (reference, cell))
+    changed = _changed(first.settings, cell.settings)
+    if reference is first:  # what it sets in the place of another choice, not of a default
+        against = {name: str(first.settings[name]) for name in changed if first.settings.get(name) not in (None, False)}
+    else:
+        against = _changed(first.settings, reference.settings)
     return Variant(
-        engine=next(iter(first.runs.values())).label,
+        engine=_label_without(next(iter(first.runs.values())), changed),
         workers=where[0],
         nodes=where[1],
-        setting=_text(_changed(first.settings, cell.settings)),
-        against=_text(_changed(first.settings, reference.settings)),
+        setting=_text(changed),
+        against=_text(against),
         speed=speed,
         memory=None if memory is None or more_memory is None else more_memory / memory - 1.0,
         loss=None if loss is None or other_loss is None else other_loss - loss,
         group=cell.group,
         across=reference.group != cell.group,
     )
+
+
+def _label_without(run: RecordedRun, changed: Mapping[str, str]) -> str:
+    """The engine with those of its settings that are not the ones compared: DeepSpeed, where ZeRO stages are."""
+    if not any(f"engine.{name}" in changed for name in run.job.get("engine") or {}):
+        return run.label
+    kept = {name: value for name, value in run.job["engine"].items() if f"engine.{name}" not in changed}
+    return label_of({**run.job, "engine": kept})
 
 
 def _mean(cell: _Cell, keys: Sequence[tuple[str, int, int]], name: str) -> float | None:

@@ -22,6 +22,7 @@ def setting(comparison: Comparison) -> str:
     if not members:
         return "nothing was measured"
     job, place = members[0].job, members[0].environment
+    most = max(run.workers for run in members) if all(run.job.get("nodes", 1) == 1 for run in members) else None
     batch = (
         f"global batch {job.get('global_batch')}"
         if job.get("scaling") != "weak"
@@ -35,21 +36,23 @@ def setting(comparison: Comparison) -> str:
         f"{job.get('scaling')} scaling",
         f"{job.get('precision')}{mode}",
     ]
-    return f"{', '.join(parts)}; {machine(place)}"
+    return f"{', '.join(parts)}; {machine(place, most)}"
 
 
-def machine(place: dict[str, Any]) -> str:
-    """``2x NVIDIA H100 80GB HBM3`` or ``AMD EPYC, 2 cores``."""
+def machine(place: dict[str, Any], used: int | None = None) -> str:
+    """``2x NVIDIA H100 80GB HBM3``, ``2 of 4x NVIDIA H200`` where so many were `used`, or ``AMD EPYC, 2 cores``."""
     devices = (place.get("gpus") or {}).get("devices") or []
     if devices:
         names = [str(device.get("name")) for device in devices]
-        return " and ".join(f"{names.count(name)}x {name}" for name in dict.fromkeys(names))
+        some = f"{used} of " if used is not None and used < len(names) else ""
+        return some + " and ".join(f"{names.count(name)}x {name}" for name in dict.fromkeys(names))
     cpu = place.get("cpu") or {}
     return f"{cpu.get('model') or 'unknown processor'}, {words.plural(int(cpu.get('usable_cores') or 0), 'core')}"
 
 
 def verdict(comparison: Comparison, found: Sequence[Finding] = ()) -> list[str]:
-    """Sentences, the most important first. Says "no real difference" where the interval holds zero."""
+    """Sentences, the most important first. Says "no difference shown" where the interval holds zero, "alike" where all
+    of it is near zero."""
     if not len(comparison.main) or not (comparison.main["ok"] > 0).any():
         failed = int((comparison.frame["group"] == -1).sum())
         return [f"No run ended well ({failed} failed): there is nothing to compare. The reasons are listed below."]
@@ -70,16 +73,16 @@ def speed_sentence(pair: PairedFigure) -> str:
     """``Horovod is 4.0 % faster than DeepSpeed ZeRO-1 at 2 workers (95 % CI 2.0 to 6.1 %, 3 interleaved pairs).``"""
     difference, at = pair.difference, f"at {words.plural(pair.workers, 'worker')}"
     if not difference.real:
+        if difference.a.startswith("Horovod") and difference.b.startswith("DeepSpeed"):  # always told the same way
+            return speed_sentence(_turned(pair))
+        against = f"{difference.b} against {difference.a} {words.change(difference.value)}"
         if difference.vague:
             return (
-                f"Which of {difference.a} and {difference.b} is faster {at} cannot be told: "
-                f"{words.change(difference.value)} ({difference.interval(0)}, {difference.basis()}); more --repeats on "
-                "a quiet machine."
+                f"Not decided {at}: {against} ({difference.interval(0)}, {difference.basis()}); more --repeats on a "
+                "quiet machine would tell."
             )
-        return (
-            f"No real difference in speed {at}: {difference.b} against {difference.a} {words.change(difference.value)} "
-            f"({difference.interval()}, {difference.basis()})."
-        )
+        judged = f"Alike in speed {at}" if difference.alike else f"No difference in speed shown {at}"
+        return f"{judged}: {against} ({difference.interval()}, {difference.basis()})."
     if difference.value < 0:  # say who is faster, not who is slower
         return speed_sentence(_turned(pair))
     if difference.value >= 1 and difference.low is not None and difference.high is not None:
@@ -101,7 +104,8 @@ def _tie_sentence(fastest: str, equal: Sequence[PairedFigure]) -> str:
     )
     at = words.plural(equal[0].workers, "worker")
     if not any(other.vague for other in turned):
-        return f"No real difference in speed at {at} between {fastest} and {others}; {turned[0].basis()}."
+        judged = "Alike in speed" if all(other.alike for other in turned) else "No difference in speed shown"
+        return f"{judged} at {at} between {fastest} and {others}; {turned[0].basis()}."
     return (
         f"At {at} {fastest} trained the most samples/s, but cannot be told from {others}; {turned[0].basis()}, more "
         "--repeats on a quiet machine would tell."
@@ -136,12 +140,17 @@ def _speed(comparison: Comparison) -> list[str]:
         return [f"{rate}; there is no second engine at equal workers to compare it with."]
     most = max(pair.workers for pair in pairs)
     at_most = [pair for pair in pairs if pair.workers == most]
-    fastest = main[main["workers"] == most].sort_values("samples_per_s").iloc[-1]["label"]
+    ordered = main[main["workers"] == most].sort_values("samples_per_s")["label"]
+    compared = {label for pair in at_most for label in (pair.difference.a, pair.difference.b)}
+    fastest = [label for label in ordered if label in compared][-1]
     with_fastest = [facing(pair, fastest) for pair in at_most if fastest in (pair.difference.a, pair.difference.b)]
     with_fastest.sort(key=lambda pair: pair.difference.value)
     equal = [pair for pair in with_fastest if not pair.difference.real]
     slower = [pair for pair in with_fastest if pair.difference.real]
     sentences = [_tie_sentence(fastest, equal)] if len(equal) > 1 else [speed_sentence(pair) for pair in equal]
+    if ordered.iloc[-1] != fastest:
+        at = words.plural(most, "worker")
+        sentences.append(f"{ordered.iloc[-1]} trained the most samples/s at {at}, but took turns with no other engine.")
     sentences += [speed_sentence(pair) for pair in slower[:4]]
     sentences += [speed_sentence(pair) for pair in _of_interest(main[main["workers"] == most], at_most, fastest)]
     for workers in sorted({pair.workers for pair in pairs} - {most}, reverse=True):
@@ -186,8 +195,8 @@ def _scaling(comparison: Comparison) -> list[str]:
         if group:
             fastest = here.sort_values("samples_per_s").iloc[-1]["label"]
             pairs = [p for p in comparison.speed if p.group == group and p.workers == most]
-            facing = [facing(p, fastest) for p in pairs if fastest in (p.difference.a, p.difference.b)]
-            sentences += [f"{str(kind).capitalize()} scaling: {speed_sentence(pair)}" for pair in facing[:2]]
+            own = [facing(p, fastest) for p in pairs if fastest in (p.difference.a, p.difference.b)]
+            sentences += [f"{str(kind).capitalize()} scaling: {speed_sentence(pair)}" for pair in own[:2]]
     return sentences
 
 
@@ -232,7 +241,7 @@ def _quality(comparison: Comparison) -> list[str]:
         sentences.append(
             f"Quality at {words.plural(most, 'worker')}: {largest}; one seed each, so no interval."
             if single
-            else f"No real difference in quality at {words.plural(most, 'worker')} ({largest}, "
+            else f"No difference in quality shown at {words.plural(most, 'worker')} ({largest}, "
             f"{widest.difference.interval(3)})."
         )
     return sentences

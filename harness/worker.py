@@ -23,7 +23,7 @@ from harness.cli import is_user_error
 from harness.job import Job, JobError
 from harness.job_run import Run
 from harness.marks import FAILURE_MARK
-from harness.options import job_options, job_values, results_root
+from harness.options import job_options, job_values, results_root, share_evenly
 from harness.output import Output, write_line
 from harness.packed import unpack
 from harness.turns import NobodyConductsError, Turn
@@ -108,6 +108,7 @@ def _job_under_launcher(options: dict[str, Any], facts: ProcessFacts) -> Job:
         from harness.elastic import job_by_hand
 
         return job_by_hand(values, facts.world_size)
+    share_evenly(values, facts.world_size)
     job = Job.from_dict(values).validate()
     if job.elastic is not None or job.tune_steps:
         flags = "--min-np and --max-np" if job.elastic else "--autotune"

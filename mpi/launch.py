@@ -72,8 +72,9 @@ _REMEDIES = {
 
 
 def default_launcher(backend: str) -> str:
-    """The launcher that an engine's own users would take. `backend` is a name of `harness.job.BACKENDS`."""
-    return DEFAULT_LAUNCHER[backend]
+    """The launcher that an engine's own users would take; torchrun, which any process group of torch understands, for
+    an engine that was added."""
+    return DEFAULT_LAUNCHER.get(backend, "torchrun")
 
 
 def new_tag() -> str:

@@ -75,7 +75,7 @@ def test_four_engines_with_two_repeats_two_of_them_alike_and_one_far_behind(tmp_
     speeds = {"ddp": 0.5, "horovod": 0.5, "deepspeed": 2.0, "fsdp2": 0.5}
     folder = write_study(tmp_path / "four", speeds=speeds, repeats=2, workers=(2,), steps=60)
     tie, behind = verdict(summarize_study(folder))[:2]
-    assert tie.startswith("No real difference in speed at 2 workers between ")
+    assert tie.startswith("Alike in speed at 2 workers between ")
     assert "DeepSpeed" not in tie
     assert "2 interleaved repeats of 4 engines" in tie
     assert "times as many samples/s as DeepSpeed ZeRO-1 at 2 workers (95 % CI " in behind
@@ -93,7 +93,7 @@ def test_equal_engines_are_not_told_apart(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "same", speeds={"ddp": 0.5, "horovod": 0.5}, repeats=4, steps=60)
     comparison = summarize_study(folder)
     assert not any(pair.difference.real and abs(pair.difference.value) > 0.01 for pair in comparison.speed)
-    assert any("No real difference in speed" in sentence for sentence in verdict(comparison))
+    assert any("Alike in speed" in sentence for sentence in verdict(comparison))
 
 
 def test_single_run_each_is_compared_by_steps_and_says_so(tmp_path: Path) -> None:
@@ -213,6 +213,28 @@ def test_speeds_of_two_studies_are_not_paired_and_efficiencies_not_mixed(tmp_pat
     alone = {(row.label, row.workers): row.efficiency for row in summarize_study(slow).main.itertuples()}
     for row in both.main.itertuples():
         assert row.efficiency == pytest.approx(alone[row.label, row.workers], rel=0.02)
+
+
+def test_weak_and_strong_scaling_of_two_engines_have_a_verdict(tmp_path: Path) -> None:
+    for repeat in range(2):
+        for engine, step_s in (("ddp", 0.5), ("horovod", 0.4)):
+            for slots in (1, 2):
+                job = Job(preset="tiny", backend=engine, slots=slots, steps=40, repeat=repeat)
+                write_run(tmp_path / "s", job, step_s=step_s / slots, images=6)
+                weak = job.with_(scaling="weak", global_batch=8 * slots, run=f"weak-{engine}-{slots}-{repeat}")
+                write_run(tmp_path / "s", weak, step_s=step_s, images=6)
+    told = verdict(summarize_study(tmp_path / "s"))
+    assert any(sentence.startswith("Weak scaling: Horovod is 2") for sentence in told), told
+
+
+def test_the_fastest_may_have_taken_turns_with_nobody(tmp_path: Path) -> None:
+    alone = write_study(tmp_path / "alone", speeds={"ddp": 0.1}, workers=(1, 2), repeats=2, steps=40)
+    pair = write_study(tmp_path / "pair", speeds={"deepspeed": 0.5, "horovod": 0.4}, repeats=2, steps=40)
+    told = verdict(summarize_runs(load_runs([alone, pair]), title="both"))
+    assert told[0].startswith(
+        "PyTorch DDP trained the most samples/s at 2 workers, but took turns with no other engine"
+    )
+    assert any(sentence.startswith("Horovod is 24.8 % faster than DeepSpeed ZeRO-1 at 2") for sentence in told)
 
 
 def test_memory_is_left_out_where_an_earlier_run_of_the_processes_still_held_some(tmp_path: Path) -> None:

@@ -58,6 +58,25 @@ def test_one_worker_alone_is_refused() -> None:
         fit([run for run in runs() if run.workers == 1])
 
 
+def test_strong_scaling_alone_cannot_be_drawn(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="strong scaling alone"):
+        fit([Timed(workers=1, batch=16, step_s=0.1), Timed(workers=2, batch=8, step_s=0.06)])
+    for slots in (1, 2):
+        write_run(tmp_path / "s", Job(preset="tiny", backend="ddp", slots=slots, steps=40), images=6)
+    with pytest.raises(JobError, match=r"strong scaling alone .*: measure weak scaling too"):
+        build(summarize_study(tmp_path / "s"), largest=4)
+
+
+def test_runs_that_must_not_share_a_curve_are_not_fitted_together(tmp_path: Path) -> None:
+    for precision, step_s in (("fp32", 0.1), ("bf16", 0.04)):
+        for slots in (1, 2):
+            job = Job(preset="tiny", backend="ddp", slots=slots, global_batch=8 * slots, scaling="weak", steps=40)
+            write_run(tmp_path / "s", job.with_(precision=precision), step_s=step_s, noise=0.001, images=6)
+    found = build(summarize_study(tmp_path / "s"), largest=4)["engines"]["PyTorch DDP"]
+    assert [point["step_s"] for point in found["curves"]["weak"]] == pytest.approx([0.04] * 3, rel=0.02)
+    assert [point["measured_efficiency"] for point in found["curves"]["weak"]][:2] == pytest.approx([1, 1], rel=0.02)
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Horovod, weak and strong, on 1, 2 and 4 workers; the 4 of weak scaling are 30 % slower than the law of bytes."""
@@ -97,5 +116,5 @@ def test_the_command_writes_table_and_figure(study: Path) -> None:
 
 def test_a_study_of_one_number_of_workers_is_refused_in_one_line(tmp_path: Path) -> None:
     write_run(tmp_path / "s", Job(backend="ddp", slots=2, preset="tiny"))
-    with pytest.raises(JobError, match="no engine with timed runs on 1 and on 2 workers"):
+    with pytest.raises(JobError, match="no engine has timed runs on 1 and on 2 workers"):
         build(summarize_study(tmp_path / "s"), largest=8)

@@ -93,4 +93,4 @@ def test_answers_tell_alike_from_unknown(tmp_path: Path) -> None:
             write_run(few, Job(backend=backend, slots=2, preset="tiny", repeat=repeat), step_s=step_s, images=6)
     told = {row[0].split("/")[0].split("(")[1]: row[2] for row in answers([same, few], tmp_path).rows}
     assert told["same"] == "alike"
-    assert told["few"] == "cannot be told"
+    assert told["few"] == "not decided"

@@ -82,7 +82,7 @@ def test_a_setting_stands_beside_the_plainer_one_that_it_differs_least_from(tmp_
         },
     )
     first, second, both = (one.title for one in found.variants)
-    assert {first, second} == {"precision=fp16", "compression=fp16"}
+    assert {first, second} == {"precision=fp16 against precision=bf16", "compression=fp16"}
     assert both in (
         "precision=fp16, compression=fp16 against precision=fp16",
         "precision=fp16, compression=fp16 against compression=fp16",
@@ -123,7 +123,7 @@ def test_what_scatters_too_much_is_said_to_be_unknown(tmp_path: Path) -> None:
         write_run(tmp_path / "s", ddp.with_(repeat=repeat, run=f"p{repeat}"), step_s=plain, images=6)
         write_run(tmp_path / "s", ddp.with_(repeat=repeat, run=f"c{repeat}", compile=True), step_s=compiled, images=6)
     (said,) = sentences(summarize_study(tmp_path / "s").variants)
-    assert said.startswith("compile=true at 2 workers: what it changes cannot be told (PyTorch DDP +")
+    assert said.startswith("compile=true at 2 workers: not decided what it changes (PyTorch DDP +")
     assert said.endswith("; 2 interleaved repeats).")
 
 
