@@ -8,6 +8,7 @@ distance; the map is the mean over blocks. No training is involved. Alone it is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -155,6 +156,21 @@ def _nearest(query: Tensor, bank: Tensor, distance: str, hidden: Tensor | None =
     return 1.0 - best if distance == "cosine" else -best
 
 
+def _on_one_grid(distances: Sequence[Tensor]) -> Tensor:
+    """(blocks, B, N) from (B, N) of each block: those of coarser grids (of a convolutional encoder) are repeated to the
+    finest, as the maps are when they are averaged."""
+    finest = max(each.shape[1] for each in distances)
+    side = math.isqrt(finest)
+    alike = []
+    for each in distances:
+        if each.shape[1] != finest:
+            own = math.isqrt(each.shape[1])
+            grid = F.interpolate(each.view(-1, 1, own, own), size=(side, side), mode="bilinear", align_corners=False)
+            each = grid.flatten(1)
+        alike.append(each)
+    return torch.stack(alike)
+
+
 def _category(tokens: list[list[Tensor]], owners: list[Tensor], options: MemoryOptions) -> _Category:
     """tokens: per look (batch and rotation), per block (b, N, C). owners: per look (b,)."""
     kept, whose = [], []
@@ -170,5 +186,7 @@ def _category(tokens: list[list[Tensor]], owners: list[Tensor], options: MemoryO
         if int(owner.max()) > 0:  # each of the first good pictures against all the others
             look, owned = tokens[0][block], owners[0]
             distances.append(_nearest(look, rows, options.distance, hidden=owned[:, None] == owner[None]))
-    scale = float(torch.quantile(torch.stack(distances).mean(dim=0).flatten()[:1_000_000], 0.99)) if distances else 1.0
+    scale = 1.0
+    if distances:
+        scale = float(torch.quantile(_on_one_grid(distances).mean(dim=0).flatten()[:1_000_000], 0.99))
     return _Category(tokens=tuple(kept), owners=tuple(whose), scale=max(scale, 1e-6))

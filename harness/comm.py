@@ -78,6 +78,8 @@ def comm(
     worker = ["--operations", ",".join(operations), "--smallest", str(size(smallest)), "--largest", str(size(largest))]
     worker += ["--step", str(step), "--budget", str(budget), "--device", device]
     kept = comm_record.others(out, names, hosts, device) if add else []
+    if add and not line_rate:
+        line_rate = comm_record.rate_of(out)
     measured: list[dict[str, Any]] = []
     code = 0
     for name in names:

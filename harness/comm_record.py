@@ -40,16 +40,26 @@ def write(record: Mapping[str, Any], out: Path) -> None:
 
 
 def others(out: Path, names: Iterable[str], hosts: Sequence[hostfile.Host], device: str) -> list[dict[str, Any]]:
-    """What OUT/comm.json holds of libraries that are not in `names`. Raises JobError where it is of other hosts or of
-    another device: such figures do not stand side by side."""
+    """What OUT/comm.json holds of libraries that are not in `names`. Raises JobError where it is of other hosts, other
+    hardware or another device: such figures do not stand side by side."""
+    from harness.environment import environment, hardware
+
     if not (out / NAME).exists():
         return []
     record = records.read_json(out / NAME)
     kept = [result for result in record["libraries"] if result["via"] not in set(names)]
     devices = {result["transport"].get("device", device) for result in kept}
+    there = record.get("environment") or {}
+    if there and hardware(there) != hardware(environment()):
+        raise JobError(f"{out / NAME} was measured on {hardware(there)}: choose another --out")
     if record["hosts"] != _named(hosts) or devices - {device}:
         raise JobError(f"{out / NAME} is of other workers or of another device: choose another --out")
     return kept
+
+
+def rate_of(out: Path) -> float:
+    """The link's rate in bytes/s that OUT/comm.json says, 0 where it says none."""
+    return float(records.read_json(out / NAME).get("link_bytes_per_s") or 0.0) if (out / NAME).exists() else 0.0
 
 
 def page(record: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ _VARIABLES = re.compile(
 )
 _PRIVATE = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|ADDR|IFACE_IP", re.IGNORECASE)
 _PROJECT = Path(__file__).resolve().parent.parent
+
+
+def hardware(record: Mapping[str, Any]) -> str:
+    """What computed, of an environment record: the GPUs' kinds, else the processor's."""
+    devices = (record.get("gpus") or {}).get("devices") or []
+    names = sorted({str(device.get("name")) for device in devices})
+    return ", ".join(names) or str((record.get("cpu") or {}).get("model") or "unknown processor")
 
 
 def environment(*, hash_hostname: bool = False, launcher: str = "") -> dict[str, Any]:

@@ -353,6 +353,11 @@ def _resumed(cells: list[dict[str, Any]], search: Search, folder: Path, *, retry
         raise JobError(
             f"{folder} was searched with {name} {old.get(name)}, not {new[name]}: use --fresh or another --study"
         )
+    from harness.environment import environment, hardware
+
+    there, here = hardware(record.get("environment") or {}), hardware(environment())
+    if record.get("environment") and there != here:
+        raise JobError(f"{folder} was searched on {there}, this is {here}: use --fresh or another --study")
     known = {(cell["setting"], cell["workers"]): cell for cell in record["cells"]}
     for cell in cells:
         before = known.pop((cell["setting"], cell["workers"]), None)

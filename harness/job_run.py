@@ -43,6 +43,11 @@ class Run:
     def work(self, *, leave: bool = True) -> None:
         """Builds, trains, evaluates, records. leave: the process group is not needed any more."""
         begin = time.perf_counter()
+        if self.facts.world_size != self.job.world_size and self.job.elastic is None:
+            raise JobError(
+                f"{self.job.world_size} workers were asked for, {self.facts.launcher} started {self.facts.world_size}: "
+                "see what it says in log.txt"
+            )
         model, train_set, batches, hashes = self._build()
         start_step = self._resume()
         self._record_environment(train_set, model, hashes)
@@ -434,8 +439,9 @@ class Run:
         }
         records.write_json(self.folder / records.RESULT, records.finite(result))
 
-    def fail(self, reason: str) -> None:
-        """Rank 0: a failed result, unless the run had already ended well."""
+    def fail(self, reason: str, exit_code: int) -> None:
+        """Rank 0: a failed result, unless the run had already ended well. A supervisor that is still there writes what
+        it knows over it."""
         if self.folder is None or self._finished:
             return
         try:
@@ -443,6 +449,7 @@ class Run:
                 self.folder / records.RESULT,
                 {
                     "status": "failed",
+                    "exit_code": exit_code,
                     "reason": f"rank {self.facts.rank}: {reason}",
                     "started": iso(self._started),
                     "ended": iso(time.time()),

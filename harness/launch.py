@@ -33,13 +33,14 @@ from harness.marks import LogPart, first_mark, is_consequence, silent_ranks
 from harness.output import Progress
 from harness.packed import pack
 from harness.recorded import SHARED_LOG, RecordedRun
-from harness.turns import Turn, interrupt_if_stopped
+from harness.turns import NobodyConductsError, Stop, Turn, interrupt_if_stopped
 from mpi import hostfile
 from mpi.launchers.base import Launch
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = ROOT / "harness" / "run.py"
 DAY_S = 86400.0
+INTERRUPTED = 130
 # Held while a job runs and given back for its end: result.json can be written on a disk that has filled up meanwhile.
 _ROOM, _ROOM_BYTES = ".room", 1 << 16
 
@@ -113,10 +114,14 @@ def _launch(job: Job, arguments: Sequence[str], scratch: Path, launcher_args: Se
         watched = find_hostfile(job.hostfile)
     network = mpi.network.find([host.name for host in hosts])
     tag = mpi.launch.new_tag()
+    environ = dict(os.environ)
+    if job.device == "cpu":  # deepspeed would start a worker for each device that is named
+        environ.pop("CUDA_VISIBLE_DEVICES", None)
     return mpi.launch.command(
         launcher,
         [sys.executable, str(WORKER), *arguments, "--tag", tag],
         hosts,
+        environ=environ,
         scratch=scratch,
         network=network,
         master_port=mpi.network.free_port(network.address),
@@ -152,11 +157,13 @@ def run_job(
     show: bool = False,
     limit_s: float = DAY_S,
     on_rows: Callable[[list[dict[str, Any]]], None] | None = None,
+    stop: Stop | None = None,
 ) -> Path:
     """Runs `job` under its launcher and returns the run's folder, whose result.json says how it ended.
 
     show: progress with the time left on stderr. limit_s: the longest the whole job may take. on_rows: gets new rows of
-    steps.jsonl while the job runs. Raises only for what is wrong before the start.
+    steps.jsonl while the job runs. stop: interrupts it when it is given. Raises only for what is wrong before the
+    start.
     """
     job = preflight(job)
     with tempfile.TemporaryDirectory(prefix="harness-launch-") as scratch:
@@ -180,7 +187,7 @@ def run_job(
                 _seal(job, folder, launch, outcome, started, log)
                 return folder
             launch = _launch(job, [*arguments, "--tuned", pack(tuned)], Path(scratch), launcher_args)
-        watcher = _Watcher(job, folder, show, on_rows)
+        watcher = _Watcher(job, folder, show, on_rows, stop)
         outcome = mpi.process.supervise(launch, log_path=folder / records.LOG, timeout=limit_s, on_poll=watcher.poll)
         watcher.close()
     _seal(job, folder, launch, outcome, started, log)
@@ -243,6 +250,8 @@ def run_jobs(
         if missing := mpi.launch.missing_program(launch):
             raise JobError(missing)
         claimed = [claim_run_folder(job, results) for job in jobs]
+        for _, folder in claimed:  # so that a run which never began, because all of this was killed, is due again
+            records.write_json(folder / records.RESULT, {"status": "running"})
         listed = [{"job": job.to_dict(), "run_dir": str(folder)} for job, folder in claimed]
         if turns is not None:
             listed = [item | {"turn": turns[job.run].to_dict()} for item, job in zip(listed, jobs, strict=True)]
@@ -278,13 +287,21 @@ class _Watcher:
     """Follows steps.jsonl of a running job."""
 
     def __init__(
-        self, job: Job, folder: Path, show: bool, on_rows: Callable[[list[dict[str, Any]]], None] | None
+        self,
+        job: Job,
+        folder: Path,
+        show: bool,
+        on_rows: Callable[[list[dict[str, Any]]], None] | None,
+        stop: Stop | None = None,
     ) -> None:
+        self._stop = stop
         self._job, self._steps, self._on_rows = job, Tail(folder / records.STEPS), on_rows
         self._progress = Progress(sys.stderr, total=job.steps) if show else None
 
     def poll(self) -> str | None:
-        """Hands on what was recorded since the last call; never ends the job."""
+        """Hands on what was recorded since the last call; ends the job only where a stop is given."""
+        if self._stop is not None:
+            self._stop.interrupt()
         rows = self._steps.read()
         if rows and self._on_rows is not None:
             self._on_rows(rows)
@@ -324,6 +341,8 @@ def _tell_the_truth(
     if mark is not None and not interrupted:
         rank, user, text = mark
         reason, code = f"rank {rank}: {text}", 2 if user else 1
+        if text.startswith(NobodyConductsError.__name__):  # it had not begun: no fault of this run's
+            code = INTERRUPTED
     else:
         reason, code = outcome.reason or "the job ended without a result", outcome.returncode if interrupted else 1
         silent = [] if interrupted else silent_ranks(log.lines(), job.world_size)

@@ -10,6 +10,7 @@ is where it grows; the same figures stand in the table beside the cell.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -148,5 +149,7 @@ def _float_is_double() -> Iterator[None]:
 
 def _worst(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     """Largest ||a - b|| / ||b|| of any tensor."""
-    gaps = ((a[name].double() - b[name].double()).norm() / b[name].double().norm().clamp_min(1e-300) for name in b)
-    return max(float(gap) for gap in gaps)
+    gaps = [
+        float((a[name].double() - b[name].double()).norm() / b[name].double().norm().clamp_min(1e-300)) for name in b
+    ]
+    return max(gaps) if all(map(math.isfinite, gaps)) else math.inf  # max() would pass over a NaN

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import words
 from harness.parity_cells import Cell
 
 if TYPE_CHECKING:
@@ -72,9 +73,9 @@ def judge(cell: Cell, out: Path, steps: int, failures: Mapping[Cell, str]) -> Ve
     tensor, difference = _worst(mine, theirs)
     rows, reference_rows = told["rows"], json.loads((out / f"{reference.name}.json").read_text())["rows"]
     losses = [
-        abs(a["loss"] - b["loss"]) / max(abs(b["loss"]), 1e-12)
+        _apart(a["loss"], b["loss"])
         for a, b in zip(rows, reference_rows, strict=True)
-        if a["loss"] is not None and b["loss"] is not None and math.isfinite(a["loss"]) and math.isfinite(b["loss"])
+        if words.is_number(a["loss"]) or words.is_number(b["loss"])  # both overflowed where a step was skipped
     ]
     figures = {"difference": difference, "of_update": _of_update(mine, theirs, start)}
     which, limit = bound(cell, steps)
@@ -179,11 +180,19 @@ def _of_update(a: Mapping[str, Any], b: Mapping[str, Any], start: Mapping[str, A
     return math.sqrt(apart / moved) if moved else math.inf
 
 
+def _apart(loss: float | None, reference: float | None) -> float:
+    """Relative difference; infinite where only one of them is a number."""
+    if not words.is_number(loss) or not words.is_number(reference):
+        return math.inf
+    return abs(loss - reference) / max(abs(reference), 1e-12)
+
+
 def _worst(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, float]:
     """The tensor with the largest ||a - b|| / ||b|| in double precision; 0 where both are equal and b is 0."""
     found = {}
     for name in b:
         gap, size = float((a[name].double() - b[name].double()).norm()), float(b[name].double().norm())
-        found[name] = gap / size if size else (0.0 if gap == 0 else math.inf)
+        # max() would pass over a NaN
+        found[name] = math.inf if not math.isfinite(gap) else gap / size if size else (0.0 if gap == 0 else math.inf)
     worst = max(found, key=lambda name: found[name])
     return worst, found[worst]

@@ -72,6 +72,8 @@ def cost_of(run: RecordedRun, prices: Prices) -> Cost:
     profiled = bool(run.job.get("profile"))  # its times and energy are the profiler's too
     train_s = None if profiled else (run.result.get("phases") or {}).get("train_s")
     energy = None if profiled else energy_kwh(run.resources)
+    if run.result.get("resumed_at") and not profiled:  # the phase is of its last life, the counters went on between
+        train_s, energy = (run.steps[-1].get("t") if run.steps else None), None
     money = _machine_money(run, prices, train_s)
     if energy is not None and prices.per_kwh is not None:
         money = (money or 0.0) + energy * prices.per_kwh

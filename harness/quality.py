@@ -23,6 +23,11 @@ from harness.table import Table, csv_text
 FILE = "quality.json"
 ALL = 1_000_000  # shots: every good picture
 PASS = 0.9  # share of the held-out good pictures that pass the threshold
+# Of the job, beside what `label_of` says: runs that differ in one of them are no repeats of each other.
+_TOLD_APART = (
+    "steps", "global_batch", "scaling", "accumulation", "optimizer", "lr", "betas", "weight_decay", "schedule",
+    "warmup_steps", "clip_norm", "precision", "precision_mode", "compile", "random_weights", "data_options",
+)  # fmt: skip
 NEAR = 0.98  # correlation above which two pictures are called near-duplicates
 FIGURES = {
     "image_auroc": "image AUROC",
@@ -105,6 +110,7 @@ def measure(
 
     runs: list[dict[str, Any]] = []
     leak: dict[str, Any] = {}
+    labels = labels_of([RecordedRun(folder) for folder in folders])
     # The figures of one variant take seconds of one core (they sort ten million pixels); the encoder takes no longer.
     cores = min(os.cpu_count() or 1, len(grid.variants()))
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
@@ -113,7 +119,7 @@ def measure(
             figures, leak = _judge(folder, grid, data, dict(options or {}), leak, pool)
             runs.append(
                 {
-                    "run": f"{run.study}/{run.name}", "label": label_of(run), "workers": run.workers, "seed": run.seed,
+                    "run": f"{run.study}/{run.name}", "label": labels[folder], "workers": run.workers, "seed": run.seed,
                     "figures": figures,
                 }
             )  # fmt: skip
@@ -204,6 +210,16 @@ def label_of(run: RecordedRun) -> str:
     parts += [f"{job['image_size']} px"] if job.get("image_size") else []
     parts += [f"defects {job['defects']}"] if job.get("defects") else []
     return ", ".join([run.label, *parts])
+
+
+def labels_of(runs: Sequence[RecordedRun]) -> dict[Path, str]:
+    """Folder -> `label_of`, and whatever else of the job is not the same for all of `runs`: unlike runs are never
+    averaged."""
+    varied = [field for field in _TOLD_APART if len({str(run.job.get(field)) for run in runs}) > 1]
+    return {
+        run.folder: ", ".join([label_of(run), *(f"{name.replace('_', ' ')} {run.job.get(name)}" for name in varied)])
+        for run in runs
+    }
 
 
 def figures_of(entries: Sequence[Mapping[str, Any]], good: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ repeat (A B, B A, ...): a slow drift of the machine then hits all engines alike 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 import tomllib
@@ -138,6 +139,9 @@ def _declared(estimate: Mapping[str, float] | None) -> tuple[float, float] | Non
     return float(estimate["start_s"]), float(estimate["run_s"])
 
 
+_LONGEST_NAME = 120  # of a run's folder
+
+
 def parse_backend(text: str) -> dict[str, Any]:
     """``deepspeed:zero_stage=1+overlap_comm=true`` as ``{"backend": ..., "engine": {...}}``."""
     name, _, settings = text.strip().partition(":")
@@ -184,4 +188,9 @@ def run_name(job: Job, varied: Sequence[str] = ()) -> str:
     others = [f"{key}-{getattr(job, key)}" for key in varied if key not in ("precision", "seed")]
     engine, rest = job.default_run_name().split(f"-w{job.world_size}-", 1)
     text = "-".join([engine, *settings, *others, f"w{job.world_size}", rest])
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:120]
+    text = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+    if len(text) <= _LONGEST_NAME:
+        return text
+    # Workers, seed and repeat stand at its end; a digest stands for what is left out in the middle.
+    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return f"{text[: _LONGEST_NAME - 49]}-{digest}-{text[-39:].lstrip('-')}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,10 +18,11 @@ from harness.job import Job, JobError
 from harness.recorded import RecordedRun
 from harness.study import STUDY, Study
 from harness.study_estimate import estimate_study, groups_of, plan_text
+from harness.turns import Stop, ended_by_signals
+from mpi.process import INTERRUPTS, signals_ignored
 
 # What the worker fills in, or what does not decide the figures: two jobs that differ only here are one job.
 _FILLED_IN = ("run", "image_size", "launcher", "resume", "timeout_s", "hostfile", "study")
-INTERRUPTED = 130
 
 
 def same_job(asked: Job, recorded: Mapping[str, Any]) -> bool:
@@ -52,13 +55,13 @@ def find_finished(study: Path, jobs: Sequence[Job]) -> dict[str, RecordedRun]:
 
 
 def interrupted(run: RecordedRun) -> bool:
-    """Whether the run was stopped from outside, so that it says nothing of its engine."""
-    return _was_ended(run) or run.result.get("status") == "running"
+    """Whether the run was stopped from outside, or never began, so that it says nothing of its engine."""
+    return _was_ended(run) or run.result.get("status") == "running" or not (run.folder / records.RESULT).exists()
 
 
 def _was_ended(run: RecordedRun) -> bool:
-    """Whether a Ctrl-C or SIGTERM to the study ended the run."""
-    return run.result.get("exit_code") in (INTERRUPTED, 143)
+    """Whether a signal to the study ended the run."""
+    return run.result.get("exit_code") in INTERRUPTS
 
 
 def run_study(
@@ -89,11 +92,12 @@ def run_study(
     _write_study(folder, study)
     seconds, source = estimate_study(study, todo, results, share=share, turns=turns)
     _say(show, plan_text(study, len(todo), seconds, source))
-    if concurrent > 1:
-        _run_at_once(todo, done, results, concurrent, show)
-        return folder
-    if turns:
-        _run_in_turns(todo, done, results, show)
+    if concurrent > 1 or turns:
+        with ended_by_signals():
+            if concurrent > 1:
+                _run_at_once(todo, done, results, concurrent, show)
+            else:
+                _run_in_turns(todo, done, results, show)
         return folder
     began = time.monotonic()
     finished = 0
@@ -120,28 +124,43 @@ def _run_at_once(
     todo: Sequence[Job], done: Mapping[str, RecordedRun], results: Path, concurrent: int, show: bool
 ) -> None:
     """Runs `todo`, up to `concurrent` at a time, each by a process of its own that supervises its launcher. An
-    interrupt reaches all of them (one process group); the runs that it ended are due again."""
+    interrupt ends all of them; the runs that it ended are due again."""
     from concurrent.futures import as_completed
 
-    from harness import launch
     from harness.turns import supervisors
 
     _clear(todo, done)
     stopped = False
-    with supervisors(concurrent) as pool:
-        started = {pool.submit(launch.run_job, job, results): job for job in todo}
+    with tempfile.TemporaryDirectory(prefix="harness-at-once-") as scratch, supervisors(concurrent) as pool:
+        stop = Stop(Path(scratch) / "stop")
+        started = {pool.submit(_one_at_once, job, results, stop): job for job in todo}
         try:
             for number, future in enumerate(as_completed(started), start=1):
-                run = RecordedRun(future.result())
+                folder = future.result()
+                assert folder is not None  # no stop has been given yet
+                run = RecordedRun(folder)
                 stopped = stopped or _was_ended(run)
                 _say(show, f"[{number}/{len(todo)}] {run.name}: {_how(run)}")
+                if stopped:
+                    break
         except KeyboardInterrupt:
             stopped = True
         finally:
-            for future in started:
-                future.cancel()
+            with signals_ignored():  # the pool takes in a few more than it has processes, which cancel() does not reach
+                if stopped:
+                    stop.give()
+                for future in started:
+                    future.cancel()
+                wait(started)
     if stopped:
         _stop()
+
+
+def _one_at_once(job: Job, results: Path, stop: Stop) -> Path | None:
+    """In a process of its own: the run's folder, None where it was not to begin any more."""
+    from harness import launch
+
+    return None if stop.is_given else launch.run_job(job, results, stop=stop)
 
 
 def _run_in_turns(todo: Sequence[Job], done: Mapping[str, RecordedRun], results: Path, show: bool) -> None:
@@ -188,7 +207,7 @@ def _how(run: RecordedRun) -> str:
 def _stop() -> NoReturn:
     """Ends an interrupted study."""
     _say(True, "interrupted: the same command goes on where it stopped")
-    raise click.exceptions.Exit(INTERRUPTED)
+    raise click.exceptions.Exit(130)
 
 
 def due(run: RecordedRun | None, retry_failed: bool) -> bool:

@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -126,7 +128,7 @@ def take_turns(
             interrupted = True
         finally:
             with signals_ignored():  # the same Ctrl-C may come twice: to this process, and to its group
-                (folder / _STOP).touch()
+                Stop(folder / _STOP).give()
                 for future in started:
                     future.cancel()
                 wait(started)
@@ -177,8 +179,45 @@ def _run_group(group: list[Job], results: Path, turns: Mapping[str, Turn]) -> li
 
 def interrupt_if_stopped(turn: Turn) -> None:
     """For the supervisor of waiting processes: what stopped the conductor, a signal to it alone, stops it too."""
-    if (turn.folder / _STOP).exists():
-        os.kill(os.getpid(), signal.SIGINT)
+    Stop(turn.folder / _STOP).interrupt()
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The word, by a file, that supervisors in other processes shall end what they run and begin nothing more."""
+
+    file: Path
+
+    def give(self) -> None:
+        self.file.touch()
+
+    @property
+    def is_given(self) -> bool:
+        return self.file.exists()
+
+    def interrupt(self) -> None:
+        """Ctrl-C to this process where it is given."""
+        if self.is_given:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP are taken as Ctrl-C is, by KeyboardInterrupt: what runs in other processes must be told to
+    end. In the main thread; elsewhere nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _alive(pid: int) -> bool:

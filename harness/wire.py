@@ -129,20 +129,23 @@ def row_of(cell: Cell, told: Mapping[str, Any]) -> dict[str, Any]:
         if status in told:
             return {**row, "status": status, "cause": told[status]}
     ranks, engine = told["ranks"], told["engine"]
-    wire_size = {"fp32": 4, "bf16": 2, "fp16": 2}[engine.get("wire_dtype") or "fp32"]
-    gradients = told["trainable_bytes"] * wire_size // 4
+    size = {"fp32": 4, "bf16": 2, "fp16": 2}
+    elements = told["trainable_elements"]
+    gathered = told["gathered_bytes"]
+    if "gather_dtype" in engine:  # FSDP2 keeps shards in fp32 and gathers what it computes with
+        gathered = gathered * size[engine["gather_dtype"]] // 4
     expected = theory(
         engine,
         world_size=cell.workers,
-        gradient_bytes=gradients,
+        gradient_bytes=elements * size[engine.get("wire_dtype") or "fp32"],
         weight_bytes=told["trainable_bytes"],
-        gathered_bytes=told["gathered_bytes"],
+        gathered_bytes=gathered,
     )
     sent = [rank["sent_bytes"] for rank in ranks]
     row |= {
         "status": "ok",
         "trainable_bytes": told["trainable_bytes"],
-        "gathered_bytes": told["gathered_bytes"],
+        "gathered_bytes": gathered,
         "theory_bytes": expected,
         "handed_bytes": told["exchange"]["wire_bytes"],
         "payload_bytes": told["exchange"]["payload_bytes"],

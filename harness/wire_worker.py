@@ -85,14 +85,21 @@ def _now() -> tuple[float, int, int]:
 
 
 def _sizes(backend: Backend) -> dict[str, int]:
-    """Bytes of the trainable parameters, and of those (frozen ones too) that ZeRO-3 gathers before use."""
-    trainable = gathered = 0
+    """Numbers and bytes of the trainable parameters, and bytes of those (frozen ones too) that ZeRO-3 gathers before
+    use."""
+    elements = trainable = gathered = 0
     for parameter in backend.model.parameters():
-        size = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
+        count = getattr(parameter, "ds_numel", parameter.numel())
+        size = count * parameter.element_size()
+        elements += count if parameter.requires_grad else 0
         trainable += size if parameter.requires_grad else 0
         # Below stage3_param_persistence_threshold a parameter stays whole on every rank.
         gathered += size if not getattr(parameter, "ds_persist", True) else 0
-    return {"trainable_bytes": trainable, "gathered_bytes": gathered or trainable}
+    return {
+        "trainable_elements": elements,
+        "trainable_bytes": trainable,
+        "gathered_bytes": gathered or trainable,
+    }
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def _guarded(
 
             traceback.print_exc()
         write_line(f"{FAILURE_MARK} rank={facts.rank} user={int(user)} {text}", sys.stderr)
-        run.fail(text)
+        run.fail(text, _exit_code(error))
         if run_dir is None and (facts.rank == 0 or not user):
             output.complain(f"error: {text}" if user else f"rank {facts.rank} failed: {text}")
         code = 2 if user else 130 if isinstance(error, KeyboardInterrupt) else 1
@@ -239,6 +239,13 @@ def _as_ended(error: BaseException) -> BaseException:
     if _signals and not isinstance(error, TerminatedError):
         return TerminatedError(f"ended by signal {_signals[0]}")
     return error
+
+
+def _exit_code(error: BaseException) -> int:
+    """For the record of a run that nobody supervises any more: one that was ended from outside is due again."""
+    if is_user_error(error):
+        return 2
+    return 130 if isinstance(error, KeyboardInterrupt) else 143 if isinstance(error, TerminatedError) else 1
 
 
 def _one_line(error: BaseException) -> str:

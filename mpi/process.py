@@ -32,6 +32,7 @@ from mpi.launchers.base import Launch
 
 _TAIL_LINES = 400
 _POLL_S = 0.1
+INTERRUPTS = (129, 130, 143)  # SIGHUP (the terminal was closed), Ctrl-C, SIGTERM
 # After a launcher has said that a node failed: time for the others to end by themselves and say why.
 _FAILURE_GRACE_S = 3.0
 
@@ -41,8 +42,9 @@ class Outcome:
     """How a job ended.
 
     returncode: 0, or the first failing command's exit status (negative: signal), 124 for a time-out, 130 for Ctrl-C,
-    143 for a SIGTERM, 255 for a lost node. reason: empty if all went well, else one line. tail: last lines printed.
-    orphans: processes that the guards had to end after the launcher had ended. seconds: from start to clean end.
+    143 for a SIGTERM, 129 for a SIGHUP, 255 for a lost node. reason: empty if all went well, else one line. tail: last
+    lines printed. orphans: processes that the guards had to end after the launcher had ended. seconds: from start to
+    clean end.
     """
 
     returncode: int
@@ -57,8 +59,8 @@ class Outcome:
 
     @property
     def interrupted(self) -> bool:
-        """Whether a Ctrl-C or SIGTERM to the supervisor ended the job."""
-        return self.returncode in (130, 143)
+        """Whether a signal to the supervisor ended the job."""
+        return self.returncode in INTERRUPTS
 
 
 class _InterruptedError(Exception):

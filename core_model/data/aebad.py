@@ -73,6 +73,5 @@ def _mask_of(root: Path, path: Path) -> Path:
 
 
 def _picture(root: Path, category: str, kind: str, path: Path, mask: Path | None) -> FilePicture:
-    return FilePicture(
-        id=f"{category}/{path.relative_to(root).as_posix()}", category=category, kind=kind, path=path, mask_path=mask
-    )
+    file = path.relative_to(root).as_posix()
+    return FilePicture(id=f"{category}/{file}", category=category, kind=kind, path=path, mask_path=mask, file=file)

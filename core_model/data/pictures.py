@@ -54,6 +54,12 @@ class FilePicture:
     kind: str
     path: Path
     mask_path: Path | None = None
+    file: str = ""  # the same for all pictures of one file, where several categories show it
+
+    @property
+    def origin(self) -> str:
+        """What decides whether it is held out: equal for pictures that show the same, whatever their category."""
+        return self.file or self.id
 
     def image(self, size: int) -> np.ndarray:
         return resize(read_rgb(self.path), size)

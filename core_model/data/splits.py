@@ -55,5 +55,10 @@ def by_category(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
 
 
 def _in_fixed_order(pictures: Sequence[Picture]) -> list[Picture]:
-    """Shuffled by a hash of the id: neighbouring files are often near-duplicates of one another."""
-    return sorted(pictures, key=lambda picture: hashlib.blake2b(picture.id.encode(), digest_size=8).digest())
+    """Shuffled by a hash of the id: neighbouring files are often near-duplicates of one another. Categories that show
+    the same files (AeBAD) have them in the same order, so that none is held out of one and trained on in another."""
+
+    def key(picture: Picture) -> bytes:
+        return hashlib.blake2b(str(getattr(picture, "origin", picture.id)).encode(), digest_size=8).digest()
+
+    return sorted(pictures, key=key)

@@ -22,7 +22,7 @@ import shlex
 
 from mpi import hostfile
 from mpi.launchers import mpirun, srun
-from mpi.launchers.base import SSH_OPTIONS, Launch, Plan, is_plain, require_plain_cwd
+from mpi.launchers.base import SSH_OPTIONS, Launch, LaunchError, Plan, is_plain, require_plain_cwd
 
 _FORWARDED = ("PYTHON", "MLFLOW", "MV2", "UCX", "NCCL")
 _PDSH_FORMAT = re.compile(r"%(?=[hun%])")
@@ -57,6 +57,11 @@ def _local(plan: Plan) -> Launch:
     options = ["--hostfile", str(plan.scratch / "hostfile"), "--no_ssh_check"]
     if plan.device_ids:  # DeepSpeed sets CUDA_VISIBLE_DEVICES itself, from 0, unless the ids are included by number
         chosen = plan.device_ids[:slots]
+        if len(chosen) < slots:  # deepspeed would start as many workers as there are devices
+            raise LaunchError(
+                f"CUDA_VISIBLE_DEVICES names {len(chosen)} devices for {slots} workers: name {slots}, unset it, or use "
+                f"--slots {len(chosen)}"
+            )
         options += ["--include", f"localhost:{','.join(map(str, chosen))}"]
         slots = max(chosen) + 1
     options += ["--master_addr", plan.network.address, "--master_port", str(plan.master_port), "--no_local_rank"]

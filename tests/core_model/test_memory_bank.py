@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from core_model.errors import ModelError
-from core_model.memory_bank import MemoryBank, MemoryOptions
+from core_model.memory_bank import MemoryBank, MemoryOptions, _category
 
 
 def pictures(count: int, seed: int = 0) -> torch.Tensor:
@@ -83,3 +83,12 @@ def test_wrong_options_are_refused(tiny) -> None:
             MemoryOptions(**wrong)
     with pytest.raises(ModelError, match="as many of each"):
         MemoryBank.build(tiny, pictures(2), ["tile"])
+
+
+def test_blocks_of_unlike_grids_are_calibrated_together() -> None:
+    """A convolutional encoder's blocks have fewer tokens the deeper they are (preset lite)."""
+    torch.manual_seed(0)
+    look = [torch.randn(3, 16, 8), torch.randn(3, 4, 8)]
+    found = _category([look], [torch.arange(3)], MemoryOptions())
+    assert [len(rows) for rows in found.tokens] == [48, 12]
+    assert 0 < found.scale < 2

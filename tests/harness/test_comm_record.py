@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,16 @@ def test_other_libraries_are_kept_and_the_same_one_is_not(folder: Path) -> None:
 def test_figures_of_other_workers_or_another_device_are_not_mixed(folder: Path, hosts: Any, device: str) -> None:
     with pytest.raises(JobError, match="of other workers or of another device"):
         comm_record.others(folder, ["deepspeed"], hosts, device)
+
+
+def test_figures_of_other_hardware_are_not_mixed_and_the_links_rate_stays(folder: Path) -> None:
+    record = json.loads((folder / "comm.json").read_text())
+    record["environment"]["gpus"] = {"devices": [{"name": "NVIDIA H100"}]}
+    record["link_bytes_per_s"] = 125e6
+    (folder / "comm.json").write_text(json.dumps(record))
+    with pytest.raises(JobError, match="was measured on NVIDIA H100"):
+        comm_record.others(folder, ["deepspeed"], TWO, "cpu")
+    assert comm_record.rate_of(folder) == 125e6
 
 
 def test_nothing_measured_is_said(tmp_path: Path) -> None:

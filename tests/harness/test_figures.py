@@ -132,6 +132,15 @@ def test_cost_follows_the_price_of_the_machine(tmp_path: Path) -> None:
     assert cost_of(run, Prices()).money is None
 
 
+def test_a_resumed_run_costs_what_all_its_lives_took(tmp_path: Path) -> None:
+    run = RecordedRun(write_run(tmp_path / "s", Job(backend="ddp", slots=2, preset="tiny")))
+    whole = cost_of(run, Prices()).train_s
+    run.result["phases"]["train_s"], run.result["resumed_at"] = 0.1, [50]
+    cost = cost_of(run, Prices())
+    assert cost.train_s == pytest.approx(whole, rel=0.05)
+    assert cost.energy_kwh is None
+
+
 def test_deepspeed_chats_own_figures_come_out() -> None:
     """8x A100-80GB for 4.1 h cost 132 $ in its table; the price file is made from it."""
     machine = next(m for m in Prices.load().machines if "A100" in m["name"])

@@ -13,11 +13,12 @@ from click.testing import CliRunner
 from core_model.presets import build
 from harness import measured, records
 from harness.check import schema_errors
-from harness.fit import FILE, Search, conclude, fit, new_cell, stand
+from harness.fit import FILE, Search, _resumed, conclude, fit, new_cell, stand
 from harness.fit_model import Training
 from harness.fit_report import plot, ran_out, write_tables
 from harness.fit_shapes import Grid
 from harness.fit_try import HOST_IS_FULL, judge
+from harness.job import JobError
 
 ARGS = ["--device", "cpu", "--memory-gib", "0.25", "--precision", "fp32", "--vocab", "512", "--length", "32"]
 
@@ -133,6 +134,15 @@ def test_dry_run_starts_nothing_and_writes_nothing(tmp_path: Path) -> None:
     assert told.exit_code == 0, told.output
     assert "DDP" in told.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_search_does_not_go_on_on_another_machine(tmp_path: Path) -> None:
+    (tmp_path / "fit").mkdir()
+    place = {"gpus": {"devices": [{"name": "NVIDIA H100"}]}}
+    record = {"setup": search().setup(), "device_mib": 256.0, "host_mib": 1e6, "environment": place}
+    records.write_json(tmp_path / "fit" / FILE, record | {"finished": True, "cells": []})
+    with pytest.raises(JobError, match="was searched on NVIDIA H100, this is "):
+        _resumed([], search(), tmp_path / "fit", retry=False)
 
 
 def test_tries_of_another_search_are_not_mixed(tmp_path: Path) -> None:

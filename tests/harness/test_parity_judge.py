@@ -97,6 +97,26 @@ def test_native_precision_names_its_departures(out: Path) -> None:
     assert "weights are gathered in bf16" in text
 
 
+def test_what_is_not_finite_is_not_equal(out: Path) -> None:
+    nan = torch.full((4,), float("nan"))
+    for place, extra in ((CELL, nan), (CELL.reference(), torch.ones(4)), (CELL.same_split(), torch.ones(4))):
+        save_file({"a": torch.ones(4) * 2.0, "b": extra}, out / f"{place.name}.safetensors")
+    save_file({"a": torch.ones(4), "b": torch.zeros(4)}, out / "start.safetensors")
+    rows = {"rows": [{"step": step, "loss": 1.0, "skipped": False} for step in range(3)], "engine": {}}
+    (out / f"{CELL.name}.json").write_text(json.dumps(rows))
+    verdict = judge(CELL, out, 3, {})
+    assert (verdict.status, verdict.tensor) == ("differs", "b")
+
+
+def test_a_loss_that_one_of_two_lost_is_a_difference(out: Path) -> None:
+    write(out, CELL, torch.ones(4) * 2.0)
+    assert judge(CELL, out, 3, {}).status == "equal"
+    told = json.loads((out / f"{CELL.name}.json").read_text())
+    told["rows"][1]["loss"] = None
+    (out / f"{CELL.name}.json").write_text(json.dumps(told))
+    assert judge(CELL, out, 3, {}).loss_difference == float("inf")
+
+
 def test_refused_and_failed_cells_are_filled(out: Path) -> None:
     (out / f"{CELL.name}.json").write_text(json.dumps({"refused": "no fp16 on this processor"}))
     verdict = judge(CELL, out, 3, {})

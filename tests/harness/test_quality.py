@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness import quality
-from harness.job import JobError
+from harness.job import Job, JobError
 from harness.options import names_in
+from harness.recorded import RecordedRun
+from tests.harness.made_runs import write_run
 
 
 def figures(branch: str, auroc: float, **more: object) -> dict:
@@ -55,6 +57,17 @@ def test_rows_hold_mean_and_spread_of_an_engines_runs_alone() -> None:
     assert horovod["image_auroc"] == {"mean": pytest.approx(0.85), "sd": pytest.approx(0.0707, abs=1e-4), "n": 2}
     assert ddp["image_auroc"] == {"mean": 0.5, "sd": None, "n": 1}
     assert "pixel_auroc" not in ddp
+
+
+def test_runs_of_unlike_jobs_have_labels_of_their_own(tmp_path: Path) -> None:
+    job = Job(backend="horovod", preset="tiny")
+    folders = [
+        write_run(tmp_path / "s", job.with_(run=f"r{number}", seed=number, steps=steps))
+        for number, steps in enumerate((40, 40, 60))
+    ]
+    labels = quality.labels_of([RecordedRun(folder) for folder in folders])
+    assert [labels[folder] for folder in folders] == ["Horovod, steps 40", "Horovod, steps 40", "Horovod, steps 60"]
+    assert set(quality.labels_of([RecordedRun(folder) for folder in folders[:2]]).values()) == {"Horovod"}
 
 
 def record(path: Path, runs: list[dict], **more: object) -> Path:

@@ -1,6 +1,10 @@
 """A study: its matrix, its order, what is not done twice, what is refused before anything starts."""
 
 import json
+import os
+import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +12,13 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from harness import launch, records, study
+from harness import launch, records, study, study_run
 from harness.commands.compare import compare, study_from_options
 from harness.job import Job, JobError
 from harness.study import Study, parse_backend
 from harness.study_estimate import estimate, groups_of, plan_text
-from harness.study_run import find_finished, run_study
+from harness.study_run import _one_at_once, find_finished, run_study
+from harness.turns import Stop
 from tests.harness.made_runs import write_run
 
 
@@ -166,7 +171,7 @@ def test_finished_runs_are_not_repeated(tmp_path: Path, runner: list[str]) -> No
 def test_interrupted_run_is_done_again_and_a_failed_one_is_kept(tmp_path: Path, runner: list[str]) -> None:
     made = matrix(repeats=1)
     folder = run_study(made, tmp_path, show=False)
-    for job, code in ((made.jobs[0], 130), (made.jobs[1], 1)):
+    for job, code in ((made.jobs[0], 129), (made.jobs[1], 1)):
         path = folder / job.run / records.RESULT
         path.write_text(
             json.dumps({"schema": 1, "status": "failed", "reason": "x", "exit_code": code, "world_size": 1})
@@ -174,6 +179,10 @@ def test_interrupted_run_is_done_again_and_a_failed_one_is_kept(tmp_path: Path, 
     runner.clear()
     run_study(made, tmp_path, show=False)
     assert runner == [made.jobs[0].run]
+    runner.clear()
+    (folder / made.jobs[2].run / records.RESULT).unlink()  # claimed, and killed before it began
+    run_study(made, tmp_path, show=False)
+    assert runner == [made.jobs[2].run]
     runner.clear()
     run_study(made, tmp_path, show=False, retry_failed=True)
     assert runner == [made.jobs[1].run]
@@ -193,6 +202,54 @@ def test_interrupt_ends_the_study_at_once(tmp_path: Path, monkeypatch: pytest.Mo
         run_study(matrix(), tmp_path, show=False)
     assert caught.value.exit_code == 130
     assert len(records.runs_of(tmp_path / "s")) == 1
+
+
+def test_long_names_keep_their_end_and_stay_apart() -> None:
+    settings = "+".join(f"{name}=1000000" for name in ("reduce_bucket_size", "allgather_bucket_size"))
+    text = f"deepspeed:zero_stage=3+offload_optimizer=true+offload_param=true+{settings}+overlap_comm=false"
+    first, second = (job.run for job in matrix(backends=[text], workers=[2], repeats=2).jobs)
+    assert len(first) == len(second) == 120
+    assert first.endswith("-r0")
+    assert second.endswith("-r1")
+    other = matrix(backends=[text.replace("bucket_size=1000000", "bucket_size=2000000")], workers=[2], repeats=1)
+    assert other.jobs[0].run != first
+
+
+def one_that_waits(job: Job, results: Path, stop: Stop) -> Path | None:
+    """`study_run._one_at_once` in a process of the pool, with a launch that takes long and ends when it is told to."""
+    launch.run_job = waiting_job  # type: ignore[assignment]
+    return _one_at_once(job, results, stop)
+
+
+def waiting_job(job: Job, results: Path, *, stop: Stop) -> Path:
+    folder = results / job.study / job.run
+    folder.mkdir(parents=True)
+    while not stop.is_given:
+        time.sleep(0.02)
+    records.write_json(folder / records.JOB, job.to_dict())
+    records.write_json(folder / records.RESULT, {"status": "failed", "reason": "interrupted", "exit_code": 130})
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_several_at_a_time_are_all_ended_and_none_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(study_run, "_one_at_once", one_that_waits)
+    monkeypatch.setattr(launch, "preflight", lambda job: job)
+    folder = tmp_path / "s"
+
+    def interrupt() -> None:
+        limit = time.monotonic() + 30
+        while len(list(folder.glob("*/"))) < 2 and time.monotonic() < limit:
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(click.exceptions.Exit) as caught:
+        run_study(matrix(repeats=2), tmp_path, show=False, concurrent=2)
+    assert caught.value.exit_code == 130
+    assert len(list(folder.glob("*/"))) == 2, "no run begins after the interrupt"
 
 
 def test_other_settings_under_the_same_name_are_refused(tmp_path: Path, runner: list[str]) -> None:

@@ -21,6 +21,7 @@ def told(sent: float, payload: dict[str, int], *, idle: float = 0.0, **engine: A
     handed = sum(shares[kind] * size for kind, size in payload.items())
     return {
         "ranks": [rank, rank],
+        "trainable_elements": SIZE // 4,
         "trainable_bytes": SIZE,
         "gathered_bytes": SIZE,
         "exchange": {"wire_bytes": handed, "payload_bytes": payload, "calls": dict.fromkeys(payload, 1)},
@@ -61,6 +62,18 @@ def test_what_flows_without_training_is_told_from_the_exchange() -> None:
     assert "flow without any training" in row["cause"]
     row = row_of(cell, told(1.5 * SIZE, {"all_reduce": SIZE}, engine="horovod"))
     assert "1.50 x what is handed over: cause open" in row["cause"]
+
+
+def test_native_half_precision_is_held_to_its_own_bytes() -> None:
+    cell = Cell(backend="deepspeed", zero_stage=0, workers=2, precision="bf16", precision_mode="native")
+    half = told(SIZE / 2, {"all_reduce": SIZE // 2}, engine="deepspeed", zero_stage=0, wire_dtype="bf16")
+    row = row_of(cell, half | {"trainable_bytes": SIZE // 2, "gathered_bytes": SIZE // 2})
+    assert row["theory_bytes"] == row["handed_bytes"] == SIZE / 2
+    payload = {"reduce_scatter": SIZE, "all_gather": SIZE}
+    shards = told(SIZE, payload, engine="fsdp2", gather_dtype="bf16", communication="nccl")
+    row = row_of(Cell(backend="fsdp2", workers=2, precision="bf16", precision_mode="native"), shards)
+    assert row["theory_bytes"] == row["handed_bytes"] == SIZE
+    assert row["cause"] == ""
 
 
 def test_failed_cells_are_filled_and_the_index_finds_the_table(tmp_path: Path) -> None:

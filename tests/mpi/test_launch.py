@@ -119,6 +119,11 @@ def test_deepspeed_on_one_other_host_goes_there():
     assert "--force_multi" in launch("deepspeed", hosts=(Host("b", 1),), network=network).argv
 
 
+def test_deepspeed_does_not_start_fewer_workers_than_asked_for():
+    with pytest.raises(LaunchError, match="names 2 devices for 4 workers"):
+        launch("deepspeed", network=Network(), hosts=hostfile.local(4), environ={"CUDA_VISIBLE_DEVICES": "0,1"})
+
+
 def test_deepspeed_here_says_its_slots_and_devices():
     here = launch("deepspeed", network=Network(), hosts=hostfile.local(2))
     assert here.files[Path("/job/hostfile")] == "localhost slots=2\n"

@@ -142,7 +142,12 @@ def start_supervisor(tmp_path: Path, tag: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "says"), [(signal.SIGINT, "130 interrupted (Ctrl-C)"), (signal.SIGTERM, "143 ended by SIGTERM")]
+    ("number", "says"),
+    [
+        (signal.SIGINT, "130 interrupted (Ctrl-C)"),
+        (signal.SIGTERM, "143 ended by SIGTERM"),
+        (signal.SIGHUP, "129 ended by SIGHUP"),
+    ],
 )
 def test_signals_end_the_job_cleanly(tmp_path, number, says):
     tag = f"job-signal-{number}-{os.getpid()}"
@@ -150,6 +155,7 @@ def test_signals_end_the_job_cleanly(tmp_path, number, says):
     process.send_signal(number)
     out, _ = process.communicate(timeout=15)
     assert out.splitlines()[-1] == says
+    assert Outcome(returncode=int(says.split()[0])).interrupted
     assert guard.tagged(tag) == []
 
 

@@ -49,6 +49,15 @@ def test_visa_by_its_csv(tmp_path):
     assert opened(f"visa:{root / 'pcb1'}").categories == ("pcb1",)
 
 
+@pytest.mark.parametrize("options", [{"holdout": 0.3}, {"folds": 2, "fold": 0}])
+def test_aebad_never_trains_on_what_it_holds_out(tmp_path, options):
+    root = write_aebad(tmp_path, train=4)
+    kept, held = (opened(f"aebad:{root}", split, **options) for split in ("train", "val"))
+    files = [{sample_id.split("/", 1)[1] for sample_id in each.ids} for each in (kept, held)]
+    assert all(files)
+    assert not files[0] & files[1]
+
+
 def test_aebad_makes_its_defects_categories_that_share_the_good_pictures(tmp_path):
     root = write_aebad(tmp_path, train=2, test=1)
     train, test = opened(f"aebad:{root}"), opened(f"aebad:{root}", "test")
