@@ -217,9 +217,10 @@ class Run:
             self._trained_s = kept[-1]["t"] if kept else 0.0
             resumed = [row["step"] for row in kept if row.get("restarted")] + [step]
             self.extra["resumed_at"] = resumed
+            at = f"step{'s' if len(resumed) > 1 else ''} {words.joined([str(at) for at in resumed])}"
             self.warnings.append(
-                f"resumed at step {words.joined([str(at) for at in resumed])}: phases, wall time and memory are "
-                "those of its last life; each start's first steps are not timed"
+                f"resumed at {at}: phases, wall time and memory are those of its last life; the first steps of each "
+                "start are not timed"
             )
         return step
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from harness.job import Job, JobError
-from harness.options import apply_settings, job_values, parse_value
+from harness.options import apply_settings, job_values, make_job, parse_value
 from harness.tuning import budget
 
 
@@ -41,6 +41,16 @@ def test_what_cannot_work_is_refused_in_one_line(changes: dict, words: str) -> N
 
 def test_micro_batch_follows_from_the_global_batch() -> None:
     assert Job(backend="ddp", nodes=2, slots=2, accumulation=2, global_batch=32).micro_batch == 4
+
+
+@pytest.mark.parametrize(
+    ("slots", "accumulation", "batch"), [(1, 1, 8), (4, 1, 8), (6, 1, 12), (16, 1, 16), (2, 8, 16)]
+)
+def test_the_default_batch_can_be_shared_by_all_workers(slots: int, accumulation: int, batch: int) -> None:
+    job = make_job({"backend": "ddp", "slots": slots, "accumulation": accumulation})
+    assert job.global_batch == batch
+    with pytest.raises(JobError, match="global batch 8 cannot be split"):
+        make_job({"backend": "ddp", "slots": 3, "global_batch": 8})
 
 
 def test_unknown_field_is_named() -> None:

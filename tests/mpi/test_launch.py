@@ -11,7 +11,7 @@ import pytest
 
 from mpi import hostfile
 from mpi.hostfile import Host
-from mpi.launch import DEFAULT_LAUNCHER, LAUNCHERS, carried, command, missing_program, render
+from mpi.launch import DEFAULT_LAUNCHER, LAUNCHERS, carried, command, default_launcher, missing_program, render
 from mpi.launchers.base import JOB_TAG, Launch, LaunchError
 from mpi.launchers.deepspeed import _quote_for_pdsh
 from mpi.network import Network
@@ -70,6 +70,7 @@ def pairs(argv: tuple[str, ...], option: str) -> list[str]:
 def test_every_backend_has_a_launcher():
     assert set(DEFAULT_LAUNCHER.values()) <= set(LAUNCHERS)
     assert {"single", "ddp", "fsdp2", "deepspeed", "horovod"} == set(DEFAULT_LAUNCHER)
+    assert default_launcher("an engine of yours") in LAUNCHERS
 
 
 @pytest.mark.parametrize("launcher", [name for name in LAUNCHERS if name != "local"])

@@ -4,14 +4,17 @@ parity."""
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from launch import HERE, ROOT, run
+from launch import HERE, ROOT, run, started_command
 
 from backends.parity import Cell, compare, run_cells
 from backends.process import ProcessFacts
+from harness import records
 
 EXAMPLE = ROOT / "tests" / "backends" / "flat_engine.py"
 
@@ -37,6 +40,25 @@ def test_the_example_engine_trains_like_the_single_process(tmp_path: Path) -> No
     (single,) = run_cells([Cell(label="s", engine="single")], Tiny, batches, facts=ProcessFacts(), device="cpu")
     weights = torch.load(tmp_path / "0.pt")["weights"]
     assert compare(weights, single.weights, single.initial).relative <= 1e-5
+
+
+@pytest.mark.timeout(180)
+def test_a_file_and_a_line_are_all_that_harness_run_needs(tmp_path: Path) -> None:
+    for package in ("backends", "core_model", "harness", "mpi"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(EXAMPLE, tmp_path / "backends" / "flat.py")
+    registry = tmp_path / "backends" / "__init__.py"
+    text = registry.read_text()
+    opening = text[text.index("REGISTRY") : text.index("{", text.index("REGISTRY")) + 1]
+    registry.write_text(text.replace(opening, f'{opening}\n    "flat": "backends.flat:FlatBackend",'))
+    assert registry.read_text() != text
+    argv = ["env", "-C", str(tmp_path), f"PYTHONPATH={tmp_path}", sys.executable, "-m", "harness", "run"]
+    argv += ["--backend", "flat", "--slots", "2", "--preset", "tiny", "--steps", "4", "--eval-samples", "-1"]
+    with started_command([*argv, "--results", str(tmp_path / "results")], tmp_path / "log.txt") as process:
+        assert process.wait(150) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    (folder,) = records.runs_of(tmp_path / "results" / "scratch")
+    result = records.read_json(folder / records.RESULT)
+    assert (result["engine"]["engine"], result["world_size"]) == ("flat", 2)
 
 
 def test_the_example_is_short() -> None:

@@ -33,23 +33,20 @@ def test_a_run_with_dropout_that_was_cut_and_resumed_is_the_unbroken_one(tmp_pat
     folder, _ = ran(tmp_path / "cut", code=1, HARNESS_FAULT="raise:rank=1,step=11")
     assert records.read_json(folder / records.RESULT)["reason"] == "rank 1: PlantedFaultError: planted at step 11"
     assert len(list(records.read_jsonl(folder / records.STEPS))) > 8, "more was recorded than the checkpoint holds"
+    ran(tmp_path / "cut", "--resume", code=1, HARNESS_FAULT="raise:rank=0,step=13")
+    reason = records.read_json(folder / records.RESULT)["reason"]
+    assert reason == "rank 0: PlantedFaultError: planted at step 13", "of its own life, not the first one's"
     _, printed = ran(tmp_path / "cut", "--resume")
     assert "Traceback" not in printed
     result = records.read_json(folder / records.RESULT)
-    assert (result["status"], result["resumed_at"]) == ("ok", [8])
-    assert any(text.startswith("resumed at step 8: ") for text in result["warnings"])
-    assert result["throughput"]["warmup_steps"] == 4
+    assert (result["status"], result["resumed_at"]) == ("ok", [8, 12])
+    assert any(text.startswith("resumed at steps 8 and 12: ") for text in result["warnings"])
+    assert result["throughput"]["warmup_steps"] == 6
     rows = list(records.read_jsonl(folder / records.STEPS))
     assert [row["step"] for row in rows] == list(range(STEPS))
-    assert [row["step"] for row in rows if row.get("restarted")] == [8]
+    assert [row["step"] for row in rows if row.get("restarted")] == [8, 12]
     assert [row["t"] for row in rows] == sorted(row["t"] for row in rows)
     assert check_runs([folder]) == []
     expected, found = (load_file(place / records.WEIGHTS) for place in (whole, folder))
     differing = [name for name, value in expected.items() if not torch.equal(found[name], value)]
     assert not differing
-
-
-def test_what_failed_in_a_resumed_run_is_its_own_reason(tmp_path: Path) -> None:
-    folder, _ = ran(tmp_path / "twice", code=1, HARNESS_FAULT="raise:rank=1,step=5")
-    ran(tmp_path / "twice", "--resume", code=1, HARNESS_FAULT="raise:rank=0,step=9")
-    assert records.read_json(folder / records.RESULT)["reason"] == "rank 0: PlantedFaultError: planted at step 9"
