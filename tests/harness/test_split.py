@@ -113,6 +113,8 @@ def test_steps_that_are_not_sampled_carry_no_hook() -> None:
 def test_cost_is_below_half_a_per_cent_of_a_short_step() -> None:
     shares = []
     for _ in range(3):  # the least disturbed: the machine may be shared
+        if shares and min(shares) < 0.005:
+            break
         began = time.perf_counter()
         watcher = train(Sleepy(0.005, 0.005), steps=60, every=5)
         shares.append(watcher.cost_s / (time.perf_counter() - began))

@@ -231,7 +231,8 @@ def waiting_job(job: Job, results: Path, *, stop: Stop) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_several_at_a_time_are_all_ended_and_none_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:

@@ -66,10 +66,10 @@ def test_a_worker_that_ignores_signals_and_has_children_is_ended_at_the_time_lim
         time.sleep(1000)
         """,
         tmp_path,
-        timeout=5,
+        timeout=3,
     )
     assert outcome.returncode == 124
-    assert outcome.reason.startswith("not finished after 5 s")
+    assert outcome.reason.startswith("not finished after 3 s")
     assert outcome.orphans >= 1
     assert outcome.seconds < 15
     assert_nothing_left(launch)
