@@ -143,17 +143,17 @@ def _run_at_once(
                 _say(show, f"[{number}/{len(todo)}] {run.name}: {_how(run)}")
                 if stopped:
                     break
+            if not stopped:
+                return
         except KeyboardInterrupt:
             stopped = True
         finally:
             with signals_ignored():  # the pool takes in a few more than it has processes, which cancel() does not reach
-                if stopped:
-                    stop.give()
+                stop.give()
                 for future in started:
                     future.cancel()
                 wait(started)
-    if stopped:
-        _stop()
+    _stop()
 
 
 def _one_at_once(job: Job, results: Path, stop: Stop) -> Path | None:

@@ -204,7 +204,7 @@ class Stop:
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP are taken as Ctrl-C is, by KeyboardInterrupt: what runs in other processes must be told to
-    end. In the main thread; elsewhere nothing changes."""
+    end. A SIGHUP that is ignored stays so (nohup). In the main thread; elsewhere nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -212,7 +212,8 @@ def ended_by_signals() -> Iterator[None]:
     def end(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heeded = [signal.SIGTERM, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else [])]
+    before = {number: signal.signal(number, end) for number in heeded}
     try:
         yield
     finally:

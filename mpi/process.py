@@ -301,7 +301,8 @@ def _remove_files(launch: Launch) -> None:
 
 @contextlib.contextmanager
 def _signals_as_exceptions() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise _InterruptedError in the main thread; elsewhere they are left alone."""
+    """SIGINT, SIGTERM and SIGHUP raise _InterruptedError in the main thread; elsewhere they are left alone, and so is a
+    SIGHUP that is ignored: whoever starts a job with nohup wants it to outlive the terminal."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -309,7 +310,7 @@ def _signals_as_exceptions() -> Iterator[None]:
     def interrupt(number: int, _frame: object) -> None:
         raise _InterruptedError(number)
 
-    with _handlers(interrupt):
+    with _handlers(interrupt, hangup=signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN):
         yield
 
 
@@ -325,8 +326,8 @@ def signals_ignored() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handlers(handler: object) -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+def _handlers(handler: object, *, hangup: bool = True) -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangup else []))
     before = {number: signal.signal(number, handler) for number in numbers}  # type: ignore[arg-type]
     try:
         yield

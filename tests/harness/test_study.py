@@ -224,7 +224,9 @@ def one_that_waits(job: Job, results: Path, stop: Stop) -> Path | None:
 def waiting_job(job: Job, results: Path, *, stop: Stop) -> Path:
     folder = results / job.study / job.run
     folder.mkdir(parents=True)
+    limit = time.monotonic() + 60
     while not stop.is_given:
+        assert time.monotonic() < limit, "nobody was told to stop"
         time.sleep(0.02)
     records.write_json(folder / records.JOB, job.to_dict())
     records.write_json(folder / records.RESULT, {"status": "failed", "reason": "interrupted", "exit_code": 130})
@@ -234,10 +236,14 @@ def waiting_job(job: Job, results: Path, *, stop: Stop) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_several_at_a_time_are_all_ended_and_none_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, number: int
 ) -> None:
     monkeypatch.setattr(study_run, "_one_at_once", one_that_waits)
     monkeypatch.setattr(launch, "preflight", lambda job: job)
+    # Whatever pytest was started with: in the background of a script SIGINT is ignored, under nohup SIGHUP.
+    handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, handler)
+    request.addfinalizer(lambda: signal.signal(number, before))
     folder = tmp_path / "s"
 
     def interrupt() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -132,9 +133,18 @@ print(outcome.returncode, outcome.reason, flush=True)
 """
 
 
-def start_supervisor(tmp_path: Path, tag: str) -> subprocess.Popen[str]:
+def heed_hangups() -> None:
+    """Whatever pytest was started with."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def start_supervisor(tmp_path: Path, tag: str, before: Callable[[], object] = heed_hangups) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", SUPERVISOR, str(tmp_path), tag], stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
+        [sys.executable, "-c", SUPERVISOR, str(tmp_path), tag],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path.cwd(),
+        preexec_fn=before,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
@@ -157,6 +167,17 @@ def test_signals_end_the_job_cleanly(tmp_path, number, says):
     assert out.splitlines()[-1] == says
     assert Outcome(returncode=int(says.split()[0])).interrupted
     assert guard.tagged(tag) == []
+
+
+def test_a_job_started_with_nohup_outlives_the_terminal(tmp_path):
+    tag = f"job-nohup-{os.getpid()}"
+    process = start_supervisor(tmp_path, tag, before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=15)
+    assert out.splitlines()[-1] == "143 ended by SIGTERM"
 
 
 def test_killing_the_supervisor_itself_leaves_nothing(tmp_path):
