@@ -174,14 +174,7 @@ class Fsdp2Backend(TorchCollectives, StepBackend):
                 if local.shape != state["weights"][name].shape:
                     raise BackendError(f"the checkpoint is of another model: tensor '{name}' has another shape")
                 local.copy_(state["weights"][name])
-            for name, buffer in self._model.named_buffers():
-                if name in state["buffers"]:
-                    buffer.copy_(state["buffers"][name])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._optimizer.zero_grad()  # of a step that was cut
-        if self._scale is not None and state["scale"] is not None:
-            self._scale.load(state["scale"])
-        self._step = state["step"]
+        self._load_rest(state)
 
     def describe(self) -> dict[str, Any]:
         native = self.optimization.precision_mode == "native" and self.optimization.precision != "fp32"

@@ -184,7 +184,7 @@ def compare(
     odd = set(weights) ^ set(reference)
     if odd:
         raise BackendError(f"the two hold different tensors, such as '{sorted(odd)[0]}'")
-    worst, worst_moved = ("", 0.0), ("", 0.0)
+    worst, worst_moved = ("", -1.0), ("", 0.0)
     for name, value in weights.items():
         expected = reference[name].double()
         gap = float(torch.linalg.vector_norm(value.double() - expected))

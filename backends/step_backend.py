@@ -193,6 +193,11 @@ class StepBackend(Backend):
                 if parameter.shape != state["weights"][name].shape:
                     raise BackendError(f"the checkpoint is of another model: tensor '{name}' has another shape")
                 parameter.copy_(state["weights"][name])
+        self._load_rest(state)
+
+    def _load_rest(self, state: dict[str, Any]) -> None:
+        """All but the weights: buffers, optimizer, loss scale, step."""
+        with torch.no_grad():
             for name, buffer in self._model.named_buffers():
                 if name in state["buffers"]:
                     buffer.copy_(state["buffers"][name])
@@ -200,7 +205,7 @@ class StepBackend(Backend):
         # A step that was cut, say by a peer's death between backward and exchange, has left its gradients: the next
         # backward pass would add to them.
         self._optimizer.zero_grad()
-        if self._scale is not None:
+        if self._scale is not None and state["scale"] is not None:
             self._scale.load(state["scale"])
         self._step = state["step"]
 

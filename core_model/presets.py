@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from core_model.errors import ModelError
+from core_model.models import MODELS
 
 FROZEN_SEED = 20_240_815  # random frozen weights are alike in all runs: they stand for pretrained ones
 
@@ -130,19 +131,9 @@ def spec(preset: str, *, overrides: Mapping[str, Any] | None = None, version: st
     return _override(chosen, overrides or {})
 
 
-# Models that are no AnomalyGPT: preset -> "module:maker", called as maker(overrides, seed=, device=).
-MODELS = {"llama-600m": "core_model.pure_transformer:build_transformer"}
-
-
 def names() -> tuple[str, ...]:
     """Presets, as the command line lists them."""
     return (*PRESETS, "clip", *MODELS)
-
-
-def check(preset: str, *, overrides: Mapping[str, Any] | None = None, version: str = "") -> None:
-    """Raises ModelError for what `build` would refuse before it builds anything."""
-    if preset not in MODELS:
-        spec(preset, overrides=overrides, version=version)
 
 
 def _override(chosen: ModelSpec, overrides: Mapping[str, Any]) -> ModelSpec:

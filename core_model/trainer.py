@@ -20,6 +20,17 @@ from core_model.clock import Clock
 from core_model.data.ahead import on_device
 
 
+def in_turn(*hooks: Callable[[int], None] | None) -> Callable[[int], None]:
+    """One before_step that calls those of `hooks` that there are, in this order."""
+    there = [hook for hook in hooks if hook is not None]
+
+    def all_of_them(step: int) -> None:
+        for hook in there:
+            hook(step)
+
+    return all_of_them
+
+
 class TrainingDivergedError(RuntimeError):
     """The loss is not finite although it was not scaled, or no overflow was skipped."""
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.environment import gpu_kinds
+
 _JOB_FIELDS = (
     "preset", "version", "random_weights", "image_size", "data", "defects", "loader_workers", "steps", "accumulation",
     "scaling", "optimizer", "lr", "betas", "eps", "weight_decay", "clip_norm", "schedule", "warmup_steps", "precision",
@@ -63,8 +65,7 @@ def contract(
     flat["version.python"] = environment.get("python")
     flat["cpu"] = (environment.get("cpu") or {}).get("model")
     flat["cores"] = (environment.get("cpu") or {}).get("usable_cores")
-    devices = (environment.get("gpus") or {}).get("devices") or []
-    flat["gpu"] = ", ".join(sorted({str(device.get("name")) for device in devices})) or None
+    flat["gpu"] = gpu_kinds(environment) or None
     flat["driver"] = (environment.get("gpus") or {}).get("driver")
     flat["wire_dtype"] = _scalar((engine or {}).get("wire_dtype"))
     for name in ("bind_cores", "compile"):  # later than the first records, which ran without

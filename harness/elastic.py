@@ -20,7 +20,7 @@ from backends.base import StepReport
 from backends.horovod import HorovodBackend
 from core_model.clock import Clock
 from core_model.data.batches import GlobalBatches
-from core_model.trainer import Plan, Trainer
+from core_model.trainer import Plan, Trainer, in_turn
 from harness import records
 from harness.checkpoints import cut_steps
 from harness.folders import claim_run_folder
@@ -149,7 +149,7 @@ class ElasticRun(Run):
             commit_every=self.backend.settings.commit_every,
             on_rows=on_rows,
             on_world=self._begin_world,
-            before_step=self._seeded(model, before_step(self.facts.rank)),
+            before_step=in_turn(self._seeds(model), before_step(self.facts.rank)),
         )
         begin = time.perf_counter()
         steps = trainer.train()

@@ -30,11 +30,15 @@ _PRIVATE = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|ADDR|IFACE_I
 _PROJECT = Path(__file__).resolve().parent.parent
 
 
-def hardware(record: Mapping[str, Any]) -> str:
-    """What computed, of an environment record: the GPUs' kinds, else the processor's."""
+def gpu_kinds(record: Mapping[str, Any]) -> str:
+    """Names of the GPUs' kinds in an environment record, "" where there is none."""
     devices = (record.get("gpus") or {}).get("devices") or []
-    names = sorted({str(device.get("name")) for device in devices})
-    return ", ".join(names) or str((record.get("cpu") or {}).get("model") or "unknown processor")
+    return ", ".join(sorted({str(device.get("name")) for device in devices}))
+
+
+def hardware(record: Mapping[str, Any]) -> str:
+    """What computed: the GPUs' kinds, else the processor's."""
+    return gpu_kinds(record) or str((record.get("cpu") or {}).get("model") or "unknown processor")
 
 
 def environment(*, hash_hostname: bool = False, launcher: str = "") -> dict[str, Any]:

@@ -255,7 +255,7 @@ class Run:
         """Trains and keeps what was observed on the way (split rows, memory by kind, profile) in `_observed`."""
         import torch
 
-        from core_model.trainer import Plan, Trainer
+        from core_model.trainer import Plan, Trainer, in_turn
         from harness.checkpoints import save_checkpoint
         from harness.faults import before_step
         from harness.split import StepSplit
@@ -280,18 +280,17 @@ class Run:
             steps_per_epoch=len(dataset) / job.global_batch,
         )
         split = StepSplit(model, backend.device, first=start_step + job.timing_warmup)
-        each_step: Callable[[int], None] | None = split.chain(before_step(self.facts.rank))
         profiler = self._profiler(start_step)
-        if profiler is not None:
-            each_step = profiler.chain(each_step)
-        each_step = self._seeded(model, each_step)
+        # A planted fault comes after the split has begun: what delays this rank there is its own time.
+        hooks = [self._seeds(model), split.before_step, before_step(self.facts.rank)]
+        hooks += [profiler.before_step] if profiler is not None else []
         trainer = Trainer(
             backend,
             loader(start_step),
             plan,
             on_rows=on_rows,
             on_checkpoint=lambda step: save_checkpoint(backend, self.folder, self.job.run, step),
-            before_step=each_step,
+            before_step=in_turn(*hooks),
             after_step=split.after_step,
         )
         backend.barrier()
@@ -311,20 +310,12 @@ class Run:
             progress.close()
         return steps
 
-    def _seeded(self, model: Any, other: Callable[[int], None] | None) -> Callable[[int], None] | None:
-        """A before_step that gives the step's dropout its random numbers and then calls `other`."""
+    def _seeds(self, model: Any) -> Callable[[int], None] | None:
+        """A before_step that gives the step's dropout its random numbers; None for a model without."""
         from core_model.noise import step_seeds
 
-        begin = step_seeds(model, self.job.seed)
-        if begin is None:
-            return other
-
-        def both(step: int) -> None:
-            begin(step, self.backend.rank)
-            if other is not None:
-                other(step)
-
-        return both
+        seeds = step_seeds(model, self.job.seed)
+        return None if seeds is None else lambda step: seeds(step, self.backend.rank)  # an elastic job's rank changes
 
     def _profiler(self, start_step: int) -> Any:
         """The profiler of a job that asks for one; such a run's times never count."""

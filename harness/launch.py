@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,13 @@ from harness.marks import LogPart, first_mark, is_consequence, silent_ranks
 from harness.output import Progress
 from harness.packed import pack
 from harness.recorded import SHARED_LOG, RecordedRun
-from harness.turns import NobodyConductsError, Stop, Turn, interrupt_if_stopped
+from harness.turns import NobodyConductsError, Stop, Turn
 from mpi import hostfile
 from mpi.launchers.base import Launch
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = ROOT / "harness" / "run.py"
 DAY_S = 86400.0
-INTERRUPTED = 130
 # Held while a job runs and given back for its end: result.json can be written on a disk that has filled up meanwhile.
 _ROOM, _ROOM_BYTES = ".room", 1 << 16
 
@@ -51,9 +49,12 @@ def preflight(job: Job) -> Job:
     job = job.validate()
     backends.load(job.backend)
     backends.settings_from(job.backend, dict(job.engine))
-    from core_model.presets import check
+    from core_model.models import MODELS
 
-    check(job.preset, overrides=dict(job.model), version=job.version)
+    if job.preset not in MODELS:
+        from core_model.presets import spec
+
+        spec(job.preset, overrides=dict(job.model), version=job.version)
     if job.nodes == 1:
         _check_capacity(job)
     if job.tune_steps:
@@ -187,8 +188,14 @@ def run_job(
                 _seal(job, folder, launch, outcome, started, log)
                 return folder
             launch = _launch(job, [*arguments, "--tuned", pack(tuned)], Path(scratch), launcher_args)
-        watcher = _Watcher(job, folder, show, on_rows, stop)
-        outcome = mpi.process.supervise(launch, log_path=folder / records.LOG, timeout=limit_s, on_poll=watcher.poll)
+        watcher = _Watcher(job, folder, show, on_rows)
+
+        def poll() -> None:
+            if stop is not None:
+                stop.interrupt()
+            watcher.look()
+
+        outcome = mpi.process.supervise(launch, log_path=folder / records.LOG, timeout=limit_s, on_poll=poll)
         watcher.close()
     _seal(job, folder, launch, outcome, started, log)
     return folder
@@ -258,7 +265,7 @@ def run_jobs(
         file.write_text(json.dumps(listed))
         started = time.time()
         log = LogPart(claimed[0][1] / records.LOG)
-        poll = None if turns is None else partial(interrupt_if_stopped, turns[first.run])
+        poll = None if turns is None else turns[first.run].stop.interrupt
         outcome = mpi.process.supervise(launch, log_path=log.path, timeout=limit_s, on_poll=poll)
     for job, folder in claimed:
         if folder != log.path.parent:
@@ -287,27 +294,18 @@ class _Watcher:
     """Follows steps.jsonl of a running job."""
 
     def __init__(
-        self,
-        job: Job,
-        folder: Path,
-        show: bool,
-        on_rows: Callable[[list[dict[str, Any]]], None] | None,
-        stop: Stop | None = None,
+        self, job: Job, folder: Path, show: bool, on_rows: Callable[[list[dict[str, Any]]], None] | None
     ) -> None:
-        self._stop = stop
         self._job, self._steps, self._on_rows = job, Tail(folder / records.STEPS), on_rows
         self._progress = Progress(sys.stderr, total=job.steps) if show else None
 
-    def poll(self) -> str | None:
-        """Hands on what was recorded since the last call; ends the job only where a stop is given."""
-        if self._stop is not None:
-            self._stop.interrupt()
+    def look(self) -> None:
+        """Hands on what was recorded since the last call."""
         rows = self._steps.read()
         if rows and self._on_rows is not None:
             self._on_rows(rows)
         if rows and self._progress is not None:
             self._progress.tell(rows[-1], self._job.global_batch)
-        return None
 
     def close(self) -> None:
         if self._progress is not None:
@@ -342,7 +340,7 @@ def _tell_the_truth(
         rank, user, text = mark
         reason, code = f"rank {rank}: {text}", 2 if user else 1
         if text.startswith(NobodyConductsError.__name__):  # it had not begun: no fault of this run's
-            code = INTERRUPTED
+            code = mpi.process.CTRL_C
     else:
         reason, code = outcome.reason or "the job ended without a result", outcome.returncode if interrupted else 1
         silent = [] if interrupted else silent_ranks(log.lines(), job.world_size)

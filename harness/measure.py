@@ -31,7 +31,8 @@ def summarize(rows: Sequence[Row], warmup: int) -> dict[str, Any]:
     """The throughput part of result.json from the rows of steps.jsonl: ``samples_per_s, step_s, data_s`` as
     `spread` dicts, ``samples_per_s_per_worker`` where rows hold rank_step_s, the share of time spent waiting for
     data, drift, and the number of rows left out. Keys are always there; figures are None where no row is left."""
-    timed = timed_rows(rows, warmup)
+    warm = _warm(rows, warmup)
+    timed = [row for row in warm if row.get("step_s")]
     step_s = np.array([row["step_s"] for row in timed], dtype=float)
     data_s = np.array([row.get("data_s") or 0.0 for row in timed], dtype=float)
     samples = np.array([row.get("samples") or 0 for row in timed], dtype=float)
@@ -44,7 +45,7 @@ def summarize(rows: Sequence[Row], warmup: int) -> dict[str, Any]:
         "data_s": spread(data_s, tails=True),
         "data_share": float(data_s.sum() / step_s.sum()) if timed else None,
         "drift": drift(step_s),
-        "warmup_steps": len(rows) - len(_warm(rows, warmup)),
+        "warmup_steps": len(rows) - len(warm),
         "skipped_steps": sum(bool(row.get("skipped")) for row in rows),
     }
 

@@ -10,7 +10,6 @@ is where it grows; the same figures stand in the table beside the cell.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch.nn import functional
 
 import backends
+from backends.parity import compare
 from backends.process import ProcessFacts
 from backends.process_group import choose_device
 from backends.single import SingleBackend
@@ -76,14 +76,14 @@ class _Trace:
 def split_control(job: Job, parts: int) -> Control:
     """Trains `job`'s steps four times in this process: whole and split batches, fp32 and fp64."""
     whole, split = _trace(job, 1, double=False), _trace(job, parts, double=False)
-    apart = [_worst(a, b) for a, b in zip(split.weights, whole.weights, strict=True)]
+    apart = [compare(a, b).relative for a, b in zip(split.weights, whole.weights, strict=True)]
     flips = [int((a != b).sum()) for a, b in zip(split.sides, whole.sides, strict=True)]
     step = next((index for index, count in enumerate(flips) if count), -1)
     exact = [_trace(job, count, double=True).weights[-1] for count in (1, parts)]
     return Control(
         parts=parts,
         fp32=apart[-1],
-        fp64=_worst(exact[1], exact[0]),
+        fp64=compare(exact[1], exact[0]).relative,
         kink_step=step,
         kinks=flips[step] if step >= 0 else 0,
         before=apart[step - 1] if step > 0 else 0.0,
@@ -145,11 +145,3 @@ def _float_is_double() -> Iterator[None]:
         yield
     finally:
         torch.Tensor.float = plain  # type: ignore[method-assign]
-
-
-def _worst(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    """Largest ||a - b|| / ||b|| of any tensor."""
-    gaps = [
-        float((a[name].double() - b[name].double()).norm() / b[name].double().norm().clamp_min(1e-300)) for name in b
-    ]
-    return max(gaps) if all(map(math.isfinite, gaps)) else math.inf  # max() would pass over a NaN

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backends.parity import compare
 from harness import words
 from harness.parity_cells import Cell
 
@@ -70,14 +71,14 @@ def judge(cell: Cell, out: Path, steps: int, failures: Mapping[Cell, str]) -> Ve
     if set(mine) != set(theirs):
         odd = sorted(set(mine) ^ set(theirs))[0]
         return Verdict(cell=cell, status="differs", reason=f"tensor '{odd}' is in one of the two only")
-    tensor, difference = _worst(mine, theirs)
+    found = compare(mine, theirs)
     rows, reference_rows = told["rows"], json.loads((out / f"{reference.name}.json").read_text())["rows"]
     losses = [
         _apart(a["loss"], b["loss"])
         for a, b in zip(rows, reference_rows, strict=True)
         if words.is_number(a["loss"]) or words.is_number(b["loss"])  # both overflowed where a step was skipped
     ]
-    figures = {"difference": difference, "of_update": _of_update(mine, theirs, start)}
+    figures = {"difference": found.relative, "of_update": _of_update(mine, theirs, start)}
     which, limit = bound(cell, steps)
     skipped = tuple(row["step"] for row in rows if row["skipped"])
     reference_skipped = tuple(row["step"] for row in reference_rows if row["skipped"])
@@ -89,10 +90,10 @@ def judge(cell: Cell, out: Path, steps: int, failures: Mapping[Cell, str]) -> Ve
     return Verdict(
         cell=cell,
         status="equal" if equal else "differs",
-        difference=difference,
-        tensor=tensor,
+        difference=found.relative,
+        tensor=found.tensor,
         of_update=figures["of_update"],
-        same_split=None if split is None else _worst(mine, split)[1],
+        same_split=None if split is None else compare(mine, split).relative,
         same_split_of_update=None if split is None else _of_update(mine, split, start),
         split_of_update=None if split is None else _of_update(split, theirs, start),
         loss_difference=max(losses) if losses else None,
@@ -185,14 +186,3 @@ def _apart(loss: float | None, reference: float | None) -> float:
     if not words.is_number(loss) or not words.is_number(reference):
         return math.inf
     return abs(loss - reference) / max(abs(reference), 1e-12)
-
-
-def _worst(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, float]:
-    """The tensor with the largest ||a - b|| / ||b|| in double precision; 0 where both are equal and b is 0."""
-    found = {}
-    for name in b:
-        gap, size = float((a[name].double() - b[name].double()).norm()), float(b[name].double().norm())
-        # max() would pass over a NaN
-        found[name] = math.inf if not math.isfinite(gap) else gap / size if size else (0.0 if gap == 0 else math.inf)
-    worst = max(found, key=lambda name: found[name])
-    return worst, found[worst]

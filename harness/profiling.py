@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +66,6 @@ class Profiler:
                 self._stop()
         elif self._mode == "nvtx" and self._cuda:
             self._range(step)
-
-    def chain(self, other: Callable[[int], None] | None) -> Callable[[int], None]:
-        """A before_step that calls `other` first."""
-
-        def both(step: int) -> None:
-            if other is not None:
-                other(step)
-            self.before_step(step)
-
-        return both
 
     def close(self) -> None:
         """Ends an open window. Safe to call twice."""

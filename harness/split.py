@@ -23,7 +23,6 @@ ranks tell which. Where one rank's are longer than another's for the same work, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,16 +85,6 @@ class StepSplit:
         self._done.append(self._now)
         self._now = None
         self.cost_s += time.perf_counter() - started
-
-    def chain(self, other: Callable[[int], None] | None) -> Callable[[int], None]:
-        """A before_step that calls `other` after the step was begun: what delays this rank there is its own time."""
-
-        def both(step: int) -> None:
-            self.before_step(step)
-            if other is not None:
-                other(step)
-
-        return both
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a sampled step of this rank, seconds. Waits for the device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,8 @@ from harness.job import Job, JobError
 from harness.recorded import RecordedRun
 from harness.study import STUDY, Study
 from harness.study_estimate import estimate_study, groups_of, plan_text
-from harness.turns import Stop, ended_by_signals
-from mpi.process import INTERRUPTS, signals_ignored
+from harness.turns import Stop
+from mpi.process import CTRL_C, INTERRUPTS, signals_ignored, signals_raise
 
 # What the worker fills in, or what does not decide the figures: two jobs that differ only here are one job.
 _FILLED_IN = ("run", "image_size", "launcher", "resume", "timeout_s", "hostfile", "study")
@@ -93,7 +94,8 @@ def run_study(
     seconds, source = estimate_study(study, todo, results, share=share, turns=turns)
     _say(show, plan_text(study, len(todo), seconds, source))
     if concurrent > 1 or turns:
-        with ended_by_signals():
+        # As Ctrl-C: what runs in other processes must be told to end.
+        with signals_raise(lambda _: KeyboardInterrupt(), signal.SIGTERM, signal.SIGHUP):
             if concurrent > 1:
                 _run_at_once(todo, done, results, concurrent, show)
             else:
@@ -207,7 +209,7 @@ def _how(run: RecordedRun) -> str:
 def _stop() -> NoReturn:
     """Ends an interrupted study."""
     _say(True, "interrupted: the same command goes on where it stopped")
-    raise click.exceptions.Exit(130)
+    raise click.exceptions.Exit(CTRL_C)
 
 
 def due(run: RecordedRun | None, retry_failed: bool) -> bool:

@@ -17,12 +17,10 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,6 +39,25 @@ class NobodyConductsError(RuntimeError):
     """The process that gives out the turns is gone."""
 
 
+@dataclass(frozen=True)
+class Stop:
+    """The word, by a file, that supervisors in other processes shall end what they run and begin nothing more."""
+
+    file: Path
+
+    def give(self) -> None:
+        self.file.touch()
+
+    @property
+    def is_given(self) -> bool:
+        return self.file.exists()
+
+    def interrupt(self) -> None:
+        """Ctrl-C to this process where it is given."""
+        if self.is_given:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Turn:
     """One run's place in the order. waiting: the other processes that wait meanwhile."""
@@ -55,6 +72,11 @@ class Turn:
 
     def to_dict(self) -> dict[str, Any]:
         return {"folder": str(self.folder), "name": self.name, "waiting": self.waiting}
+
+    @property
+    def stop(self) -> Stop:
+        """The conductor's word to all of the study's supervisors."""
+        return Stop(self.folder / _STOP)
 
     @property
     def _begins(self) -> Path:
@@ -175,50 +197,6 @@ def _run_group(group: list[Job], results: Path, turns: Mapping[str, Turn]) -> li
     from harness import launch
 
     return launch.run_jobs(group, results, turns=turns)
-
-
-def interrupt_if_stopped(turn: Turn) -> None:
-    """For the supervisor of waiting processes: what stopped the conductor, a signal to it alone, stops it too."""
-    Stop(turn.folder / _STOP).interrupt()
-
-
-@dataclass(frozen=True)
-class Stop:
-    """The word, by a file, that supervisors in other processes shall end what they run and begin nothing more."""
-
-    file: Path
-
-    def give(self) -> None:
-        self.file.touch()
-
-    @property
-    def is_given(self) -> bool:
-        return self.file.exists()
-
-    def interrupt(self) -> None:
-        """Ctrl-C to this process where it is given."""
-        if self.is_given:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP are taken as Ctrl-C is, by KeyboardInterrupt: what runs in other processes must be told to
-    end. A SIGHUP that is ignored stays so (nohup). In the main thread; elsewhere nothing changes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    heeded = [signal.SIGTERM, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else [])]
-    before = {number: signal.signal(number, end) for number in heeded}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def _alive(pid: int) -> bool:

@@ -206,10 +206,11 @@ def _guarded(
 
             traceback.print_exc()
         write_line(f"{FAILURE_MARK} rank={facts.rank} user={int(user)} {text}", sys.stderr)
-        run.fail(text, _exit_code(error))
+        recorded = _exit_code(error)
+        run.fail(text, recorded)
         if run_dir is None and (facts.rank == 0 or not user):
             output.complain(f"error: {text}" if user else f"rank {facts.rank} failed: {text}")
-        code = 2 if user else 130 if isinstance(error, KeyboardInterrupt) else 1
+        code = 1 if isinstance(error, TerminatedError) else recorded
     output.close()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,9 @@ from mpi.launchers.base import Launch
 
 _TAIL_LINES = 400
 _POLL_S = 0.1
-INTERRUPTS = (129, 130, 143)  # SIGHUP (the terminal was closed), Ctrl-C, SIGTERM
+_ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)  # the terminal was closed, Ctrl-C, a polite kill
+INTERRUPTS = tuple(128 + number for number in _ENDING)  # exit codes, as a shell gives them
+CTRL_C = 128 + signal.SIGINT
 # After a launcher has said that a node failed: time for the others to end by themselves and say why.
 _FAILURE_GRACE_S = 3.0
 
@@ -96,7 +98,7 @@ def supervise(
     code, reason = 0, ""
     failure = re.compile(launch.failure_line) if launch.failure_line else None
     failed_at: list[float] = []
-    with log_path.open("ab", buffering=0) as log, _signals_as_exceptions():
+    with log_path.open("ab", buffering=0) as log, signals_raise(_InterruptedError, *_ENDING):
         unwritten: list[str] = []
 
         def write(line: bytes) -> None:
@@ -300,17 +302,15 @@ def _remove_files(launch: Launch) -> None:
 
 
 @contextlib.contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise _InterruptedError in the main thread; elsewhere they are left alone, and so is a
+def signals_raise(error_of: Callable[[int], BaseException], *numbers: int) -> Iterator[None]:
+    """The signals `numbers` raise ``error_of(number)`` in the main thread; elsewhere they are left alone, and so is a
     SIGHUP that is ignored: whoever starts a job with nohup wants it to outlive the terminal."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
-    def interrupt(number: int, _frame: object) -> None:
-        raise _InterruptedError(number)
+    def end(number: int, _frame: object) -> None:
+        raise error_of(number)
 
-    with _handlers(interrupt, hangup=signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN):
+    kept = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    with _handled(end, set(numbers) - kept):
         yield
 
 
@@ -318,16 +318,15 @@ def _signals_as_exceptions() -> Iterator[None]:
 def signals_ignored() -> Iterator[None]:
     """While an end is under way that must not be cut short: what asks for it may ask twice. Nothing in other threads,
     which get no signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    with _handlers(signal.SIG_IGN):
+    with _handled(signal.SIG_IGN, _ENDING):
         yield
 
 
 @contextlib.contextmanager
-def _handlers(handler: object, *, hangup: bool = True) -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangup else []))
+def _handled(handler: object, numbers: Iterable[int]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {number: signal.signal(number, handler) for number in numbers}  # type: ignore[arg-type]
     try:
         yield

@@ -125,8 +125,7 @@ def run(launcher: str, world: int, script: Path, arguments: Sequence[str], log: 
 def run_command(argv: Sequence[str], log: Path, *, limit_s: float = 120, **variables: str) -> Ended:
     """Runs a command of the user's, with `variables` in its environment, from the repository's folder."""
     begin = time.monotonic()
-    assigned = [f"{name}={value}" for name, value in variables.items()]
-    with started_command(["env", "-C", str(ROOT), *assigned, *argv], log) as process:
+    with started_command(["env", "-C", str(ROOT), *argv], log, variables) as process:
         try:
             code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
