@@ -183,7 +183,7 @@ def run_job(
         (folder / _ROOM).write_bytes(bytes(_ROOM_BYTES))
         log = LogPart(folder / records.LOG)
         if job.tune_steps:
-            outcome, tuned = _tune(job, folder, Path(scratch), launcher_args, limit_s, show)
+            outcome, tuned = _tune(job, folder, Path(scratch), launcher_args, limit_s, show, stop)
             if not outcome.ok:
                 _seal(job, folder, launch, outcome, started, log)
                 return folder
@@ -202,7 +202,7 @@ def run_job(
 
 
 def _tune(
-    job: Job, folder: Path, scratch: Path, launcher_args: Sequence[str], limit_s: float, show: bool
+    job: Job, folder: Path, scratch: Path, launcher_args: Sequence[str], limit_s: float, show: bool, stop: Stop | None
 ) -> tuple[mpi.process.Outcome, dict[str, Any]]:
     """Runs the job's tuning phase: how it ended, and what it found."""
     from harness import tuning
@@ -211,7 +211,8 @@ def _tune(
         click.echo(f"tuning Horovod over at most {job.tune_steps} steps", err=True)
     arguments = ["--job-b64", pack(job.to_dict()), "--tune-log", str(folder / tuning.LOG)]
     launch = _launch(job, arguments, scratch, launcher_args)
-    outcome = mpi.process.supervise(launch, log_path=folder / records.LOG, timeout=limit_s)
+    poll = None if stop is None else stop.interrupt
+    outcome = mpi.process.supervise(launch, log_path=folder / records.LOG, timeout=limit_s, on_poll=poll)
     if not outcome.ok:
         return outcome, {}
     found, text = tuning.found_in(folder)

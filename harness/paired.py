@@ -60,10 +60,11 @@ class Difference:
 
     @property
     def alike(self) -> bool:
-        """Whether they are equivalent: the whole interval lies within ALIKE. That zero is inside does not show it."""
+        """Whether they are equivalent, from whichever side it is told: the whole interval lies within a factor of
+        1 + ALIKE. That zero is inside does not show it."""
         if self.low is None or self.high is None or self.real:
             return False
-        return self.low > -ALIKE and self.high < ALIKE
+        return (1 + ALIKE) * (1 + self.low) > 1 and self.high < ALIKE
 
     @property
     def vague(self) -> bool:
@@ -220,11 +221,11 @@ class Speeds:
 
     def difference(self, a: str, b: str) -> Difference | None:
         """`b` against `a`, which stands before it in `rates`; None where no repeat of both was timed."""
-        if (a, b) in self.together:
-            return self.together[a, b]
         shared = sorted(self.rates[a].keys() & self.rates[b].keys())
         if not shared:
             return None
+        if (a, b) in self.together:
+            return self.together[a, b]
         if len(shared) == 1:
             first, second = (self.runs[label][shared[0]].timed_steps for label in (a, b))
             return step_difference(a, b, first, second, comparisons=self.comparisons)

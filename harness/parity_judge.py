@@ -85,6 +85,8 @@ def judge(cell: Cell, out: Path, steps: int, failures: Mapping[Cell, str]) -> Ve
     reason, equal = "", figures[which] <= limit
     if cell.precision_mode == "matched" and skipped != reference_skipped:
         equal, reason = False, f"skipped steps {list(skipped)}, the single process {list(reference_skipped)}"
+    if cell.precision_mode == "matched" and math.inf in losses:
+        equal, reason = False, "the loss of a step is a number in only one of the two"
     alike = out / f"{cell.same_split().name}.safetensors"
     split = load_file(alike) if alike.exists() else None
     return Verdict(

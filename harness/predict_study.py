@@ -130,9 +130,8 @@ def build(comparison: Comparison, *, largest: int, fitted: int = 2, rounds: int 
 
 def _timed(comparison: Comparison) -> dict[str, dict[str, list[Timed]]]:
     """Runs by label and kind of scaling. Of groups that must not share a curve only the first of each kind."""
-    first: dict[str, int] = {}
-    for row in comparison.cells.itertuples():
-        first.setdefault(str(row.scaling), int(row.group))
+    cells = {kind: _cells(comparison, kind) for kind in KINDS}
+    first = {kind: int(own["group"].iloc[0]) for kind, own in cells.items() if len(own)}
     found: dict[str, dict[str, list[Timed]]] = {}
     for run, row in zip(comparison.runs, comparison.frame.to_dict("records"), strict=True):
         rate = row["samples_per_s"]
@@ -142,6 +141,14 @@ def _timed(comparison: Comparison) -> dict[str, dict[str, list[Timed]]]:
         timed = Timed(workers=int(row["workers"]), batch=whole / int(row["workers"]), step_s=whole / rate)
         found.setdefault(row["label"], {}).setdefault(str(run.job["scaling"]), []).append(timed)
     return found
+
+
+def _cells(comparison: Comparison, kind: str) -> Any:
+    """The cells of the first group with good runs of that kind of scaling."""
+    if not len(comparison.cells):
+        return comparison.cells
+    cells = comparison.cells[(comparison.cells["scaling"] == kind) & (comparison.cells["ok"] > 0)]
+    return cells[cells["group"] == cells["group"].min()]
 
 
 def _point(kind: str, law: Law, laws: Sequence[Law], workers: int, base: float) -> dict[str, Any]:
@@ -170,8 +177,8 @@ def _point(kind: str, law: Law, laws: Sequence[Law], workers: int, base: float) 
 def _measure_efficiency(curve: Sequence[dict[str, Any]], comparison: Comparison, label: str, kind: str) -> None:
     """Puts the efficiency that the report shows (each repeat's own) beside each point, None where it was not
     measured."""
-    cells = comparison.cells[comparison.cells["scaling"] == kind]
-    cells = cells[(cells["group"] == cells["group"].min()) & (cells["label"] == label)]
-    seen = {int(cell.workers): cell.efficiency for cell in cells.itertuples() if words.is_number(cell.efficiency)}
+    cells = _cells(comparison, kind)
+    own = cells[cells["label"] == label]
+    seen = {int(cell.workers): cell.efficiency for cell in own.itertuples() if words.is_number(cell.efficiency)}
     for point in curve:
         point["measured_efficiency"] = seen.get(point["workers"])

@@ -110,7 +110,6 @@ def measure(
 
     runs: list[dict[str, Any]] = []
     leak: dict[str, Any] = {}
-    labels = labels_of([RecordedRun(folder) for folder in folders])
     # The figures of one variant take seconds of one core (they sort ten million pixels); the encoder takes no longer.
     cores = min(os.cpu_count() or 1, len(grid.variants()))
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
@@ -119,7 +118,8 @@ def measure(
             figures, leak = _judge(folder, grid, data, dict(options or {}), leak, pool)
             runs.append(
                 {
-                    "run": f"{run.study}/{run.name}", "label": labels[folder], "workers": run.workers, "seed": run.seed,
+                    "run": f"{run.study}/{run.name}", "label": label_of(run), "workers": run.workers, "seed": run.seed,
+                    "job": {name: run.job.get(name) for name in _TOLD_APART},
                     "figures": figures,
                 }
             )  # fmt: skip
@@ -212,14 +212,15 @@ def label_of(run: RecordedRun) -> str:
     return ", ".join([run.label, *parts])
 
 
-def labels_of(runs: Sequence[RecordedRun]) -> dict[Path, str]:
-    """Folder -> `label_of`, and whatever else of the job is not the same for all of `runs`: unlike runs are never
-    averaged."""
-    varied = [field for field in _TOLD_APART if len({str(run.job.get(field)) for run in runs}) > 1]
-    return {
-        run.folder: ", ".join([label_of(run), *(f"{name.replace('_', ' ')} {run.job.get(name)}" for name in varied)])
-        for run in runs
-    }
+def labels_of(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The label of each of the record's `runs`, and whatever else of the job is not the same for all of them: unlike
+    runs are never averaged, wherever they were judged. Records from before 2026-11-27 do not say it."""
+    told = [run.get("job") or {} for run in runs]
+    varied = [name for name in _TOLD_APART if len({str(job.get(name)) for job in told if job}) > 1]
+    return [
+        ", ".join([run["label"], *(f"{name.replace('_', ' ')} {job.get(name)}" for name in varied if job)])
+        for run, job in zip(runs, told, strict=True)
+    ]
 
 
 def figures_of(entries: Sequence[Mapping[str, Any]], good: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -286,9 +287,9 @@ def aggregate(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each label, workers, branch, memory and shots: mean, sd (n - 1) and n of every figure, and the
     mean figures of each kind of picture."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for run in runs:
+    for run, label in zip(runs, labels_of(runs), strict=True):
         for figures in run["figures"]:
-            key = (run["label"], run["workers"], figures["branch"], figures["memory"], figures["shots"])
+            key = (label, run["workers"], figures["branch"], figures["memory"], figures["shots"])
             groups.setdefault(key, []).append(figures)
     rows = []
     for (label, workers, branch, memory, shots), members in groups.items():

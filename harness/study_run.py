@@ -7,7 +7,6 @@ import signal
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -135,8 +134,8 @@ def _run_at_once(
     stopped = False
     with tempfile.TemporaryDirectory(prefix="harness-at-once-") as scratch, supervisors(concurrent) as pool:
         stop = Stop(Path(scratch) / "stop")
-        started = {pool.submit(_one_at_once, job, results, stop): job for job in todo}
         try:
+            started = [pool.submit(_one_at_once, job, results, stop) for job in todo]
             for number, future in enumerate(as_completed(started), start=1):
                 folder = future.result()
                 assert folder is not None  # no stop has been given yet
@@ -152,9 +151,7 @@ def _run_at_once(
         finally:
             with signals_ignored():  # the pool takes in a few more than it has processes, which cancel() does not reach
                 stop.give()
-                for future in started:
-                    future.cancel()
-                wait(started)
+                pool.shutdown(cancel_futures=True)  # which, unlike wait(), also ends where a supervisor died starting
     _stop()
 
 

@@ -19,7 +19,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -137,9 +137,11 @@ def take_turns(
         folder = Path(scratch)
         (folder / _CONDUCTOR).write_text(str(os.getpid()))
         turns = {job.run: Turn(folder=folder, name=job.run, waiting=processes - job.world_size) for job in jobs}
-        started = {pool.submit(_run_group, list(group), results, turns): group for group in groups}
-        by_job = {job.run: future for future, group in started.items() for job in group}
+        started: dict[Future[list[Path]], Sequence[Job]] = {}
         try:
+            for group in groups:
+                started[pool.submit(_run_group, list(group), results, turns)] = group
+            by_job = {job.run: future for future, group in started.items() for job in group}
             until_ready([(turns[group[0].run], group[0].world_size, future) for future, group in started.items()])
             for number, job in enumerate(jobs):
                 on_turn(number, job)
@@ -151,9 +153,7 @@ def take_turns(
         finally:
             with signals_ignored():  # the same Ctrl-C may come twice: to this process, and to its group
                 Stop(folder / _STOP).give()
-                for future in started:
-                    future.cancel()
-                wait(started)
+                pool.shutdown(cancel_futures=True)  # which, unlike wait(), also ends where a supervisor died starting
     for future, group in started.items():
         if future.cancelled():
             continue

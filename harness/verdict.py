@@ -137,7 +137,9 @@ def _speed(comparison: Comparison) -> list[str]:
         best = main.sort_values("samples_per_s").iloc[-1]
         at = words.plural(int(best["workers"]), "worker")
         rate = f"{best['label']} trains {words.number(best['samples_per_s'])} samples/s at {at}"
-        return [f"{rate}; there is no second engine at equal workers to compare it with."]
+        beside = main[main["workers"] == best["workers"]]["label"].nunique() > 1
+        why = "it took turns with no other engine" if beside else "there is no second engine at equal workers"
+        return [f"{rate}; {why} to compare it with."]
     most = max(pair.workers for pair in pairs)
     at_most = [pair for pair in pairs if pair.workers == most]
     ordered = main[main["workers"] == most].sort_values("samples_per_s")["label"]

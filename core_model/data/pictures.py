@@ -24,11 +24,15 @@ READ_ERRORS = (OSError, UnidentifiedImageError, SyntaxError, ValueError, EOFErro
 class Picture(Protocol):
     """What a data set needs to know of a picture before and while it is read.
 
-    id: unique in the data set and the same on every machine. kind: ``good`` or the name of the defect.
+    id: unique in the data set and the same on every machine. origin: the same for pictures that show the same in
+    several categories, else the id. kind: ``good`` or the name of the defect.
     """
 
     @property
     def id(self) -> str: ...
+
+    @property
+    def origin(self) -> str: ...
 
     @property
     def category(self) -> str: ...

@@ -19,7 +19,7 @@ def divide(
     """
     held_out: set[str] = set()
     for of_category in by_category(pictures).values():
-        order = _in_fixed_order(of_category)
+        order = _in_fixed_order(of_category, by="origin")
         if folds:
             held_out.update(picture.id for picture in order[fold::folds])
         elif share > 0:
@@ -54,11 +54,8 @@ def by_category(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
     return found
 
 
-def _in_fixed_order(pictures: Sequence[Picture]) -> list[Picture]:
-    """Shuffled by a hash of the id: neighbouring files are often near-duplicates of one another. Categories that show
-    the same files (AeBAD) have them in the same order, so that none is held out of one and trained on in another."""
-
-    def key(picture: Picture) -> bytes:
-        return hashlib.blake2b(str(getattr(picture, "origin", picture.id)).encode(), digest_size=8).digest()
-
-    return sorted(pictures, key=key)
+def _in_fixed_order(pictures: Sequence[Picture], by: str = "id") -> list[Picture]:
+    """Shuffled by a hash of the id: neighbouring files are often near-duplicates of one another. by: ``origin`` where
+    categories that show the same files (AeBAD) must have them in the same order, so that none is held out of one and
+    trained on in another."""
+    return sorted(pictures, key=lambda picture: hashlib.blake2b(getattr(picture, by).encode(), digest_size=8).digest())

@@ -40,6 +40,10 @@ class TexturePicture:
     number: int
     columns: tuple[int, int]
 
+    @property
+    def origin(self) -> str:
+        return self.id
+
     def image(self, size: int) -> np.ndarray:
         return resize(self._drawn()[0], size)
 

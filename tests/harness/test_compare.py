@@ -203,7 +203,16 @@ def test_runs_of_two_studies_stand_together(study: Path, tmp_path: Path) -> None
 def test_speeds_of_two_studies_are_not_paired_and_efficiencies_not_mixed(tmp_path: Path) -> None:
     monday = write_study(tmp_path / "monday", speeds={"ddp": 0.5}, workers=(1, 2), repeats=3, steps=40)
     friday = write_study(tmp_path / "friday", speeds={"horovod": 0.25}, workers=(2,), repeats=3, steps=40)
-    assert list(summarize_runs(load_runs([monday, friday]), title="both").speed) == []
+    apart = summarize_runs(load_runs([monday, friday]), title="both")
+    assert list(apart.speed) == []
+    assert verdict(apart)[0].endswith("samples/s at 2 workers; it took turns with no other engine to compare it with.")
+    pair = write_study(tmp_path / "pair", speeds={"horovod": 0.3, "fsdp2": 0.4}, workers=(2,), repeats=3, steps=40)
+    both = write_study(tmp_path / "both", speeds={"ddp": 0.5, "horovod": 0.25}, workers=(2,), repeats=3, steps=40)
+    found = summarize_runs(load_runs([pair, both]), title="through a third").speed
+    assert {frozenset((each.difference.a, each.difference.b)) for each in found} == {
+        frozenset(("PyTorch DDP", "Horovod")),
+        frozenset(("Horovod", "PyTorch FSDP2")),
+    }
     slow = write_study(tmp_path / "slow", speeds={"ddp": 1.0, "horovod": 0.5}, workers=(1, 2), repeats=3, steps=40)
     fast = write_study(tmp_path / "fast", speeds={"ddp": 0.5, "horovod": 0.25}, workers=(1, 2), repeats=3, steps=40)
     both = summarize_runs(load_runs([slow, fast]), title="both")

@@ -175,3 +175,14 @@ def test_an_interval_is_as_vague_from_either_side() -> None:
     assert other.vague
     assert not paired.Difference(a="a", b="b", value=0.0, low=-0.1, high=0.1, pairs=3).vague
     assert paired.Difference(a="a", b="b", value=0.0, low=None, high=None, pairs=1).vague
+
+
+def test_alike_is_the_same_from_either_side() -> None:
+    def told(low: float, high: float) -> bool:
+        return paired.Difference(a="a", b="b", value=0.0, low=low, high=high, pairs=3).alike
+
+    assert told(-0.04, 0.04)
+    assert told(-0.04, 0.03) == told(1 / 1.03 - 1, 1 / 0.96 - 1) is True
+    assert told(-0.049, 0.03) == told(1 / 1.03 - 1, 1 / 0.951 - 1) is False
+    assert not told(-0.06, 0.01)
+    assert not told(0.01, 0.02), "a real difference, however small, is none"

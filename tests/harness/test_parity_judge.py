@@ -114,7 +114,8 @@ def test_a_loss_that_one_of_two_lost_is_a_difference(out: Path) -> None:
     told = json.loads((out / f"{CELL.name}.json").read_text())
     told["rows"][1]["loss"] = None
     (out / f"{CELL.name}.json").write_text(json.dumps(told))
-    assert judge(CELL, out, 3, {}).loss_difference == float("inf")
+    verdict = judge(CELL, out, 3, {})
+    assert (verdict.status, verdict.loss_difference) == ("differs", float("inf"))
 
 
 def test_refused_and_failed_cells_are_filled(out: Path) -> None:

@@ -67,6 +67,19 @@ def test_strong_scaling_alone_cannot_be_drawn(tmp_path: Path) -> None:
         build(summarize_study(tmp_path / "s"), largest=4)
 
 
+def test_a_failed_run_of_a_kind_hides_none_of_it(tmp_path: Path) -> None:
+    for slots in (1, 2):
+        job = Job(preset="tiny", backend="ddp", slots=slots, steps=40)
+        write_run(tmp_path / "s", job, step_s=0.1 / slots, images=6)
+        weak = job.with_(scaling="weak", global_batch=8 * slots, run=f"weak-{slots}")
+        write_run(tmp_path / "s", weak, step_s=0.1, images=6)
+    failed = Job(preset="tiny", backend="ddp", slots=4, scaling="weak", global_batch=32, steps=40, run="failed")
+    write_run(tmp_path / "s", failed, fail="out of memory")
+    curves = build(summarize_study(tmp_path / "s"), largest=4)["engines"]["PyTorch DDP"]["curves"]
+    assert set(curves) == {"weak", "strong"}
+    assert [point["measured_efficiency"] for point in curves["weak"]][:2] == pytest.approx([1, 1], rel=0.02)
+
+
 def test_runs_that_must_not_share_a_curve_are_not_fitted_together(tmp_path: Path) -> None:
     for precision, step_s in (("fp32", 0.1), ("bf16", 0.04)):
         for slots in (1, 2):

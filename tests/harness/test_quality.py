@@ -65,9 +65,17 @@ def test_runs_of_unlike_jobs_have_labels_of_their_own(tmp_path: Path) -> None:
         write_run(tmp_path / "s", job.with_(run=f"r{number}", seed=number, steps=steps))
         for number, steps in enumerate((40, 40, 60))
     ]
-    labels = quality.labels_of([RecordedRun(folder) for folder in folders])
-    assert [labels[folder] for folder in folders] == ["Horovod, steps 40", "Horovod, steps 40", "Horovod, steps 60"]
-    assert set(quality.labels_of([RecordedRun(folder) for folder in folders[:2]]).values()) == {"Horovod"}
+    told = []
+    for found in map(RecordedRun, folders):
+        about = run(found.name, figures("decoder", 0.8), label=quality.label_of(found))
+        told.append(about | {"job": {"steps": found.job["steps"]}})
+    assert quality.labels_of(told) == ["Horovod, steps 40", "Horovod, steps 40", "Horovod, steps 60"]
+    assert set(quality.labels_of(told[:2])) == {"Horovod"}
+    files = [record(tmp_path / "a.json", told[:2]), record(tmp_path / "b.json", told[2:])]  # on two machines
+    assert [(row["label"], row["runs"]) for row in quality.merge(files)["rows"]] == [
+        ("Horovod, steps 40", 2),
+        ("Horovod, steps 60", 1),
+    ]
 
 
 def record(path: Path, runs: list[dict], **more: object) -> Path:

@@ -5,10 +5,13 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import click
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -246,17 +249,55 @@ def test_several_at_a_time_are_all_ended_and_none_begins(
     request.addfinalizer(lambda: signal.signal(number, before))
     folder = tmp_path / "s"
 
-    def interrupt() -> None:
-        limit = time.monotonic() + 30
-        while len(list(folder.glob("*/"))) < 2 and time.monotonic() < limit:
-            time.sleep(0.05)
-        os.kill(os.getpid(), number)
-
-    threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(click.exceptions.Exit) as caught:
+    ended = interrupted_when(lambda: len(list(folder.glob("*/"))) >= 2, [os.getpid()], number)
+    with ended, pytest.raises(click.exceptions.Exit) as caught:
         run_study(matrix(repeats=2), tmp_path, show=False, concurrent=2)
     assert caught.value.exit_code == 130
     assert len(list(folder.glob("*/"))) == 2, "no run begins after the interrupt"
+
+
+@pytest.mark.slow
+def test_an_interrupt_of_the_whole_group_while_supervisors_start_ends_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """What a Ctrl-C in a terminal does: the supervisors get it too, before they are able to ignore it."""
+    monkeypatch.setattr(study_run, "_one_at_once", one_that_waits)
+    monkeypatch.setattr(launch, "preflight", lambda job: job)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    known = {child.pid for child in psutil.Process().children()}
+    group = [os.getpid()]
+
+    def two_start() -> bool:
+        new = [child for child in psutil.Process().children() if child.pid not in known]
+        group[1:] = [child.pid for child in new if any("spawn_main" in word for word in child.cmdline())]
+        return len(group) > 2
+
+    with interrupted_when(two_start, group, signal.SIGINT), pytest.raises(click.exceptions.Exit) as caught:
+        run_study(matrix(repeats=2), tmp_path, show=False, concurrent=2)
+    assert caught.value.exit_code == 130
+
+
+@contextmanager
+def interrupted_when(condition: Callable[[], bool], group: list[int], number: int) -> Iterator[None]:
+    """Sends `number` to the processes `group` as soon as `condition` holds; never after the block."""
+    over = threading.Event()
+
+    def interrupt() -> None:
+        while not condition():
+            if over.wait(0.02):
+                return
+        for pid in group:
+            os.kill(pid, number)
+            time.sleep(0.05)  # this process first: it has given up the runs that wait when the others learn of it
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_other_settings_under_the_same_name_are_refused(tmp_path: Path, runner: list[str]) -> None:

@@ -58,6 +58,11 @@ def test_aebad_never_trains_on_what_it_holds_out(tmp_path, options):
     assert not files[0] & files[1]
 
 
+def test_a_limit_takes_other_pictures_of_each_aebad_category(tmp_path):
+    few = opened(f"aebad:{write_aebad(tmp_path, train=4)}", limit=8)
+    assert len({name.split("/", 1)[1] for name in few.ids}) > 2, "not the same two for all four"
+
+
 def test_aebad_makes_its_defects_categories_that_share_the_good_pictures(tmp_path):
     root = write_aebad(tmp_path, train=2, test=1)
     train, test = opened(f"aebad:{root}"), opened(f"aebad:{root}", "test")
