@@ -109,7 +109,7 @@ def link(one: int, other: int, rate: float) -> dict[str, Any]:
     return {"from": one, "to": other, "bytes_per_s": rate, "round_trip_s": 1e-4, "port": 20011}
 
 
-def test_a_link_that_seemed_slow_is_measured_once_more_and_the_better_counts(monkeypatch: pytest.MonkeyPatch):
+def test_a_link_that_seemed_slow_is_measured_again_alone_and_the_best_counts(monkeypatch: pytest.MonkeyPatch):
     wanted = replace(WANTED, expect_bytes_per_s=100e6)
     links = [
         link(0, 1, 50e6),
@@ -122,17 +122,33 @@ def test_a_link_that_seemed_slow_is_measured_once_more_and_the_better_counts(mon
 
     def again(sender: int, receiver: int) -> dict[str, Any]:
         asked.append((sender, receiver))
-        now[0] += 1.0
+        now[0] += doctor.AGAIN_S
         return {"bytes_per_s": 90e6} if sender == 0 else {"error": "timed out"}
 
     found = surely_slow(links, wanted, again)
-    assert asked == [(0, 1), (1, 2), (0, 2)]
+    assert asked == [(1, 2), (0, 1), (1, 2), (1, 2), (0, 2)], "the nearest to passing first, the failed once"
     assert [one.get("bytes_per_s") for one in found] == [90e6, 60e6, 95e6, 90e6]
     assert "error" not in found[3]
     many = [link(0, 1, 1e6)] * 100
     asked.clear()
-    surely_slow(many, wanted, again)
-    assert len(asked) == doctor.AGAIN_TOTAL_S + 1, "where many seem slow it is no accident"
+    surely_slow(many, wanted, lambda *pair: {**again(*pair), "bytes_per_s": 1e6})
+    assert len(asked) == doctor.AGAIN_TOTAL_S / doctor.AGAIN_S + 1, "where many seem slow it is no accident"
+
+
+def test_two_slow_links_do_not_use_up_the_time_of_the_sound_ones(monkeypatch: pytest.MonkeyPatch):
+    """Seen on a busy machine: sound links at half their rate beside two that were slow in truth."""
+    truth = [20e6, 20e6] + [190e6] * 6
+    links = [link(n, n + 1, min(rate, 100e6 + n * 1e6)) for n, rate in enumerate(truth)]
+    now, tries = [0.0], [0] * len(truth)
+    monkeypatch.setattr(doctor.time, "monotonic", lambda: now[0])
+
+    def again(sender: int, _: int) -> dict[str, Any]:
+        now[0] += doctor.AGAIN_S
+        tries[sender] += 1
+        return {"bytes_per_s": truth[sender] * (1.0 if tries[sender] == 2 or sender % 2 else 0.6)}
+
+    found = surely_slow(links, replace(WANTED, expect_bytes_per_s=200e6), again)
+    assert [one["bytes_per_s"] > 140e6 for one in found] == [False, False] + [True] * 6
 
 
 def test_a_slow_node_is_told_from_a_slow_link():

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 SITE = Path(sysconfig.get_paths()["purelib"])
 PORT = 29511
+RATE = "50mbit"  # eight links at once must be a light load for two cores, or the machine is what is measured
 
 
 def doctor(nodes: Cluster, hosts: str, *options: str) -> dict[str, Any]:
@@ -144,8 +145,8 @@ class Plants:
         return "ports", "fail", f"port {PORT} is taken"
 
     def slow_link(self, node: str) -> tuple[str, str, str]:
-        self.nodes.limit(node, "20mbit")
-        return "link", "fail", "Mbit/s, 200 Mbit/s expected"
+        self.nodes.limit(node, "5mbit")
+        return "link", "fail", "Mbit/s, 50 Mbit/s expected"
 
     def little_shared_memory(self, node: str) -> tuple[str, str, str]:
         self.nodes.mount_small_disk(node, "/dev/shm", 16 * 1024)
@@ -176,7 +177,7 @@ FAULTS = [name for name in vars(Plants) if not name.startswith("_")]
 def examined(make_nodes, tmp_path_factory):
     """(node of each fault, what must be found, the doctor's answer): one run for all faults."""
     folder = tmp_path_factory.mktemp("plants")
-    nodes = make_nodes(len(FAULTS) + 3, rate="200mbit")
+    nodes = make_nodes(len(FAULTS) + 3, rate=RATE)
     plants = Plants(nodes, folder)
     names = [node.name for node in nodes.nodes]
     where = dict(zip(FAULTS, names[1:], strict=False))
@@ -187,7 +188,7 @@ def examined(make_nodes, tmp_path_factory):
         except pytest.skip.Exception:
             where.pop(fault)
     options = ["--data", str(plants.data), "--results", str(plants.results), "--port", str(PORT), "--min-disk", "1"]
-    answer = doctor(nodes, host_list(nodes), *options, "--backend", "deepspeed", "--expect-rate", "200mbit")
+    answer = doctor(nodes, host_list(nodes), *options, "--backend", "deepspeed", "--expect-rate", RATE)
     yield where, expected, answer
     for process in plants.kept:
         process.kill()
@@ -222,13 +223,13 @@ def test_two_dozen_nodes_are_asked_together(examined):
 
 
 def test_a_healthy_cluster_may_start(make_nodes, tmp_path):
-    nodes = make_nodes(3, rate="200mbit")
-    answer = doctor(nodes, host_list(nodes), "--results", str(tmp_path), "--expect-rate", "200mbit", "--min-disk", "1")
+    nodes = make_nodes(3, rate=RATE)
+    answer = doctor(nodes, host_list(nodes), "--results", str(tmp_path), "--expect-rate", RATE, "--min-disk", "1")
     assert answer["findings"] == []
     assert answer["exit"] == 0
     assert len(answer["links"]) == 3
     for link in answer["links"]:
-        assert 0.65 < link["bytes_per_s"] * 8 / 200e6 < 1.1
+        assert 0.65 < link["bytes_per_s"] * 8 / 50e6 < 1.1
         assert 0 < link["round_trip_s"] < 0.05
     missing = doctor(nodes, "a:1,b:1", "--results", str(tmp_path), "--expect-rate", "1gbit", "--no-links")
     assert missing["links"] == []
