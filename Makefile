@@ -16,11 +16,20 @@ setup:          ## everything this machine needs: system packages, .venv, both e
 compare: setup  ## DeepSpeed beside Horovod on real data: results/compare/report.html
 	$(BIN)/harness compare --study $(STUDY)
 
+# Tests of one process each share the cores; those that start workers, nodes or a browser have the machine to themselves.
+ALONE := parallel or nodes or browser
+SIDE_BY_SIDE := -n logical --maxprocesses 4
+# What ARGS chooses may all lie in one of the two parts: pytest's exit code 5, no test collected, is then no failure.
+NONE_CHOSEN = $(if $(ARGS),|| [ $$? = 5 ])
+
 test: setup     ## all tests, also the ones with real launchers, virtual nodes and a browser
-	$(BIN)/python -m pytest $(ARGS)
+	@failed=0; \
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not ($(ALONE))" $(ARGS) $(NONE_CHOSEN) || failed=1; \
+	$(BIN)/python -m pytest -m "$(ALONE)" $(ARGS) $(NONE_CHOSEN) || failed=1; \
+	exit $$failed
 
 test-fast: setup  ## only the quick tests: no launchers, no virtual nodes, no browser
-	$(BIN)/python -m pytest -m "not parallel and not nodes and not browser and not slow" $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not ($(ALONE) or slow)" $(ARGS)
 
 test-parallel: setup  ## only the tests that start workers under the real launchers
 	$(BIN)/python -m pytest -m "parallel" $(ARGS)

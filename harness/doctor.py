@@ -25,10 +25,10 @@ from mpi.nodes.link import bytes_per_second
 from mpi.sessions import Session, in_parallel, measure_link, measure_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
-CONNECT_S = 12.0
-FACTS_S = 12.0
+CONNECT_S = FACTS_S = 12.0
+EACH_HOST_S = 0.3  # more for every host: this machine logs in on all of them at once
 AGAIN_S = 0.5  # each further measurement of a slow link
-AGAIN_TOTAL_S = 6.0  # for all of them: where many seem slow for that long it is no accident
+AGAIN_TOTAL_S = 6.0  # for all slow ones, and for all failed ones: where many stay so for that long it is no accident
 AGAIN_ROUNDS = 3
 _PORTS = range(20011, 32000, 7)  # where jobs look for theirs
 
@@ -106,7 +106,9 @@ def examine(
         lambda n: Session(None if alone else hosts[n].name, sys.executable), len(hosts)
     )
     try:
-        reports = in_parallel(lambda n: _ask(sessions[n], hosts[n], request), len(hosts), width=128)
+        reports = in_parallel(
+            lambda n: _ask(sessions[n], hosts[n], request, EACH_HOST_S * len(hosts)), len(hosts), width=128
+        )
         reached = [n for n, report in enumerate(reports) if report.facts]
         links: list[dict[str, Any]] = []
         if with_links and len(reached) > 1:
@@ -135,10 +137,10 @@ def surely_slow(
 
     Measured beside others, for a moment, a sound link can seem slow where a node is busy; none can seem faster than it
     is. So each is measured alone until it passes, the nearest to passing first: a few that are slow in truth do not use
-    up the time of many that are not. None is begun after AGAIN_TOTAL_S.
+    up the time of many that are not. None is begun after AGAIN_TOTAL_S, for failed and slow ones each.
     again: (from, to) -> what is measured of that link alone.
     """
-    found, end = list(links), time.monotonic() + AGAIN_TOTAL_S
+    found = list(links)
 
     def still_slow() -> list[int]:
         _, floor = rate_limits(found, wanted)
@@ -148,22 +150,24 @@ def surely_slow(
     def failed() -> list[int]:
         return [n for n, link in enumerate(found) if "error" in link]
 
-    for doubtful in (*[still_slow] * AGAIN_ROUNDS, failed):
-        for n in doubtful():
-            if time.monotonic() > end:
-                return found
-            once_more = again(found[n]["from"], found[n]["to"])
-            if "error" not in once_more and once_more.get("bytes_per_s", 0.0) > found[n].get("bytes_per_s", 0.0):
-                found[n] = {key: found[n][key] for key in ("from", "to")} | dict(once_more)
+    for doubtful, rounds in ((failed, 1), (still_slow, AGAIN_ROUNDS)):
+        end = time.monotonic() + AGAIN_TOTAL_S
+        for _ in range(rounds):
+            for n in doubtful():
+                if time.monotonic() > end:
+                    break
+                once_more = again(found[n]["from"], found[n]["to"])
+                if "error" not in once_more and once_more.get("bytes_per_s", 0.0) > found[n].get("bytes_per_s", 0.0):
+                    found[n] = {key: found[n][key] for key in ("from", "to")} | dict(once_more)
     return found
 
 
-def _ask(session: Session, host: hostfile.Host, request: dict[str, Any]) -> Report:
-    trouble = session.ready(CONNECT_S)
+def _ask(session: Session, host: hostfile.Host, request: dict[str, Any], patience_s: float) -> Report:
+    trouble = session.ready(CONNECT_S + patience_s)
     if trouble:
         return Report(host=host.name, slots=host.slots, trouble=trouble)
     asked = time.time()
-    answer = session.ask(request, FACTS_S)
+    answer = session.ask(request, FACTS_S + patience_s)
     answered = time.time()
     if "error" in answer:
         return Report(host=host.name, slots=host.slots, trouble=answer["error"])

@@ -142,12 +142,19 @@ class Cluster:
         for pid in self.sshd(name):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while self.sshd(name) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def start_sshd(self, name: str) -> None:
         """Starts it again."""
         done = self.run(name, [_program("sshd"), "-f", str(self.folder / f"{name}.sshd_config")])
         if done.returncode:
             raise NodesError(f"node '{name}': sshd does not start: {done.stderr.strip()}")
+        try:
+            init.wait_until_listening(f"/proc/{self.node(name).pid}/net/tcp", 22)
+        except OSError as error:
+            raise NodesError(f"node '{name}': sshd does not start: {error}") from error
 
     def set_rate(self, rate: str) -> Cluster:
         """The set with another rate on every link, empty = unlimited."""

@@ -64,8 +64,24 @@ def main() -> None:
         time.sleep(0.01)
     if spec["sshd"]:
         subprocess.run([spec["sshd"], "-f", spec["sshd_config"]], check=True, stdin=subprocess.DEVNULL)
+        wait_until_listening("/proc/net/tcp", 22)
     _say(spec, "up")
     _collect(tied=spec["tied"])
+
+
+def wait_until_listening(table: str, port: int, limit: float = 20.0) -> None:
+    """Until the network of `table` (a ``/proc/.../net/tcp``) has a listener at `port`: sshd leaves its starter before
+    it has one. Raises OSError after `limit` seconds."""
+    deadline = time.monotonic() + limit
+    while True:
+        with open(table) as file:
+            rows = [line.split() for line in file][1:]
+        # columns: number, local address:port, remote address:port, state (0A: LISTEN)
+        if any(row[3] == "0A" and row[1].endswith(f":{port:04X}") for row in rows):
+            return
+        if time.monotonic() > deadline:
+            raise OSError(f"nothing listens at port {port} after {limit:g} s")
+        time.sleep(0.01)
 
 
 def _become(spec: dict) -> None:

@@ -9,6 +9,7 @@ from scipy import ndimage
 from sklearn import metrics as sk
 
 from core_model.metrics import evaluate, judge, places_in
+from core_model.metrics import maps as pixel_maps
 from core_model.metrics.maps import _codes, pixel_figures
 from core_model.metrics.ranking import Tally, auroc, f1_max
 
@@ -37,6 +38,12 @@ def entry(
 def some(count=12, **options):
     rng = np.random.default_rng(5)
     return [entry(i, defective=i % 3 == 0, score=float(rng.random()), rng=rng, **options) for i in range(count)]
+
+
+@pytest.fixture(params=["counted by code", "sorted"])
+def either_way(request, monkeypatch):
+    """Float16 maps, whatever their size, by each of the two ways."""
+    monkeypatch.setattr(pixel_maps, "FEW_PIXELS", 0 if request.param == "counted by code" else 2**40)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -80,7 +87,7 @@ def brute_force_pro(maps, masks, limit):
 
 
 @pytest.mark.parametrize(("seed", "digits"), [(0, 1), (1, 2), (2, 8), (3, 8)])
-def test_pixel_figures_equal_their_definitions(seed, digits):
+def test_pixel_figures_equal_their_definitions(either_way, seed, digits):
     rng = np.random.default_rng(seed)
     entries = []
     for index in range(5):
@@ -105,7 +112,7 @@ def test_pixel_figures_equal_their_definitions(seed, digits):
     assert {k: v.value for k, v in in_float32.items()} == pytest.approx({k: v.value for k, v in figures.items()})
 
 
-def test_float16_codes_keep_the_order_of_all_finite_values():
+def test_float16_codes_keep_the_order_of_all_finite_values(either_way):
     values = np.arange(2**16, dtype=np.uint16).view(np.float16)
     values = values[np.isfinite(values)]
     codes, _ = _codes([values.reshape(1, -1)])
@@ -234,9 +241,9 @@ def test_two_thousand_pictures_stay_lean():
         each = entry(index, defective=bool(index % 2), score=float(rng.random()))
         entries.append({**each, "map": np.roll(noise, index, 0), "mask": mask})
     tracemalloc.start()
-    begin = time.perf_counter()
+    begin = time.process_time()
     evaluate(entries)
-    seconds, peak = time.perf_counter() - begin, tracemalloc.get_traced_memory()[1]
+    seconds, peak = time.process_time() - begin, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1.0e9, f"{peak / 1e6:.0f} MB beside the maps"
-    assert seconds < 60
+    assert seconds < 120

@@ -131,13 +131,22 @@ def test_unwritable_place_is_one_line(study: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_hundred_runs_render_in_ten_seconds(tmp_path: Path) -> None:
-    folder = tmp_path / "large"
+def test_two_hundred_runs_take_little_longer_than_ten_times_twenty(tmp_path: Path) -> None:
+    """By processor time (the machine may be shared) and side by side (it may be slow): nothing is quadratic."""
     speeds = {"deepspeed": 0.52, "horovod": 0.5, "ddp": 0.49, "fsdp2": 0.55}
-    write_study(folder, speeds=speeds, workers=(1, 2, 4, 8, 16), repeats=10, steps=48, global_batch=16)
-    began = time.process_time()  # CPU time: the machine may be shared
-    path = write_report(comparison_of([folder]), folder / "report.html")
-    assert time.process_time() - began < 10
+
+    def rendered(repeats: int) -> tuple[Path, float]:
+        folder = tmp_path / f"repeats-{repeats}"
+        write_study(folder, speeds=speeds, workers=(1, 2, 4, 8, 16), repeats=repeats, steps=48, global_batch=16)
+        began = time.process_time()
+        path = write_report(comparison_of([folder]), folder / "report.html")
+        return path, time.process_time() - began
+
+    rendered(2)  # imports matplotlib and its fonts
+    _, few = rendered(1)
+    path, many = rendered(10)
+    print(f"twenty runs: {few:.2f} s, two hundred: {many:.2f} s")
+    assert many < 12 * few
     assert path.stat().st_size < 3_000_000
     assert "200 runs" in path.read_text()
 

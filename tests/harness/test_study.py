@@ -270,12 +270,20 @@ def test_an_interrupt_of_the_whole_group_while_supervisors_start_ends_the_study(
 
     def two_start() -> bool:
         new = [child for child in psutil.Process().children() if child.pid not in known]
-        group[1:] = [child.pid for child in new if any("spawn_main" in word for word in child.cmdline())]
+        group[1:] = [child.pid for child in new if any("spawn_main" in word for word in command_line(child))]
         return len(group) > 2
 
     with interrupted_when(two_start, group, signal.SIGINT), pytest.raises(click.exceptions.Exit) as caught:
         run_study(matrix(repeats=2), tmp_path, show=False, concurrent=2)
     assert caught.value.exit_code == 130
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """Empty where it has ended meanwhile."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 @contextmanager

@@ -67,12 +67,12 @@ def test_a_worker_that_ignores_signals_and_has_children_is_ended_at_the_time_lim
         time.sleep(1000)
         """,
         tmp_path,
-        timeout=3,
+        timeout=6,
     )
     assert outcome.returncode == 124
-    assert outcome.reason.startswith("not finished after 3 s")
+    assert outcome.reason.startswith("not finished after 6 s")
     assert outcome.orphans >= 1
-    assert outcome.seconds < 15
+    assert outcome.seconds < 60
     assert_nothing_left(launch)
 
 
@@ -114,7 +114,7 @@ def test_one_failing_command_ends_the_others(tmp_path):
     launch = Launch(launcher="x", argv=sleeper, others=(failing,), tag="job-pair", env={guard.VARIABLE: "job-pair"})
     outcome = supervise(launch, log_path=tmp_path / "log", timeout=20, grace=2)
     assert outcome.returncode == 7
-    assert outcome.seconds < 8
+    assert outcome.seconds < 18
     assert_nothing_left(launch)
 
 

@@ -14,6 +14,8 @@ from mpi import hostfile, network
 from mpi.launch import command
 from mpi.process import supervise
 
+LIMIT_S = 20  # of a collective: by it the others learn that a node is cut off
+
 
 def main() -> None:
     """Prints the Outcome as a line of JSON."""
@@ -22,7 +24,13 @@ def main() -> None:
     worker = [sys.executable, str(Path("tests/parallel/elastic.py").absolute()), sys.argv[2], sys.argv[3]]
     with tempfile.TemporaryDirectory() as scratch:
         launch = command(
-            "horovodrun-elastic", worker, hosts, scratch=Path(scratch) / "job", network=net, operation_timeout=10
+            "horovodrun-elastic",
+            worker,
+            hosts,
+            scratch=Path(scratch) / "job",
+            network=net,
+            operation_timeout=LIMIT_S,
+            env={"ELASTIC_TIMEOUT_S": str(LIMIT_S)},
         )
         outcome = supervise(launch, log_path=Path(sys.argv[2]) / "log.txt", timeout=150)
     print(json.dumps(asdict(outcome)))

@@ -24,7 +24,7 @@ _TAG = re.compile(r"\[1,\d\]<std(?:out|err)>:")
 
 
 def launch(
-    nodes: Cluster, launcher: str, *arguments: str, limit: float = 60, meanwhile: Callable[[], None] | None = None
+    nodes: Cluster, launcher: str, *arguments: str, limit: float = 120, meanwhile: Callable[[], None] | None = None
 ) -> dict[str, Any]:
     """Starts the stand-in worker from node a. `meanwhile` is run once both workers have said who they are."""
     argv = nodes.argv("a", [sys.executable, str(SCRIPT), launcher, "a:1,b:1", str(limit), *arguments])
@@ -39,7 +39,7 @@ def launch(
 
 
 def _when_running(nodes: Cluster, action: Callable[[], None]) -> None:
-    deadline = time.monotonic() + 50
+    deadline = time.monotonic() + 110
     while time.monotonic() < deadline:
         commands = [Path(f"/proc/{pid}/cmdline") for name in ("a", "b") for pid in nodes.processes(name)]
         if sum(_is_worker(path) for path in commands) >= 2:
@@ -59,8 +59,8 @@ def _is_worker(path: Path) -> bool:
 
 
 def assert_nothing_left(nodes: Cluster) -> None:
-    """Within two seconds: sshd's own session processes go a moment after their client."""
-    deadline = time.monotonic() + 2
+    """sshd's own session processes go a moment after their client; an orphan would stay for minutes."""
+    deadline = time.monotonic() + 20
     while any(nodes.processes(name) for name in ("a", "b")) and time.monotonic() < deadline:
         time.sleep(0.05)
     for name in ("a", "b"):

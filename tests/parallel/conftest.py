@@ -64,7 +64,7 @@ def train(tmp_path_factory: pytest.TempPathFactory):
             folder = tmp_path_factory.mktemp(f"{launcher}-{world}-")
             file = folder / "spec.json"
             file.write_text(json.dumps({"cells": cells, "output": str(folder), **spec}))
-            ended = run(launcher, world, SCRIPTS / "cells.py", [str(file)], folder / "log.txt", limit_s=280)
+            ended = run(launcher, world, SCRIPTS / "cells.py", [str(file)], folder / "log.txt", limit_s=500)
             assert ended.code == 0, ended.output[-3000:]
             known[key] = Cells(folder)
         return known[key]

@@ -32,7 +32,9 @@ def main() -> None:
     torch.set_num_threads(1)
     folder, steps = Path(sys.argv[1]), int(sys.argv[2])
     host = os.environ["HOROVOD_HOSTNAME"]
-    backend = backends.load("horovod")(backends.settings_from("horovod", {}), detect(), device="cpu", timeout_s=20)
+    # Of a collective, and of the start: whoever is there waits so long for one that still imports torch.
+    limit = float(os.environ.get("ELASTIC_TIMEOUT_S", "60"))
+    backend = backends.load("horovod")(backends.settings_from("horovod", {}), detect(), device="cpu", timeout_s=limit)
     model = Tiny()
     backend.prepare(model, Optimization(total_steps=steps))
     pace = float(os.environ.get("ELASTIC_PACE_S", "0.05"))

@@ -80,7 +80,7 @@ def test_slowed_rank_is_found_and_named(tmp_path: Path) -> None:
     assert "rank 1" in found[0]
     # Whole step times do not show it: everybody waits.
     rows = [json.loads(line) for line in next(tmp_path.glob("slow/*/steps.jsonl")).read_text().splitlines()]
-    assert rows[-1]["step_s"] > 0.35
+    assert sorted(row["step_s"] for row in rows)[len(rows) // 2] > 0.35
 
 
 def test_shared_processes_train_what_processes_of_their_own_do(study: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from backends.parity import Difference, compare
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 STEPS = 20
 FP32_BOUND = 1e-5

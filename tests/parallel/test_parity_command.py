@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from launch import BIN, run_command
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 HARNESS = str(BIN / "harness")
 
 

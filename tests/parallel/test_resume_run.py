@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from harness import records
 from harness.check import check_runs
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 STEPS = 14
 TINY = ("--backend", "horovod", "--slots", "2", "--preset", "tiny", "--steps", str(STEPS), "--eval-samples", "6",
         "--set", "model.decoder_layers=linear,dropout", "--checkpoint-every", "4", "--log-every", "1",
