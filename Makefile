@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 1
 
 STUDY ?= harness/studies/compare.toml
 
-.PHONY: help setup compare test test-fast test-parallel quality format clean
+.PHONY: help setup compare test test-shared test-alone test-chosen test-fast test-parallel quality format clean
 
 help:           ## show this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -17,19 +17,24 @@ compare: setup  ## DeepSpeed beside Horovod on real data: results/compare/report
 	$(BIN)/harness compare --study $(STUDY)
 
 # Tests of one process each share the cores; those that start workers, nodes or a browser have the machine to themselves.
+# With ARGS ('-k wire', a file, -x) one pytest runs what they choose.
 ALONE := parallel or nodes or browser
-SIDE_BY_SIDE := -n logical --maxprocesses 4
-# What ARGS chooses may all lie in one of the two parts: pytest's exit code 5, no test collected, is then no failure.
-NONE_CHOSEN = $(if $(ARGS),|| [ $$? = 5 ])
+SIDE_BY_SIDE = --dist loadgroup -n $(shell $(BIN)/python -c 'import os; print(min(4, len(os.sched_getaffinity(0))))')
 
 test: setup     ## all tests, also the ones with real launchers, virtual nodes and a browser
-	@failed=0; \
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not ($(ALONE))" $(ARGS) $(NONE_CHOSEN) || failed=1; \
-	$(BIN)/python -m pytest -m "$(ALONE)" $(ARGS) $(NONE_CHOSEN) || failed=1; \
-	exit $$failed
+	@$(MAKE) --no-print-directory -j1 -k $(if $(ARGS),test-chosen,test-shared test-alone)
+
+test-shared:
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not ($(ALONE))"
+
+test-alone:
+	$(BIN)/python -m pytest -m "$(ALONE)"
+
+test-chosen:
+	$(BIN)/python -m pytest $(ARGS)
 
 test-fast: setup  ## only the quick tests: no launchers, no virtual nodes, no browser
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not ($(ALONE) or slow)" $(ARGS)
+	$(BIN)/python -m pytest $(if $(ARGS),,$(SIDE_BY_SIDE)) -m "not ($(ALONE) or slow)" $(ARGS)
 
 test-parallel: setup  ## only the tests that start workers under the real launchers
 	$(BIN)/python -m pytest -m "parallel" $(ARGS)

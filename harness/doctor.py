@@ -25,8 +25,10 @@ from mpi.nodes.link import bytes_per_second
 from mpi.sessions import Session, in_parallel, measure_link, measure_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
-CONNECT_S = FACTS_S = 12.0
-EACH_HOST_S = 0.3  # more for every host: this machine logs in on all of them at once
+LOGIN_S = 8.0  # ssh's own limit
+CONNECT_S = LOGIN_S + 4.0
+FACTS_S = 35.0  # what it waits for itself is less: mpirun 20 s, nvidia-smi 8 s
+EACH_HOST_S, MOST_S = 0.3, 30.0  # more for every host, up to so much: this machine logs in on all of them at once
 AGAIN_S = 0.5  # each further measurement of a slow link
 AGAIN_TOTAL_S = 6.0  # for all slow ones, and for all failed ones: where many stay so for that long it is no accident
 AGAIN_ROUNDS = 3
@@ -102,13 +104,13 @@ def examine(
     Never raises for a node's sake."""
     # A lone localhost needs no ssh; everywhere else pdsh and the launchers log in on every host, this one too.
     alone = len(hosts) == 1 and hosts[0].name in ("localhost", "127.0.0.1")
+    patience = min(EACH_HOST_S * len(hosts), MOST_S)
+    login_s = LOGIN_S + min(patience, LOGIN_S)  # a host that is off keeps everybody waiting for so long
     sessions: list[Session] = in_parallel(
-        lambda n: Session(None if alone else hosts[n].name, sys.executable), len(hosts)
+        lambda n: Session(None if alone else hosts[n].name, sys.executable, login_s=login_s), len(hosts)
     )
     try:
-        reports = in_parallel(
-            lambda n: _ask(sessions[n], hosts[n], request, EACH_HOST_S * len(hosts)), len(hosts), width=128
-        )
+        reports = in_parallel(lambda n: _ask(sessions[n], hosts[n], request, patience), len(hosts), width=128)
         reached = [n for n, report in enumerate(reports) if report.facts]
         links: list[dict[str, Any]] = []
         if with_links and len(reached) > 1:

@@ -18,17 +18,17 @@ from typing import Any, TypeVar
 from mpi import probe
 
 _T = TypeVar("_T")
-_SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=8", "-o", "LogLevel=INFO")
+_SSH = ("ssh", "-o", "BatchMode=yes", "-o", "LogLevel=INFO")
 
 
 class Session:
-    """A node's probe. `host` None: this machine, without ssh."""
+    """A node's probe. `host` None: this machine, without ssh. login_s: ssh gives up after so many seconds."""
 
-    def __init__(self, host: str | None, python: str) -> None:
+    def __init__(self, host: str | None, python: str, *, login_s: float = 8.0) -> None:
         self.host = host
         argv: tuple[str, ...] = (python, "-I", "-c", Path(probe.__file__).read_text())
         if host is not None:
-            argv = (*_SSH, host, "exec " + shlex.join(argv))
+            argv = (*_SSH, "-o", f"ConnectTimeout={login_s:.0f}", host, "exec " + shlex.join(argv))
         self._process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
         )

@@ -2,7 +2,7 @@
 
 Maps in float16 have at most 63,488 distinct finite values. Each value gets an integer code that keeps the order, and
 counts by code replace sorting the pixels: exact, and 2,000 pictures of 224 x 224 need a few MB beside the maps. Other
-types, and few pixels, are ranked by sorting all pixels of a category at once (16 bytes a pixel).
+types, and small maps, are ranked by sorting all pixels of a category at once (16 bytes a pixel).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from core_model.metrics.ranking import NOT_FINITE, Figure, Tally, area_under_pro
 
 PRO_LIMIT = 0.3  # false-positive rate up to which AUPRO integrates
 FLOAT16_CODES = 2**16
-FEW_PIXELS = 2**20  # of a category: sorting them takes less time than counting by code in every picture
+SMALL = 2**12  # pixels a picture: for fewer, sorting them takes less time than counts of all codes
 
 NAMES = ("pixel_auroc", "aupro", "pixel_f1_max", "pixel_auroc_defective", "pixel_auroc_per_image")
 
@@ -115,8 +115,8 @@ def _region_weights(mask: np.ndarray) -> np.ndarray:
 
 def _codes(maps: Sequence[np.ndarray]) -> tuple[Iterable[np.ndarray], int]:
     """Integer codes of the maps' values, in the order of the values, and the number of codes."""
-    pixels = sum(each.size for each in maps)
-    if pixels > FEW_PIXELS and all(each.dtype == np.float16 for each in maps):
+    small = sum(each.size for each in maps) < len(maps) * SMALL
+    if not small and all(each.dtype == np.float16 for each in maps):
         return (_float16_codes(each) for each in maps), FLOAT16_CODES
     sizes = np.cumsum([each.size for each in maps])[:-1]
     values, places = np.unique(np.concatenate([each.ravel() for each in maps]), return_inverse=True)

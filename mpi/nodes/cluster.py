@@ -139,11 +139,13 @@ class Cluster:
 
     def stop_sshd(self, name: str) -> None:
         """Ends the node's sshd and its sessions: connections are refused."""
-        for pid in self.sshd(name):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + 10
-        while self.sshd(name) and time.monotonic() < deadline:
+        while left := self.sshd(name):
+            if time.monotonic() > deadline:
+                raise NodesError(f"node '{name}': sshd does not end (processes {left})")
+            for pid in left:  # one may have begun a session meanwhile
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
 
     def start_sshd(self, name: str) -> None:

@@ -81,7 +81,7 @@ def wait_until_listening(table: str, port: int, limit: float = 20.0) -> None:
             return
         if time.monotonic() > deadline:
             raise OSError(f"nothing listens at port {port} after {limit:g} s")
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 def _become(spec: dict) -> None:

@@ -43,7 +43,7 @@ def some(count=12, **options):
 @pytest.fixture(params=["counted by code", "sorted"])
 def either_way(request, monkeypatch):
     """Float16 maps, whatever their size, by each of the two ways."""
-    monkeypatch.setattr(pixel_maps, "FEW_PIXELS", 0 if request.param == "counted by code" else 2**40)
+    monkeypatch.setattr(pixel_maps, "SMALL", 0 if request.param == "counted by code" else 2**40)
 
 
 @pytest.mark.parametrize("seed", range(6))

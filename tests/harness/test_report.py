@@ -131,7 +131,7 @@ def test_unwritable_place_is_one_line(study: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_hundred_runs_take_little_longer_than_ten_times_twenty(tmp_path: Path) -> None:
+def test_two_hundred_runs_take_less_than_eight_times_as_long_as_twenty(tmp_path: Path) -> None:
     """By processor time (the machine may be shared) and side by side (it may be slow): nothing is quadratic."""
     speeds = {"deepspeed": 0.52, "horovod": 0.5, "ddp": 0.49, "fsdp2": 0.55}
 
@@ -146,7 +146,7 @@ def test_two_hundred_runs_take_little_longer_than_ten_times_twenty(tmp_path: Pat
     _, few = rendered(1)
     path, many = rendered(10)
     print(f"twenty runs: {few:.2f} s, two hundred: {many:.2f} s")
-    assert many < 12 * few
+    assert many < 8 * few
     assert path.stat().st_size < 3_000_000
     assert "200 runs" in path.read_text()
 

@@ -47,10 +47,10 @@ def train(
 
 
 def test_parts_are_where_the_time_was_spent() -> None:
-    rows = train(Sleepy(0.02, 0.03), wait_s=0.01, every=2, first=2, steps=24).rows()
+    rows = train(Sleepy(0.02, 0.03), wait_s=0.025, every=2, first=2, steps=24).rows()
     assert [row["step"] for row in rows] == list(range(2, 24, 2))
     assert all(schema_errors("split", {**row, "rank": 0}) == [] for row in rows)
-    slept = {"data_s": 0.01, "forward_s": 0.02, "backward_s": 0.03, "exchange_s": 0.0, "optimizer_s": 0.0}
+    slept = {"data_s": 0.025, "forward_s": 0.02, "backward_s": 0.03, "exchange_s": 0.0, "optimizer_s": 0.0}
     for part, seconds in slept.items():
         assert all(row[part] >= seconds for row in rows), part
         assert min(row[part] for row in rows) < seconds + 0.02, part  # the least disturbed: the machine may be shared
@@ -127,7 +127,7 @@ def test_cost_is_that_of_a_few_hooks() -> None:
     for _ in range(5):  # the least disturbed: the machine may be shared
         watcher = train(model, steps=60, every=5)
         costs.append(watcher.cost_s / len(watcher.rows()))
-    assert min(costs) < 12 * bare
+    assert min(costs) < 6 * bare
 
 
 def test_what_is_flushed_or_saved_after_a_step_is_not_the_steps() -> None:

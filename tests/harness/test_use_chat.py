@@ -14,9 +14,9 @@ from PIL import Image
 
 from harness.session import Session
 from harness.trained import load
-from tests.harness.used_run import call, data, trained
+from tests.harness.used_run import ONCE, call, data, trained
 
-pytestmark = pytest.mark.slow  # trains a model first
+pytestmark = [ONCE, pytest.mark.slow]  # trains a model first
 
 
 def piped(text: str, *arguments: object) -> subprocess.CompletedProcess[str]:

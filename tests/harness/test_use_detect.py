@@ -15,7 +15,9 @@ from harness.commands.detect import judgement
 from harness.job import JobError
 from harness.session import Look, Session, peak_place, place_table, trimmed_ask
 from harness.trained import load
-from tests.harness.used_run import call, data, trained
+from tests.harness.used_run import ONCE, call, data, trained
+
+pytestmark = ONCE
 
 
 def shown(kind: str) -> Path:

@@ -17,7 +17,9 @@ from harness import records
 from harness.build import load_weights
 from harness.job import Job
 from harness.shots import good_pictures, memory_of
-from tests.harness.used_run import call, data, trained, workplace
+from tests.harness.used_run import ONCE, call, data, trained, workplace
+
+pytestmark = ONCE
 
 
 def evaluated(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:

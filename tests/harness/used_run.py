@@ -16,6 +16,8 @@ import pytest
 from core_model.data.tiny import write_mvtec
 from harness import cli
 
+ONCE = pytest.mark.xdist_group("trained")  # a test process trains it once: its tests go to the same one
+
 
 @functools.cache
 def workplace() -> Path:
@@ -37,7 +39,7 @@ def trained() -> Path:
     command += ["--data", f"mvtec:{data()}", "--steps", "3", "--global-batch", "4", "--shots", "2", "--study", "use"]
     command += ["--run-name", "tiny", "--results", str(workplace() / "results")]
     done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return workplace() / "results" / "use" / "tiny"

@@ -124,7 +124,7 @@ from pathlib import Path
 from mpi import hostfile
 from mpi.launch import command
 from mpi.process import supervise
-code = "import subprocess as s, time; s.Popen(['sleep', '99'], start_new_session=True); print('up'); time.sleep(9)"
+code = "import subprocess as s, time; s.Popen(['sleep', '99'], start_new_session=True); print('up'); time.sleep(99)"
 worker = [sys.executable, "-c", code]
 launch = command("local", worker, hostfile.local(1), scratch=Path(sys.argv[1]) / "job", tag=sys.argv[2])
 log = Path(sys.argv[1]) / "log.txt"
@@ -163,7 +163,7 @@ def test_signals_end_the_job_cleanly(tmp_path, number, says):
     tag = f"job-signal-{number}-{os.getpid()}"
     process = start_supervisor(tmp_path, tag)
     process.send_signal(number)
-    out, _ = process.communicate(timeout=15)
+    out, _ = process.communicate(timeout=60)
     assert out.splitlines()[-1] == says
     assert Outcome(returncode=int(says.split()[0])).interrupted
     assert guard.tagged(tag) == []
@@ -176,7 +176,7 @@ def test_a_job_started_with_nohup_outlives_the_terminal(tmp_path):
     time.sleep(1)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=15)
+    out, _ = process.communicate(timeout=60)
     assert out.splitlines()[-1] == "143 ended by SIGTERM"
 
 
@@ -185,8 +185,8 @@ def test_killing_the_supervisor_itself_leaves_nothing(tmp_path):
     process = start_supervisor(tmp_path, tag)
     assert len(guard.tagged(tag)) >= 2
     process.kill()
-    process.communicate(timeout=5)
-    deadline = time.monotonic() + 10
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 30
     while guard.tagged(tag) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert guard.tagged(tag) == []

@@ -32,7 +32,7 @@ def main() -> None:
             operation_timeout=LIMIT_S,
             env={"ELASTIC_TIMEOUT_S": str(LIMIT_S)},
         )
-        outcome = supervise(launch, log_path=Path(sys.argv[2]) / "log.txt", timeout=150)
+        outcome = supervise(launch, log_path=Path(sys.argv[2]) / "log.txt", timeout=270)
     print(json.dumps(asdict(outcome)))
 
 

@@ -29,7 +29,7 @@ def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     place = environment()
     machine = {key: place[key] for key in ("cpu", "mpi", "os", "python", "versions")}
-    machine["nodes"] = "virtual nodes (network namespaces), one core each, links unlimited"
+    machine["nodes"] = "virtual nodes (network namespaces), one core each (all for the elastic job), links unlimited"
     write_json(folder / "faults.json", {"machine": machine, "rows": _ROWS})
     rows = [
         [str(row["fault"]), str(row["engine"]), words.number(row["seconds"]), str(row["status"]), str(row["reason"])]

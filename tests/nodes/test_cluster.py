@@ -118,7 +118,7 @@ def test_links_run_at_their_rate_and_bytes_are_counted(make_nodes, rate):
     shares = [share_of_the_rate()]
     while shares[-1] < 0.8 and len(shares) < 6:
         shares.append(share_of_the_rate())
-    assert max(shares) < 1.08
+    assert max(shares) < 1.25  # with what lay in the bucket and in the receiver's window
     assert max(shares) > 0.5
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.nodes import fault_table
 
-pytestmark = [pytest.mark.parallel, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.parallel, pytest.mark.slow, pytest.mark.timeout(420)]
 
 
 def test_the_rest_carries_on_when_a_node_is_cut_off(make_nodes, tmp_path):

@@ -95,8 +95,8 @@ def running(nodes: Cluster, results: Path, engine: str, name: str, *, steps: int
         process.communicate()
 
 
-def assert_nothing_left(nodes: Cluster, limit: float = 20.0) -> None:
-    """sshd's session processes go a moment after their client; an orphan would stay for minutes."""
+def assert_nothing_left(nodes: Cluster, limit: float = 10.0) -> None:
+    """sshd's session processes go a moment after their client; a guard that notices silence alone takes 20 s."""
     deadline = time.monotonic() + limit
     while any(nodes.processes(node.name) for node in nodes.nodes) and time.monotonic() < deadline:
         time.sleep(0.1)

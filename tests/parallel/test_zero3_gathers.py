@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 SHARDED = {"zero_stage": 3, "stage3_param_persistence_threshold": 0}
 NOTHING_KEPT = {
