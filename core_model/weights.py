@@ -180,7 +180,9 @@ def _convert_vit_s(target: Path) -> None:
                 tensors[f"{new}.{after}.{kind}"] = arrays[f"{old}.{before}.{kind}"]
         tensors[f"{new}.scale1"] = arrays[f"{old}.layer_scale1.lambda1"]
         tensors[f"{new}.scale2"] = arrays[f"{old}.layer_scale2.lambda1"]
-    save_file({name: torch.from_numpy(numpy.ascontiguousarray(array)) for name, array in tensors.items()}, target)
+    save_file(
+        {name: torch.from_numpy(numpy.require(array, requirements="CW")) for name, array in tensors.items()}, target
+    )
 
 
 def load_vit_s() -> VisionTransformer:

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -296,7 +296,8 @@ def interrupted_when(condition: Callable[[], bool], group: list[int], number: in
             if over.wait(0.02):
                 return
         for pid in group:
-            os.kill(pid, number)
+            with suppress(ProcessLookupError):  # already ended: the interrupt reached it some other way
+                os.kill(pid, number)
             time.sleep(0.05)  # this process first: it has given up the runs that wait when the others learn of it
 
     thread = threading.Thread(target=interrupt, daemon=True)
