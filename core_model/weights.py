@@ -181,7 +181,8 @@ def _convert_vit_s(target: Path) -> None:
         tensors[f"{new}.scale1"] = arrays[f"{old}.layer_scale1.lambda1"]
         tensors[f"{new}.scale2"] = arrays[f"{old}.layer_scale2.lambda1"]
     save_file(
-        {name: torch.from_numpy(numpy.require(array, requirements="CW")) for name, array in tensors.items()}, target
+        {name: torch.from_numpy(numpy.require(array, requirements=("C", "W"))) for name, array in tensors.items()},
+        target,
     )
 
 

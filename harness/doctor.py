@@ -22,10 +22,9 @@ from harness.doctor_checks import CHECKS, PACKAGES, Finding, Report, Wanted, bit
 from mpi import hostfile, probe
 from mpi.launchers.base import JOB_TAG
 from mpi.nodes.link import bytes_per_second
-from mpi.sessions import Session, in_parallel, measure_link, measure_pairs
+from mpi.sessions import LOGIN_S, Session, in_parallel, measure_link, measure_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
-LOGIN_S = 8.0  # ssh's own limit
 CONNECT_S = LOGIN_S + 4.0
 FACTS_S = 35.0  # what it waits for itself is less: mpirun 20 s, nvidia-smi 8 s
 EACH_HOST_S, MOST_S = 0.3, 30.0  # more for every host, up to so much: this machine logs in on all of them at once

@@ -18,13 +18,14 @@ from typing import Any, TypeVar
 from mpi import probe
 
 _T = TypeVar("_T")
+LOGIN_S = 8.0  # after which ssh gives up, where not told otherwise
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "LogLevel=INFO")
 
 
 class Session:
     """A node's probe. `host` None: this machine, without ssh. login_s: ssh gives up after so many seconds."""
 
-    def __init__(self, host: str | None, python: str, *, login_s: float = 8.0) -> None:
+    def __init__(self, host: str | None, python: str, *, login_s: float = LOGIN_S) -> None:
         self.host = host
         argv: tuple[str, ...] = (python, "-I", "-c", Path(probe.__file__).read_text())
         if host is not None:

@@ -22,6 +22,7 @@ import pytest
 
 from mpi.nodes.cluster import Cluster
 from tests.nodes import fault_table
+from tests.nodes.leftovers import assert_nothing_left
 
 pytestmark = [pytest.mark.parallel, pytest.mark.slow, pytest.mark.timeout(240)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,16 +94,6 @@ def running(nodes: Cluster, results: Path, engine: str, name: str, *, steps: int
     finally:
         process.kill()
         process.communicate()
-
-
-def assert_nothing_left(nodes: Cluster, limit: float = 10.0) -> None:
-    """sshd's session processes go a moment after their client; a guard that notices silence alone takes 20 s."""
-    deadline = time.monotonic() + limit
-    while any(nodes.processes(node.name) for node in nodes.nodes) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    for node in nodes.nodes:
-        left = [Path(f"/proc/{pid}/cmdline").read_bytes()[:200] for pid in nodes.processes(node.name)]
-        assert left == [], f"on node {node.name}"
 
 
 def noted(fault: str, engine: str, result: dict[str, Any]) -> None:

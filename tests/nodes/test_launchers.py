@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from mpi.nodes.cluster import Cluster
+from tests.nodes.leftovers import assert_nothing_left
 
 pytestmark = [pytest.mark.parallel, pytest.mark.slow]
 SCRIPT = Path(__file__).with_name("launch_on_node.py")
@@ -56,16 +57,6 @@ def _is_worker(path: Path) -> bool:
         return False
     # The interpreter running the script itself: launchers have the same words further back.
     return [word for word in words[1:] if word != b"-u"][:2] == [str(SCRIPT).encode(), b"--worker"]
-
-
-def assert_nothing_left(nodes: Cluster) -> None:
-    """sshd's own session processes go a moment after their client; a guard that notices silence alone takes 20 s."""
-    deadline = time.monotonic() + 10
-    while any(nodes.processes(name) for name in ("a", "b")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for name in ("a", "b"):
-        left = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in nodes.processes(name)]
-        assert left == [], f"on node {name}"
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
@@ -110,11 +101,7 @@ def test_a_node_cut_off_is_named_and_cleans_itself(make_nodes):
     assert found["reason"].startswith("node b: lost the connection"), found
     assert time.monotonic() - cut[0] < 45
     # The cut-off node hears nothing of this; its guard ends what runs there.
-    deadline = time.monotonic() + 30
-    while nodes.processes("b") and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert nodes.processes("b") == []
-    assert nodes.processes("a") == []
+    assert_nothing_left(nodes, limit=30)
 
 
 def test_sshd_down_at_the_start_is_named_at_once(make_nodes):
