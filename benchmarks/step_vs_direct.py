@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core_model import presets
 from core_model.anomalygpt import AnomalyGPT
 from core_model.batch import Batch, Sample
+from core_model.build import build
 from core_model.decoder import mean_map, to_image
 from core_model.dialogue_format import IGNORED
 from core_model.losses import dice, focal
@@ -142,7 +142,7 @@ def compare(preset: str, batch_size: int, repeats: int, say: Callable[[str], Non
     """Medians and quartiles in seconds of both ways, and of the direct way with one habit mended at a time; speed-up of
     each round by the clock and by processor time (which other work on the machine disturbs less)."""
     torch.manual_seed(0)
-    model = presets.build(preset, seed=0)
+    model = build(preset, seed=0)
     assert isinstance(model, AnomalyGPT), f"preset {preset} has no direct way beside it"
     batch = make_batch(model, batch_size)
     ways: dict[str, nn.Module] = {"ours": model, "direct": DirectStep(model)}

@@ -29,7 +29,7 @@ TRAINED_PARTS = ("decoder", "prompt_learner", "projection")
 
 
 class AnomalyGPT(nn.Module):
-    """The whole model. Built by `core_model.presets.build`.
+    """The whole model. Built by `core_model.build.build`.
 
     encoder, language: frozen (but for LoRA, if any). decoder, prompt_learner, projection: trained. text: features of
     "normal" and "abnormal" a category, None where the decoder learns its own. image_size: side of the pictures, pixels.

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from core_model.encoders import Features
 from core_model.errors import ModelError
-from core_model.presets import FROZEN_SEED, ModelSpec
+from core_model.spec import FROZEN_SEED, ModelSpec
 from core_model.tokenizer import HashTokenizer, HubTokenizer, Tokenizer
 
 if TYPE_CHECKING:
-    from core_model.parts import Place
+    from core_model.placement import Placement
 
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"  # the shape of transformers' CLIPConfig()
 
@@ -98,7 +98,7 @@ class ClipTrunk(nn.Module):
         return self.clip.text_projection(out.pooler_output)
 
 
-def load_clip(name: str, taps: tuple[int, ...], place: Place) -> ClipTrunk:
+def load_clip(name: str, taps: tuple[int, ...], place: Placement) -> ClipTrunk:
     """The trunk with pretrained or random weights."""
     from transformers import AutoTokenizer, CLIPModel
 
@@ -170,7 +170,7 @@ class HubCausalLM(nn.Module):
             self.inner.gradient_checkpointing_disable()
 
 
-def load_causal_lm(name: str, place: Place) -> tuple[nn.Module, Tokenizer]:
+def load_causal_lm(name: str, place: Placement) -> tuple[nn.Module, Tokenizer]:
     """The language model called `name` and its tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 

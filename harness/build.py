@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from backends.base import LossScale, Optimization
-from core_model import presets
+from core_model.build import build
 from core_model.data import open_dataset
 from harness.job import Job, JobError
 from harness.records import WEIGHTS
@@ -23,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def build_model(job: Job, *, frozen: bool = True, device: torch.device | str = "cpu") -> Any:
     """The job's model on `device`, its frozen parts stored in the job's precision (unless `frozen` is False), with the
     start weights loaded. The same on every rank: the seed decides."""
-    model = presets.build(
+    model = build(
         job.preset,
         image_size=job.image_size,
         random_weights=job.random_weights,

@@ -158,12 +158,12 @@ def _prepare(job: Job, facts: ProcessFacts) -> None:
         importlib.import_module(name)
     backends.load(job.backend).availability()
     if torch.cuda.is_available() and job.device != "cpu":
-        from core_model import presets
+        from core_model.build import draw_ahead
 
         here = torch.device("cuda", facts.local_rank)
         weights = torch.zeros(64, 64, device=here, requires_grad=True)
         (weights @ weights).sum().backward()
-        presets.draw_ahead(job.preset, overrides=dict(job.model), seed=job.seed)
+        draw_ahead(job.preset, overrides=dict(job.model), seed=job.seed)
 
 
 def _release_memory() -> None:

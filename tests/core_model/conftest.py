@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from core_model import presets
 from core_model.batch import Sample
+from core_model.build import build
 
 QUESTION = "Is there any defect in this picture?"
 
@@ -41,4 +41,4 @@ def samples() -> Callable[..., list[Sample]]:
 
 @pytest.fixture
 def tiny() -> torch.nn.Module:
-    return presets.build("tiny", seed=3)
+    return build("tiny", seed=3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core_model import presets
+from core_model.build import build
 from core_model.errors import ModelError
 
 
@@ -86,17 +86,17 @@ def test_training_lowers_the_loss(tiny, samples) -> None:
 
 def test_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(1)
-    first = presets.build("tiny", seed=7)
+    first = build("tiny", seed=7)
     state = torch.get_rng_state()
     torch.manual_seed(99)
-    again = presets.build("tiny", seed=7, overrides={"decoder_layers": "linear,residual"})
-    other = presets.build("tiny", seed=8)
+    again = build("tiny", seed=7, overrides={"decoder_layers": "linear,residual"})
+    other = build("tiny", seed=8)
     for name, tensor in first.trainable_state().items():
         assert torch.equal(tensor, again.trainable_state()[name]), name
     assert not torch.equal(first.decoder.text, other.decoder.text)
     assert torch.equal(first.encoder.trunk.vit.positions, other.encoder.trunk.vit.positions)  # frozen: always alike
     torch.manual_seed(1)
-    presets.build("tiny", seed=7)
+    build("tiny", seed=7)
     assert torch.equal(torch.get_rng_state(), state)  # building disturbs nobody's random numbers
 
 
@@ -115,7 +115,7 @@ def test_the_encoder_looks_once_a_step_and_once_for_map_and_answer(tiny, samples
 
 
 def test_text_is_encoded_once_a_category(samples) -> None:
-    model = presets.build("tiny", overrides={"text": "language", "text_width": 64})
+    model = build("tiny", overrides={"text": "language", "text_width": 64})
     mixed = samples(2) + samples(2, category="metal_nut")
     model.prepare_text(["tile"])
     for _ in range(3):
@@ -174,24 +174,24 @@ def test_instructions_have_no_loss_on_the_map(tiny, samples) -> None:
 
 
 def test_trainable_state_goes_out_and_in(samples) -> None:
-    source = presets.build("tiny", seed=1, version="v3")
+    source = build("tiny", seed=1, version="v3")
     batch = source.collate(samples(4))
     source(batch)["loss"].backward()  # moves BatchNorm's running statistics
     state = {name: tensor.clone() for name, tensor in source.trainable_state().items()}
     assert any("running_mean" in name for name in state)
-    target = presets.build("tiny", seed=2, version="v3")
+    target = build("tiny", seed=2, version="v3")
     target.load_trainable_state(state)
     maps = [m.eval().anomaly_maps(batch.images, batch.categories) for m in (source, target)]
     assert torch.equal(*maps)
     with pytest.raises(ModelError, match="absent in the model"):
-        presets.build("tiny").load_trainable_state(state)
+        build("tiny").load_trainable_state(state)
 
 
 def test_detached_map_keeps_the_answers_loss_out_of_the_decoder(samples) -> None:
     losses = {"focal": 0.0, "dice": 0.0}
     reached = {}
     for detach in (False, True):
-        model = presets.build("tiny", overrides={"detach_map": detach, "losses": losses})
+        model = build("tiny", overrides={"detach_map": detach, "losses": losses})
         model(model.collate(samples(2)))["loss"].backward()
         gradient = model.decoder.text.grad
         reached[detach] = gradient is not None and gradient.abs().max().item() > 0
@@ -211,7 +211,7 @@ def test_conversation_remembers_its_turns(tiny, samples) -> None:
 
 
 def test_looking_leaves_the_mode_and_the_statistics_alone(samples) -> None:
-    model = presets.build("tiny", version="v3").train()
+    model = build("tiny", version="v3").train()
     batch = model.collate(samples(4))
     before = model.decoder.adapters[0].steps[0].running_mean.clone()
     maps = [model.anomaly_maps(batch.images, batch.categories) for _ in range(2)]
@@ -237,9 +237,9 @@ def test_activation_checkpointing_changes_no_gradient(tiny, samples) -> None:
 @pytest.mark.slow  # the import of peft
 def test_lora_trains_with_the_rest(samples) -> None:
     pytest.importorskip("peft")
-    model = presets.build("tiny", overrides={"lora": 2}, seed=1)
+    model = build("tiny", overrides={"lora": 2}, seed=1)
     batch = model.collate(samples(2))
-    plain = presets.build("tiny", seed=1)
+    plain = build("tiny", seed=1)
     assert model(batch)["loss"].item() == pytest.approx(plain(batch)["loss"].item(), rel=1e-6)  # B starts at 0
     model(batch)["loss"].backward()
     lora = {name: p for name, p in model.named_parameters() if "lora_" in name}
@@ -254,17 +254,17 @@ def test_lora_trains_with_the_rest(samples) -> None:
         half = model(batch)["loss"]
     half.backward()
     assert half.item() == pytest.approx(plain(batch)["loss"].item(), rel=0.03)
-    again = presets.build("tiny", overrides={"lora": 2}, seed=1)
+    again = build("tiny", overrides={"lora": 2}, seed=1)
     for name, tensor in model.trainable_state().items():
         assert torch.equal(tensor, again.trainable_state()[name]), name
 
 
 def test_mlp_projection(samples) -> None:
-    model = presets.build("tiny", overrides={"projection": "mlp"})
+    model = build("tiny", overrides={"projection": "mlp"})
     model(model.collate(samples(2)))["loss"].backward()
     assert all(p.grad is not None for p in model.projection.parameters())
     with pytest.raises(ModelError, match="two_stage, mlp"):
-        presets.build("tiny", overrides={"projection": "one"})
+        build("tiny", overrides={"projection": "one"})
 
 
 def test_description_is_json(tiny) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core_model import presets
+from core_model.build import build
 from core_model.checkpoints import apply_deltas, imagebind_tensors, load_llama_folder, read_torch
 from core_model.errors import ModelError
 from core_model.frozen import build_empty
@@ -165,7 +165,7 @@ def test_imagebind_of_another_size_is_refused() -> None:
 
 
 def paper_like_tiny() -> torch.nn.Module:
-    return presets.build("tiny", overrides={"text": "language", "text_width": 64}, seed=5)
+    return build("tiny", overrides={"text": "language", "text_width": 64}, seed=5)
 
 
 def pandagpt(rank: int = 4) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from core_model import presets
+from core_model.build import build
 from core_model.flops import llama_flops, vit_flops
 from core_model.llama import Llama, LlamaConfig
 from core_model.vit import VisionTransformer, ViTConfig
@@ -38,7 +38,7 @@ def test_llama_without_the_masked_half() -> None:
 @pytest.mark.slow
 def test_a_training_step(samples) -> None:
     """Wider than tiny, so that attention's masked half and the answers' share of the logits do not matter much."""
-    model = presets.build("small", random_weights=True, image_size=112)
+    model = build("small", random_weights=True, image_size=112)
     batch = model.collate(samples(1, side=112))
     model(batch)  # the text features and the constant prefix are computed once, not in every step
     estimated = model.flops_per_sample(batch.token_ids.shape[1])
@@ -48,7 +48,7 @@ def test_a_training_step(samples) -> None:
 
 
 def test_the_seven_billion_step_is_mostly_the_language_model() -> None:
-    model = presets.build("anomalygpt-7b", random_weights=True, device="meta")
+    model = build("anomalygpt-7b", random_weights=True, device="meta")
     flops = model.flops_per_sample(64)
     places = 64 + 18 + 1 + len(model.language.after_ids)
     assert flops["language"] == pytest.approx(4 * 6.6e9 * places, rel=0.05)  # 2 x forward: no weights' gradient

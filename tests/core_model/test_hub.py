@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core_model import presets
+from core_model.build import build
 from core_model.dialogue_format import Collator
 from core_model.errors import ModelError
 from core_model.hub import HubCausalLM
@@ -44,7 +44,7 @@ def clip_folder(tmp_path: Path) -> Path:
 
 def test_clip_preset(clip_folder: Path, samples) -> None:
     options = {"language": "llama-tiny", "prompt_channels": "4,8,16"}
-    model = presets.build(f"clip:{clip_folder}", random_weights=True, overrides=options)
+    model = build(f"clip:{clip_folder}", random_weights=True, overrides=options)
     assert model.encoder.trunk.taps == (0, 1, 2, 3)
     assert model.image_size == 56
     batch = model.collate(samples(2))
@@ -66,7 +66,7 @@ def test_clip_preset(clip_folder: Path, samples) -> None:
 
 def test_missing_clip_is_one_line() -> None:
     with pytest.raises(ModelError, match="cannot load the CLIP '/no/such/folder'") as error:
-        presets.build("clip:/no/such/folder")
+        build("clip:/no/such/folder")
     assert "\n" not in str(error.value)
 
 

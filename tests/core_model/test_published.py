@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from core_model import imagebind, parts, presets
+from core_model import imagebind, parts
+from core_model.build import build
 from core_model.errors import ModelError
 from core_model.imagebind import ImageBindConfig
 from core_model.llama import Llama, LlamaConfig
@@ -27,7 +28,7 @@ def small_shapes(monkeypatch) -> None:
 
 
 def test_random_weights_train(samples) -> None:
-    model = presets.build("anomalygpt-7b", random_weights=True, overrides=OVERRIDES, frozen_dtype=torch.bfloat16)
+    model = build("anomalygpt-7b", random_weights=True, overrides=OVERRIDES, frozen_dtype=torch.bfloat16)
     assert {p.dtype for p in model.frozen_parameters().values() if p.dim() > 1} == {torch.bfloat16, torch.float32}
     assert not any(p.requires_grad for p in model.projection.parameters())
     batch = model.collate(samples(4))
@@ -55,7 +56,7 @@ def tokenizer_folder(folder: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    source = presets.build("anomalygpt-7b", random_weights=True, overrides=OVERRIDES)
+    source = build("anomalygpt-7b", random_weights=True, overrides=OVERRIDES)
     vision = {f"vision.{name}": t for name, t in source.encoder.trunk.vision.state_dict().items()}
     state = published_names({**vision, **other_tensors(source)})
     torch.save(state, tmp_path / "imagebind_huge.pth")
@@ -110,8 +111,8 @@ def published_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def test_published_folder(folder: Path, samples) -> None:
-    model = presets.build("anomalygpt-7b", overrides={**OVERRIDES, "weights": str(folder)})
-    source = presets.build("anomalygpt-7b", random_weights=True, overrides=OVERRIDES)
+    model = build("anomalygpt-7b", overrides={**OVERRIDES, "weights": str(folder)})
+    source = build("anomalygpt-7b", random_weights=True, overrides=OVERRIDES)
     batch = model.collate(samples(2))
     ours, theirs = model.encoder(batch.images), source.encoder(batch.images)
     torch.testing.assert_close(ours.pooled, theirs.pooled, rtol=1e-4, atol=1e-5)
@@ -128,7 +129,7 @@ def test_what_is_missing_is_named(folder: Path) -> None:
     overrides = {**OVERRIDES, "weights": str(folder)}
     (folder / "pandagpt.pt").unlink()
     with pytest.raises(ModelError, match=r"neither pandagpt\.pt nor anomalygpt\.pt"):
-        presets.build("anomalygpt-7b", overrides=overrides)
+        build("anomalygpt-7b", overrides=overrides)
     (folder / "imagebind_huge.pth").unlink()
     with pytest.raises(ModelError, match=r"no checkpoint .*imagebind_huge\.pth"):
-        presets.build("anomalygpt-7b", overrides=overrides)
+        build("anomalygpt-7b", overrides=overrides)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from core_model import presets
+from core_model.build import build
 from core_model.errors import ModelError
 from core_model.versions import VERSIONS, version
 
@@ -91,7 +92,7 @@ def test_optimization_fields_are_those_of_a_job() -> None:
     ],
 )
 def test_version_sets_the_decoder(name: str, layers: tuple[str, ...], samples) -> None:
-    model = presets.build("tiny", version=name)
+    model = build("tiny", version=name)
     assert model.describe()["spec"]["decoder_layers"] == list(layers)
     assert model.describe()["spec"]["version"] == name
     model(model.collate(samples(2)))["loss"].backward()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from core_model.presets import build
+from core_model.build import build
 from harness import measured, records
 from harness.check import schema_errors
 from harness.fit import FILE, Search, _resumed, conclude, fit, new_cell, stand

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core_model import presets
+from core_model.build import build
 from core_model.data import open_dataset
 from harness import records
 from harness.build import load_weights
@@ -58,7 +58,7 @@ def test_the_decoder_branch_is_the_loaded_decoder(capsys: pytest.CaptureFixture[
     evaluated(capsys, trained(), "--shots", 0, "--out", tmp_path, "--scoring", "max")
     (own,) = records.read_json(tmp_path / "eval.json")["evaluations"]
     assert own["branch"] == "decoder"
-    model = presets.build("tiny").eval()
+    model = build("tiny").eval()
     load_weights(model, trained())
     test = open_dataset(f"mvtec:{data()}", split="test", image_size=56, seed=0)
     for index, name in enumerate(test.ids):
@@ -129,7 +129,7 @@ def test_few_shot_without_training(
 
 def test_memory_is_the_seeded_good_pictures_in_four_rotations() -> None:
     job = Job(preset="tiny", data=f"mvtec:{data()}", shots=2)
-    model = presets.build("tiny").train()
+    model = build("tiny").train()
     memory = memory_of(model, job, torch.device("cpu"))
     assert model.training, "the mode is left as it was"
     images, names = good_pictures(model, job)
@@ -144,7 +144,7 @@ def test_weights_of_before_training_are_noticed(capsys: pytest.CaptureFixture[st
     """A run folder whose weights file holds the initial weights, as if saving had gone wrong."""
     run = workplace() / "untrained"
     shutil.copytree(trained(), run, dirs_exist_ok=True)
-    save_file({k: v.contiguous() for k, v in presets.build("tiny").trainable_state().items()}, run / records.WEIGHTS)
+    save_file({k: v.contiguous() for k, v in build("tiny").trainable_state().items()}, run / records.WEIGHTS)
     (own,) = evaluated(capsys, run, "--samples", 2)["evaluations"]
     assert "before training" in own["warnings"][0]
 

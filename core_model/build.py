@@ -1,14 +1,18 @@
-"""Makes the parts that a `ModelSpec` names and joins them to an `AnomalyGPT`."""
+"""From a preset to its model: makes the parts that a `ModelSpec` names and joins them to an `AnomalyGPT`."""
 
 from __future__ import annotations
 
+import importlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from core_model import presets
 from core_model.anomalygpt import AnomalyGPT
 from core_model.decoder import ImageDecoder
 from core_model.dialogue_format import Collator
@@ -16,11 +20,47 @@ from core_model.encoders import Encoder
 from core_model.errors import ModelError
 from core_model.language import LanguageModel
 from core_model.losses import LossWeights
-from core_model.parts import Place, make_encoder, make_language
-from core_model.presets import ModelSpec, to_dict
+from core_model.models import MODELS
+from core_model.parts import make_encoder, make_language
+from core_model.placement import Placement
 from core_model.projection import projection
 from core_model.prompt_learner import PromptLearner
+from core_model.spec import ModelSpec, to_dict
 from core_model.text_features import TextFeatures
+
+
+def build(
+    preset: str,
+    *,
+    image_size: int = 0,
+    random_weights: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    version: str = "",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    frozen_dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """The model of a preset, on `device`, ready for `Backend.prepare`.
+
+    image_size: side in pixels, 0 = the preset's. random_weights: frozen parts with random weights (speed and memory
+    studies). seed: of the trained parts' initial weights, drawn on the CPU: the same on every rank, engine and device.
+    frozen_dtype: storage type of the frozen parts, applied while they are made. Raises ModelError.
+    """
+    if preset in MODELS:
+        module, _, maker = MODELS[preset].partition(":")
+        return getattr(importlib.import_module(module), maker)(overrides or {}, seed=seed, device=device)
+    chosen = presets.spec(preset, overrides=overrides, version=version)
+    if image_size:
+        chosen = replace(chosen, image_size=image_size)
+    return assemble(chosen, random_weights=random_weights, seed=seed, device=device, frozen_dtype=frozen_dtype)
+
+
+def draw_ahead(preset: str, *, overrides: Mapping[str, Any] | None = None, seed: int = 0) -> None:
+    """Draws the start weights that `build` will want on a GPU, where a preset keeps them; nothing for the others."""
+    if preset in MODELS:
+        own = getattr(importlib.import_module(MODELS[preset].partition(":")[0]), "draw_ahead", None)
+        if own is not None:
+            own(overrides or {}, seed=seed)
 
 
 def assemble(
@@ -31,8 +71,8 @@ def assemble(
     device: torch.device | str = "cpu",
     frozen_dtype: torch.dtype = torch.float32,
 ) -> AnomalyGPT:
-    """The model of `spec`. See `core_model.presets.build`."""
-    place = Place(device=device, dtype=frozen_dtype, random=random_weights)
+    """The model of `spec`. See `build`."""
+    place = Placement(device=device, dtype=frozen_dtype, random=random_weights)
     encoder = make_encoder(spec, place)
     if spec.image_size % encoder.multiple:
         raise ModelError(f"image size {spec.image_size}: preset {spec.preset} needs a multiple of {encoder.multiple}")
