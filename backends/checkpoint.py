@@ -1,21 +1,23 @@
 """Files of an engine's own state for resume, and what makes one refusable in one line.
 
 A checkpoint folder is made under a temporary name and renamed by its owner (the harness); here each file is written
-under a temporary name too, so that a file with the right name is whole.
+under a temporary name too, so that a file with the right name is whole. Each carries what decides the training
+(`backends.same_training`, and what the engine adds): no engine resumes another training than the one that was saved.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from backends.base import BackendError
+from backends.same_training import REMEDY, TRAINING, difference
 
 STATE = "state.pt"
 
@@ -30,31 +32,33 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def read_state(path: Path, *, engine: str, world_size: int) -> dict[str, Any]:
-    """The state in `path`, on the CPU. Raises BackendError where it is missing, truncated, or of another engine or
-    world size. Nothing but tensors and plain containers is unpickled."""
+def read_state(path: Path, *, engine: str, world_size: int, training: Mapping[str, Any]) -> dict[str, Any]:
+    """The state in `path`, on the CPU. Raises BackendError where it is missing, truncated, or of another engine, world
+    size or training. Nothing but tensors and plain containers is unpickled."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise BackendError(f"{path}: no {path.name} there: is this a checkpoint of engine '{engine}'?") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what the unpickler raises over a damaged file has no common class
         first = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise BackendError(f"{path}: not a readable checkpoint ({first}): it is truncated or foreign") from None
-    check_origin(state, path, engine=engine, world_size=world_size)
+    check_origin(state, path, engine=engine, world_size=world_size, training=training)
     return state
 
 
 MANIFEST = "manifest.json"
 
 
-def write_manifest(folder: Path, *, engine: str, world_size: int, facts: dict[str, Any]) -> None:
+def write_manifest(
+    folder: Path, *, engine: str, world_size: int, training: Mapping[str, Any], facts: Mapping[str, Any]
+) -> None:
     """manifest.json: who wrote the checkpoint, and the size and CRC-32 of each of its files."""
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "crc32": _crc32(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    content = {"engine": engine, "world_size": world_size, "files": files, **facts}
+    content = {"engine": engine, "world_size": world_size, TRAINING: dict(training), "files": files, **facts}
     temporary = folder / f".{MANIFEST}.tmp"
     with temporary.open("w") as file:
         json.dump(content, file, indent=1)
@@ -63,7 +67,7 @@ def write_manifest(folder: Path, *, engine: str, world_size: int, facts: dict[st
     temporary.replace(folder / MANIFEST)
 
 
-def read_manifest(folder: Path, *, engine: str, world_size: int) -> dict[str, Any]:
+def read_manifest(folder: Path, *, engine: str, world_size: int, training: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest, after checking every file against it. Raises BackendError with one line."""
     path = folder / MANIFEST
     try:
@@ -72,9 +76,11 @@ def read_manifest(folder: Path, *, engine: str, world_size: int) -> dict[str, An
         raise BackendError(
             f"{folder}: no {MANIFEST} there: is this a complete checkpoint of engine '{engine}'?"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, OSError):
         raise BackendError(f"{path}: not readable: the checkpoint is damaged") from None
-    check_origin(manifest, path, engine=engine, world_size=world_size)
+    check_origin(manifest, path, engine=engine, world_size=world_size, training=training)
+    if not isinstance(manifest.get("files"), dict) or "step" not in manifest:
+        raise BackendError(f"{path}: it lists no files: the checkpoint is damaged")
     for name, expected in manifest["files"].items():
         file = folder / name
         if not file.is_file():
@@ -84,9 +90,12 @@ def read_manifest(folder: Path, *, engine: str, world_size: int) -> dict[str, An
     return manifest
 
 
-def check_origin(state: dict[str, Any], path: Path, *, engine: str, world_size: int) -> None:
-    """Raises BackendError unless `state` was written by this engine at this world size."""
-    if not isinstance(state, dict) or "engine" not in state:
+def check_origin(
+    state: Any, path: Path, *, engine: str, world_size: int, training: Mapping[str, Any] | None = None
+) -> None:
+    """Raises BackendError unless `state` was written by this engine at this world size, and (where `training` is given)
+    in this training."""
+    if not isinstance(state, dict) or not {"engine", "world_size"} <= set(state):
         raise BackendError(f"{path}: not a checkpoint of this program: it holds no engine state")
     if state["engine"] != engine:
         raise BackendError(f"{path}: a checkpoint of engine '{state['engine']}', this run uses '{engine}'")
@@ -95,6 +104,13 @@ def check_origin(state: dict[str, Any], path: Path, *, engine: str, world_size: 
             f"{path}: saved by {state['world_size']} workers, this run has {world_size}: resume with as many, or start "
             "from the run's weights.safetensors"
         )
+    if training is None:
+        return
+    saved = state.get(TRAINING)
+    if not isinstance(saved, dict):
+        raise BackendError(f"{path}: it does not say how it was trained (an older version's): {REMEDY}")
+    if (found := difference(saved, training)) is not None:
+        raise BackendError(f"{path}: {found}: {REMEDY}")
 
 
 def _crc32(path: Path) -> int:

@@ -73,6 +73,9 @@ class DdpBackend(TorchCollectives, StepBackend):
     def _equalize(self, model: torch.nn.Module) -> None:
         broadcast_tensors([buffer for buffer in model.buffers() if buffer.numel()])  # parameters: DDP itself
 
+    def _training(self) -> dict[str, Any]:
+        return super()._training() | {"compression": self.settings.compression}
+
     def _wrap_model(self, model: torch.nn.Module) -> Any:
         settings = self.settings
         wrapped = DistributedDataParallel(

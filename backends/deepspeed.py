@@ -18,12 +18,9 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import logging
 import os
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +38,31 @@ from backends.deepspeed_config import (
     merge,
     read_user_config,
 )
+from backends.deepspeed_facts import departures, levelled, native_rule, zero_facts
+from backends.deepspeed_library import (
+    forget,
+    forget_autocast,
+    import_deepspeed,
+    is_build_failure,
+    linear,
+    skip_shared_memory_op,
+)
+from backends.deepspeed_precision import (
+    StageZeroScaler,
+    autocast_inside,
+    owners,
+    shared_scale,
+    stage_zero_masters,
+)
 from backends.exchange import Exchange, counting_torch
-from backends.loss_scale import DynamicScale
 from backends.process import ProcessFacts
 from backends.process_group import choose_device, join, leave
+from backends.same_training import of_training
 from backends.step_backend import batch_norm_facts, describe_scale
 from backends.torch_collectives import TorchCollectives
 from backends.torch_step import (
     LossMeter,
     arrange,
-    autocast,
     build_optimizer,
     check_micro_batches,
     clip,
@@ -85,8 +97,8 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         os.environ.setdefault("WORLD_SIZE", str(facts.world_size))
         self._library = join(facts, self.device, timeout_s)
         self.engine: Any = None
-        self._deepspeed = _import_deepspeed(facts.rank)
-        _skip_shared_memory_op(self._deepspeed)
+        self._deepspeed = import_deepspeed()
+        skip_shared_memory_op(self._deepspeed)
         kind = "nccl" if self.device.type == "cuda" else "gloo"
         self._deepspeed.init_distributed(dist_backend=kind, auto_mpi_discovery=False, verbose=False)
 
@@ -115,8 +127,8 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         if "optimizer" not in config:
             optimizer = build_optimizer(named.values(), optimization, self._optimizer_device())
         if self._native:
-            _autocast_inside(model, optimization, self.device)
-        _forget_autocast()
+            autocast_inside(model, optimization, self.device)
+        forget_autocast()
         plain_linear = functional.linear
         try:
             if "optimizer" in config:
@@ -133,7 +145,7 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         except (AssertionError, ValueError, NotImplementedError) as error:
             raise BackendError(f"deepspeed refuses this job: {' '.join(str(error).split())[:300]}") from None
         except Exception as error:  # what the compiler of an extension raises has no common class
-            if not _is_build_failure(error):
+            if not is_build_failure(error):
                 raise
             raise BackendError(
                 f"deepspeed could not compile its optimizer ({' '.join(str(error).split())[:160]}): "
@@ -144,9 +156,12 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         self._linear, functional.linear = functional.linear, plain_linear
         self._inner = self.engine.optimizer
         self._grad_norm: torch.Tensor | float | None = None
-        self._scale = self._external_scale(optimization)
-        self._z0_scaler: _StageZeroScaler | None = None
-        if self.settings.zero_stage == 0 and not self._native:
+        stage = self.settings.zero_stage
+        self._scale = shared_scale(optimization, self.device, zero_stage=stage)
+        if self._scale is not None and stage > 0:
+            self._inner.torch_autocast_gradscaler = None  # see the module's text
+        self._z0_scaler: StageZeroScaler | None = None
+        if stage == 0 and not self._native:
             self._observe_stage_zero()
 
     def _configuration(self, optimization: Optimization, named: dict[str, torch.nn.Parameter]) -> dict[str, Any]:
@@ -160,7 +175,7 @@ class DeepSpeedBackend(TorchCollectives, Backend):
                     f"not {wire}: "
                     f"use communication_data_type={optimization.precision}"
                 )
-            safe = _owners(self._module)
+            safe = owners(self._module)
         job = from_job(self.settings, optimization, world_size=self.world_size, safe_modules=safe)
         user = {**self._user, **self.settings.extra}
         if not user:
@@ -177,17 +192,10 @@ class DeepSpeedBackend(TorchCollectives, Backend):
 
         broadcast_tensors([buffer for buffer in self._module.buffers() if buffer.numel()])
 
-    def _external_scale(self, optimization: Optimization) -> DynamicScale | None:
-        if optimization.precision != "fp16" or self._native:
-            return None
-        if self.settings.zero_stage > 0:
-            self._inner.torch_autocast_gradscaler = None  # see the module's text
-        return DynamicScale(optimization.loss_scale, self.device)
-
     def _observe_stage_zero(self) -> None:
         """Stage 0 clips and drops the norm; keep it. fp16: put the shared scale rule in the scaler's place."""
         if self._scale is not None:
-            self._z0_scaler = _StageZeroScaler(self._scale, self._module, self._keep_norm)
+            self._z0_scaler = StageZeroScaler(self._scale, self._module, self._keep_norm)
             self.engine.torch_autocast_z0_gradscaler = self._z0_scaler
         engine = self.engine
 
@@ -211,14 +219,16 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         set_lr(self._inner, lr)
         used_scale: torch.Tensor | float = 1.0
         if scale is not None:
-            used_scale = scale.scale.clone()
             if self.settings.zero_stage > 0:
+                used_scale = float(scale.scale)  # on the host, where ZeRO compares it: no wait for the device
                 self._inner.custom_loss_scaler = True
-                self._inner.external_loss_scale = float(used_scale)  # ZeRO compares it on the host
+                self._inner.external_loss_scale = used_scale
+            else:
+                used_scale = scale.scale.clone()
         elif self._native and optimization.precision == "fp16":
             used_scale = float(self._inner.loss_scale)
         meter, share = LossMeter(), 1.0 / len(micro_batches)
-        with _linear(self._linear):
+        with linear(self._linear):
             for index, batch in enumerate(micro_batches):
                 parts = engine(batch)
                 engine.backward(parts["loss"])
@@ -250,7 +260,7 @@ class DeepSpeedBackend(TorchCollectives, Backend):
             return self._z0_scaler.overflow
         skipped = bool(getattr(self._inner, "overflow", False))
         if self._scale is not None:
-            self._scale.update(torch.tensor(skipped, device=self.device))
+            self._scale.update(torch.tensor(skipped))
         return skipped
 
     def _check_batch(self, micro_batches: Sequence[Any]) -> None:
@@ -277,7 +287,7 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         named = dict(self._module.named_parameters())
         stage = self.settings.zero_stage
         if stage == 0 and self._native:
-            masters = _stage_zero_masters(self._inner)
+            masters = stage_zero_masters(self._inner)
             return {name: masters[id(named[name])].detach().float().cpu().clone() for name in self._names}
         if stage == 3 or (stage > 0 and self._native):
             from deepspeed.utils import safe_get_full_fp32_param
@@ -293,21 +303,16 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         )
         self.barrier()
         if self.rank == 0:
-            write_manifest(folder, engine=self.name, world_size=self.world_size, facts=self._identity() | extra)
+            write_manifest(folder, engine=self.name, world_size=self.world_size, training=self._training(), facts=extra)
         self.barrier()
 
     def load(self, folder: Path) -> None:
-        manifest = read_manifest(folder, engine=self.name, world_size=self.world_size)
-        for key, mine in self._identity().items():
-            if manifest.get(key) != mine:
-                raise BackendError(
-                    f"{folder}: saved with {key} {manifest.get(key)}, this run has {mine}: resume with the same"
-                )
+        manifest = read_manifest(folder, engine=self.name, world_size=self.world_size, training=self._training())
         try:
             path, _ = self.engine.load_checkpoint(
                 str(folder), tag=_TAG, load_module_strict=False, load_lr_scheduler_states=False
             )
-        except (RuntimeError, ValueError, KeyError, EOFError, AssertionError, FileNotFoundError) as error:
+        except Exception as error:  # what is raised over a damaged file has no common class
             raise BackendError(f"{folder}: DeepSpeed cannot read it ({' '.join(str(error).split())[:160]})") from None
         if path is None:
             raise BackendError(f"{folder}: DeepSpeed finds no checkpoint in it")
@@ -316,20 +321,18 @@ class DeepSpeedBackend(TorchCollectives, Backend):
             self._scale.load(manifest["scale"])
         self.barrier()
 
-    def _identity(self) -> dict[str, Any]:
-        return {
+    def _training(self) -> dict[str, Any]:
+        """What decides the arithmetic, and how the files are cut: a checkpoint is only resumed where it is the same."""
+        return of_training(self.optimization) | {
             "zero_stage": self.settings.zero_stage,
-            "precision": self.optimization.precision,
-            "precision_mode": self.optimization.precision_mode,
+            "communication_data_type": self.settings.communication_data_type,
             "tensors": len(self._names),
         }
 
     # -- records -------------------------------------------------------------------------------------------------
     def describe(self) -> dict[str, Any]:
-        optimization, engine = self.optimization, self.engine
-        zero = engine._config.zero_config
-        wire = self.settings.communication_data_type or ("fp32" if not self._native else optimization.precision)
-        inner = getattr(self._inner, "optimizer", self._inner)
+        optimization, settings = self.optimization, self.settings
+        wire = settings.communication_data_type or ("fp32" if not self._native else optimization.precision)
         facts = {
             "engine": self.name,
             "deepspeed": self._deepspeed.__version__,
@@ -343,51 +346,23 @@ class DeepSpeedBackend(TorchCollectives, Backend):
             "autocast": optimization.precision != "fp32",
             "master_weights": "fp32",
             "wire_dtype": wire,
-            "zero_stage": int(engine.zero_optimization_stage()),
             "zero_optimizer": type(self._inner).__name__,
-            "optimizer": optimizer_facts(inner),
+            "optimizer": optimizer_facts(getattr(self._inner, "optimizer", self._inner)),
             "clipping": "deepspeed" if optimization.clip_norm is not None else None,
             "accumulation": optimization.accumulation,
             "activation_checkpointing": optimization.activation_checkpointing,
             "compile": optimization.compile,
-            "reduce_bucket_elements": int(zero.reduce_bucket_size),
-            "allgather_bucket_elements": int(zero.allgather_bucket_size),
-            "overlap_comm": bool(zero.overlap_comm),
-            "reduce_scatter": bool(zero.reduce_scatter),
-            "offload_optimizer": self.settings.offload_optimizer,
-            "offload_param": self.settings.offload_param,
-            "trainable_parameters": sum(
-                getattr(p, "ds_numel", p.numel()) for p in self._module.parameters() if p.requires_grad
-            ),
-            "loss_scale_rule": describe_scale(self._scale) or self._native_rule(),
-            "levelled": self._levelled(),
-            "departures": self._departures(),
+            **zero_facts(self.engine),
+            "offload_optimizer": settings.offload_optimizer,
+            "offload_param": settings.offload_param,
+            "loss_scale_rule": describe_scale(self._scale) or native_rule(optimization, self._config),
+            "levelled": levelled(settings, optimization),
+            "departures": departures(settings, optimization, self.engine._config.zero_config),
             "batch_norm_statistics": batch_norm_facts(self._module),
             "config": self._config,
-            "settings": self.settings.to_dict(),
+            "settings": settings.to_dict(),
         }
         return json.loads(json.dumps(facts, default=str))
-
-    def _native_rule(self) -> dict[str, Any] | None:
-        if not (self._native and self.optimization.precision == "fp16"):
-            return None
-        return {"implementation": "deepspeed DynamicLossScaler", **self._config["fp16"]}
-
-    def _levelled(self) -> list[str]:
-        """Where the engine was made to do what the others do, in words."""
-        done = ["throughput timer off: it waits for the device every micro-step"]
-        if self._scale is not None:
-            done.append(
-                "fp16 scale from the shared rule: under ZeRO, DeepSpeed's autocast GradScaler clips scaled gradients "
-                "and never shrinks"
-            )
-        if self._native:
-            done.append("forward inside autocast, so that fp32 batches meet half-precision weights")
-        if self.settings.zero_stage > 0 and self.optimization.precision == "fp32":
-            done.append(
-                "a non-finite norm skips the step (DeepSpeed's rule under ZeRO); the trainer stops on a non-finite loss"
-            )
-        return done
 
     def counting_exchange(self) -> AbstractContextManager[Exchange]:
         return counting_torch()
@@ -395,164 +370,14 @@ class DeepSpeedBackend(TorchCollectives, Backend):
     def release(self) -> None:
         if self.engine is not None:
             self.engine.destroy()
-            _forget(self.engine)
+            forget(self.engine)
         self.engine = self._inner = self._module = None
-
-    def _departures(self) -> list[str]:
-        """How this is not quite the training of the other engines, from DeepSpeed's source."""
-        precision, found = self.optimization.precision, []
-        if (
-            self.settings.zero_stage == 3
-            and precision != "fp32"
-            and self.engine._config.zero_config.memory_efficient_linear
-        ):
-            found.append(
-                "stage 3's memory-efficient linear layer adds an fp32 bias to the rounded product where autocast "
-                "rounds the bias too (LinearFunctionForZeroStage3.forward, deepspeed/runtime/zero/linear.py): "
-                "memory_efficient_linear=false computes like the others but keeps gathered weights meanwhile"
-            )
-        if not self._native:
-            return found
-        found.append(f"weights and gradients are {precision}; fp32 masters are updated and rounded back every step")
-        if not self.settings.communication_data_type:
-            found.append(f"gradients are summed in {precision} on the wire")
-        if self.settings.zero_stage == 0:
-            found.append(
-                "stage 0 steps once with zero gradients when it is made (initialize_optimizer_states), so weights are "
-                "decayed once more and Adam's step count begins at 1"
-            )
-            if precision == "fp16":
-                found.append("stage 0 halves the scale at the first overflow: its optimizer knows no hysteresis")
-        if precision == "fp16":
-            found.append("the scale doubles after window + 1 good steps, and at its minimum an overflow ends the run")
-        return found
 
     def close(self) -> None:
         self.release()
         leave()
 
 
-def _forget(engine: Any) -> None:
-    """Lets go of the engine's tensors. ``destroy()`` leaves closures of the engine and of its optimizer in hooks that
-    autograd keeps for good, so that neither is ever collected: the next engine of the process would have weights,
-    masters and moments of this one beside its own (5.8 GiB more at 608 M parameters on an H100)."""
-    for holder in (engine.optimizer, getattr(engine.optimizer, "parameter_offload", None), engine):
-        if holder is not None:
-            holder.__dict__.clear()
-
-
-class _StageZeroScaler:
-    """What engine.torch_autocast_z0_gradscaler must answer to, over the shared rule."""
-
-    def __init__(self, scale: DynamicScale, module: torch.nn.Module, keep_norm: Any) -> None:
-        self._rule, self._module, self._keep_norm = scale, module, keep_norm
-        self.overflow = torch.zeros((), dtype=torch.bool, device=scale.scale.device)
-        self._unscaled = False
-
-    def scale(self, loss: torch.Tensor) -> torch.Tensor:
-        return loss * self._rule.scale
-
-    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
-        self.overflow = self._rule.unscale(gradients(self._module.parameters()))
-        self._unscaled = True
-
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        from backends.torch_step import conditional_step
-
-        if not self._unscaled:  # without clipping DeepSpeed does not ask for it
-            self.unscale_(optimizer)
-            self._keep_norm(clip(gradients(self._module.parameters()), None, self.overflow.device))
-        conditional_step(optimizer, self.overflow)
-
-    def update(self) -> None:
-        self._rule.update(self.overflow)
-        self._unscaled = False
-
-
-def _import_deepspeed(rank: int) -> Any:
-    """DeepSpeed prints configuration and flattening notes at INFO on every rank; warnings are enough."""
-    os.environ.setdefault("DS_LOG_LEVEL", "warning")
-    if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
-        # Where scripts/warm_deepspeed.py has compiled the extensions; the user-wide default is shared between clones.
-        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    import deepspeed
-
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed calls collectives by names that torch 2.13 deprecates: one line a call and rank, nothing a user can
-    # mend.
-    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
-    return deepspeed
-
-
-@contextmanager
-def _linear(function: Any) -> Iterator[None]:
-    """torch.nn.functional.linear is `function` within."""
-    plain, functional.linear = functional.linear, function
-    try:
-        yield
-    finally:
-        functional.linear = plain
-
-
-def _skip_shared_memory_op(deepspeed: Any) -> None:
-    """On the CPU, DeepSpeed's communication set-up compiles a shared-memory all-reduce (20 s, needs g++) that only
-    inference_all_reduce uses; training never calls it (deepspeed/comm/torch.py)."""
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def _is_build_failure(error: Exception) -> bool:
-    """Whether `error` came out of building or loading one of DeepSpeed's extensions."""
-    words = ("Error building extension", "Unable to JIT load", "CUDA_HOME", "Ninja is required", "nvcc")
-    return type(error).__name__ == "CUDAMismatchException" or any(word in str(error) for word in words)
-
-
-def _forget_autocast() -> None:
-    """torch_autocast leaves process-wide flags that a later engine with another precision would obey."""
-    from deepspeed.runtime import torch_autocast
-
-    torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
-    torch_autocast.TORCH_AUTOCAST_DTYPE = None
-
-
-def _autocast_inside(model: torch.nn.Module, optimization: Optimization, device: torch.device) -> None:
-    """Native half precision: every forward of `model` runs under autocast, which casts what is still fp32 (the
-    batch)."""
-    contexts: list[Any] = []
-
-    def enter(*_: Any) -> None:
-        context = autocast(optimization, device)
-        context.__enter__()
-        contexts.append(context)
-
-    def leave_context(*_: Any) -> None:
-        contexts.pop().__exit__(None, None, None)
-
-    model.register_forward_pre_hook(enter)
-    model.register_forward_hook(leave_context, always_call=True)
-
-
-def _owners(model: torch.nn.Module) -> list[str]:
-    """The classes of all modules that hold a trainable parameter themselves, as DeepSpeed wants them named."""
-    found = {
-        f"{type(module).__module__}.{type(module).__qualname__}"
-        for module in model.modules()
-        if any(p.requires_grad for p in module.parameters(recurse=False))
-    }
-    return sorted(found)
-
-
 def _samples(batch: Any) -> int:
     """How many samples a micro-batch holds: of a pair of tensors, the length of the first."""
     return len(batch[0]) if isinstance(batch, (tuple, list)) else len(batch)
-
-
-def _stage_zero_masters(optimizer: Any) -> dict[int, torch.Tensor]:
-    """id(half parameter) -> its fp32 master in FP16_Optimizer (flat groups) or FP16_UnfusedOptimizer (lists)."""
-    masters: dict[int, torch.Tensor] = {}
-    for index, group in enumerate(optimizer.fp16_groups):
-        if hasattr(optimizer, "fp32_groups"):
-            copies = list(optimizer.fp32_groups[index])
-        else:
-            copies = list(torch._utils._unflatten_dense_tensors(optimizer.fp32_groups_flat[index], group))
-        masters |= {id(half): master for half, master in zip(group, copies, strict=True)}
-    return masters

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from backends.base import Availability, BackendError, EngineSettings
-from backends.checkpoint import read_state, write_state
+from backends.checkpoint import write_state
 from backends.exchange import Exchange, counting_torch
 from backends.process import ProcessFacts
 from backends.process_group import choose_device, join, leave
@@ -133,7 +133,7 @@ class Fsdp2Backend(TorchCollectives, StepBackend):
         self.barrier()
 
     def load(self, folder: Path) -> None:
-        self._load_state(read_state(folder / self._shard_name(), engine=self.name, world_size=self.world_size))
+        self._load_state(self._read(folder / self._shard_name()))
         self.barrier()
 
     def _shard_name(self) -> str:

@@ -246,6 +246,14 @@ class HorovodBackend(StepBackend):
         )
         self._calls = 0
 
+    def _training(self) -> dict[str, Any]:
+        settings = self.settings
+        return super()._training() | {
+            "compression": settings.compression,
+            "op": settings.op,
+            "gradient_predivide_factor": settings.gradient_predivide_factor,
+        }
+
     def state(self) -> dict[str, Any]:
         """Everything that training changes: weights, buffers, optimizer, scale, step."""
         return self._state()

@@ -18,6 +18,7 @@ import torch
 from backends.base import Backend, BackendError, LossScale, Optimization, StepReport
 from backends.checkpoint import STATE, read_state, write_state
 from backends.loss_scale import DynamicScale
+from backends.same_training import TRAINING, of_training
 from backends.torch_step import (
     LossMeter,
     arrange,
@@ -164,14 +165,23 @@ class StepBackend(Backend):
         self.barrier()
 
     def load(self, folder: Path) -> None:
-        self._load_state(read_state(folder / STATE, engine=self.name, world_size=self.world_size))
+        self._load_state(self._read(folder / STATE))
         self.barrier()
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """The state in `path`, which must be of this engine, world size and training."""
+        return read_state(path, engine=self.name, world_size=self.world_size, training=self._training())
+
+    def _training(self) -> dict[str, Any]:
+        """What decides the arithmetic: a checkpoint is only resumed where it is the same."""
+        return of_training(self.optimization)
 
     def _state(self) -> dict[str, Any]:
         buffers = {name: buffer.detach().cpu() for name, buffer in self._model.named_buffers()}
         return {
             "engine": self.name,
             "world_size": self.world_size,
+            TRAINING: self._training(),
             "step": self._step,
             "weights": {name: p.detach().cpu() for name, p in self._parameters.items()},
             "buffers": buffers,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from mpi.errors import UserError
 
-
-class ModelError(UserError, ValueError):
+class ModelError(ValueError):
     """One line that names the thing (preset, weights file, category ...) and the remedy; commands exit with 2."""

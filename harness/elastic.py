@@ -110,7 +110,6 @@ class ElasticRun(Run):
         """Left to the first world; what every rank can say by itself is said here."""
         self.data_facts, self.model_facts = dataset.describe(), model.describe()
         self.model_facts["flops_per_sample"] = flops_of(model, dataset)
-        self.job = self.job.with_(image_size=model.image_size)
 
     def _batches(self, model: Any, dataset: Any) -> tuple[Any, str]:
         """(a function that makes any rank's micro-batches of any step, the fingerprint of the order)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from harness.checkpoints import check_resumable
 from harness.job import Job, JobError
 from harness.records import JOB, is_run, write_json
 
@@ -35,6 +36,7 @@ def claim_run_folder(job: Job, results: Path) -> tuple[Job, Path]:
                 raise JobError(
                     f"{folder}: no run to resume there: leave --resume out, or name it by --study and --run-name"
                 )
+            check_resumable(job, folder)
         else:
             number = 1
             while True:

@@ -85,6 +85,7 @@ class Run:
         job = self.job
 
         model = build_model(job, device=backend.device)
+        self.job = job = job.with_(image_size=model.image_size)
         if job.emulate_compute_ms:
             from harness.emulated import emulate
 
@@ -198,22 +199,38 @@ class Run:
 
     def _resume(self) -> int:
         """Loads the last good checkpoint where asked; returns the step to go on from."""
-        from harness.checkpoints import check_matches, cut_steps, latest
+        from harness.checkpoints import check_matches, cut_steps, cut_torn_lines, latest
 
         if not self.job.resume:
             return 0
-        found = self.backend.broadcast(latest(self.folder) if self.folder is not None else None)
+        found: Any = None
+        if self.folder is not None:
+            try:
+                found = latest(self.folder)
+                if found is not None:
+                    check_matches(found.folder, self.job, self.facts.world_size)
+            except JobError as error:
+                found = error
+        found = self.backend.broadcast(found)
+        if isinstance(found, JobError):
+            raise found
+        if self.folder is not None:
+            cut_torn_lines(self.folder)
         if found is None:
             self.warnings.append("nothing to resume: no complete checkpoint, started from step 0")
             if self.folder is not None:
                 cut_steps(self.folder, 0)
             return 0
-        step, folder = found
-        check_matches(folder, self.job.backend, self.facts.world_size)
-        self.backend.load(folder)
+        step = found.step
+        self.backend.load(found.folder)
+        self.warnings += [f"passed over a checkpoint: {damage}" for damage in found.passed_over]
         if self.folder is not None:
             cut_steps(self.folder, step)
             kept = list(records.read_jsonl(self.folder / records.STEPS))
+            if len(kept) != step:
+                self.warnings.append(
+                    f"the record holds {len(kept)} of the {step} steps before the checkpoint: the others were lost"
+                )
             self._trained_s = kept[-1]["t"] if kept else 0.0
             resumed = [row["step"] for row in kept if row.get("restarted")] + [step]
             self.extra["resumed_at"] = resumed
@@ -237,7 +254,6 @@ class Run:
         records.write_json(self.folder / records.ENVIRONMENT, self.environment)
         self.data_facts, self.model_facts = dataset.describe(), model.describe()
         self.model_facts["flops_per_sample"] = flops_of(model, dataset)
-        self.job = self.job.with_(image_size=model.image_size)
         records.write_json(self.folder / records.JOB, self.job.to_dict())
 
     def _sampler(self) -> Any:
@@ -289,7 +305,7 @@ class Run:
             loader(start_step),
             plan,
             on_rows=on_rows,
-            on_checkpoint=lambda step: save_checkpoint(backend, self.folder, self.job.run, step),
+            on_checkpoint=lambda step: save_checkpoint(backend, self.folder, self.job, step),
             before_step=in_turn(*hooks),
             after_step=split.after_step,
         )
@@ -351,6 +367,7 @@ class Run:
             return None
         if not _plain(model):
             model = build_model(job, device=backend.device)
+        self.job = job = job.with_(image_size=model.image_size)
         put_weights(model, weights, "the engine's weights")
         self.test_set = test_set = build_dataset(job, model, "test")
         memory = None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from mpi.errors import UserError
 
-
-class DataError(UserError, ValueError):
+class DataError(ValueError):
     """A mistake in the data or in how it was named. One line: the file or option, and the remedy."""

@@ -47,8 +47,10 @@ def save_on_two_nodes(folder: Path, steps: list[int]) -> None:
     def work(rank: int) -> None:
         try:
             for step in steps:
-                save_checkpoint(Node(rank, together, said), folder if rank == 0 else None, "run", step)  # type: ignore[arg-type]
-                assert latest(folder)[0] == step
+                save_checkpoint(Node(rank, together, said), folder if rank == 0 else None, Job(), step)  # type: ignore[arg-type]
+                found = latest(folder)
+                assert found is not None
+                assert found.step == step
                 together.wait(20)
         except BaseException as error:
             failed.append(error)
@@ -73,12 +75,12 @@ def test_two_nodes_on_one_disk_seal_a_checkpoint_once(tmp_path: Path) -> None:
 
 def test_a_step_that_is_saved_again_replaces_what_was_there(tmp_path: Path) -> None:
     save_on_two_nodes(tmp_path, [10])
-    old = latest(tmp_path)[1]
+    old = tmp_path / "checkpoints" / "step-000010"
     (old / "rank-1.pt").write_bytes(b"short")
     with pytest.raises(JobError, match="truncated"):
         check_seal(old)
     save_on_two_nodes(tmp_path, [10])
-    assert latest(tmp_path)[0] == 10
+    assert check_seal(old) == 10
 
 
 def rows(begin: int, end: int, width: int) -> list[dict[str, Any]]:
