@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from backends.process import ProcessFacts
+from mpi.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,7 @@ OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("constant", "warmup_linear", "warmup_cosine")
 
 
-class BackendError(RuntimeError):
+class BackendError(UserError, RuntimeError):
     """A mistake of the user's that an engine found. The text is one line: the thing and the remedy."""
 
 

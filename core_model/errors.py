@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mpi.errors import UserError
 
-class ModelError(ValueError):
+
+class ModelError(UserError, ValueError):
     """One line that names the thing (preset, weights file, category ...) and the remedy; commands exit with 2."""

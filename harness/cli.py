@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from mpi.errors import UserError
+
 # command -> (module:attribute, the one line of `harness --help`)
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("harness.commands.run:run", "Train one job on one engine and record it."),
@@ -80,28 +82,10 @@ def main(argv: list[str] | None = None) -> Any:
         error.show()
         sys.exit(2)
     except Exception as error:
-        if is_user_error(error):
+        if isinstance(error, UserError):
             click.echo(f"error: {error}", err=True)
             sys.exit(2)
         raise
-
-
-# The classes are compared by name, so that deciding needs no import of torch or an engine.
-_USER_ERRORS = {
-    "JobError",
-    "BackendError",
-    "DataError",
-    "RecordError",
-    "HostfileError",
-    "LaunchError",
-    "ModelError",
-    "UserError",
-}
-
-
-def is_user_error(error: BaseException) -> bool:
-    """Whether `error` says in one line what the user can mend."""
-    return any(cls.__name__ in _USER_ERRORS for cls in type(error).__mro__)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from harness.cli import is_user_error
 from harness.commands.detect import judgement
 from harness.overlay import overlay
 from harness.session import Look, Session, picture_paths, read_pictures, trimmed_ask
 from harness.trained import Trained
+from mpi.errors import UserError
 
 # The model looks at one picture at a time: its features are kept between map and answer.
 ONE = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -127,7 +127,7 @@ def _told(act: Any) -> Any:
     try:
         return act()
     except Exception as error:
-        if is_user_error(error):
+        if isinstance(error, UserError):
             raise gr.Error(str(error)) from None
         raise
 

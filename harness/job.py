@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import backends
+from mpi.errors import UserError
 
 SCALINGS = ("strong", "weak")
 
 
-class JobError(ValueError):
+class JobError(UserError, ValueError):
     """A mistake in what was asked. One line that names the thing and the remedy; the command exits with 2."""
 
 

@@ -34,13 +34,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mpi.errors import UserError
+
 SCHEMA_VERSION = 1
 JOB, ENVIRONMENT, STEPS, RESOURCES = "job.json", "environment.json", "steps.jsonl", "resources.jsonl"
 SPLIT = "split.jsonl"
 EVALUATION, RESULT, LOG, WEIGHTS = "evaluation.json", "result.json", "log.txt", "weights.safetensors"
 
 
-class RecordError(RuntimeError):
+class RecordError(UserError, RuntimeError):
     """A record that is missing, truncated or foreign. One line that names the file and the remedy."""
 
 

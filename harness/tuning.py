@@ -43,11 +43,11 @@ def tune_and_leave(job: Job, facts: ProcessFacts, log: Path) -> None:
         _tune(job, facts, log)
         code = 0
     except BaseException as error:
-        from harness.cli import is_user_error
         from harness.marks import FAILURE_MARK
         from harness.output import write_line
+        from mpi.errors import UserError
 
-        user = is_user_error(error)
+        user = isinstance(error, UserError)
         if not user:
             traceback.print_exc()
         text = " ".join(str(error).split())[:500]

@@ -19,7 +19,6 @@ from typing import Any
 import click
 
 from backends.process import ProcessFacts, detect
-from harness.cli import is_user_error
 from harness.job import Job, JobError
 from harness.job_run import Run
 from harness.marks import FAILURE_MARK
@@ -27,6 +26,7 @@ from harness.options import job_options, job_values, results_root, share_evenly
 from harness.output import Output, write_line
 from harness.packed import unpack
 from harness.turns import NobodyConductsError, Turn
+from mpi.errors import UserError
 
 
 class TerminatedError(RuntimeError):
@@ -84,7 +84,7 @@ def main() -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except Exception as error:
-        if not is_user_error(error):
+        if not isinstance(error, UserError):
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -199,7 +199,7 @@ def _guarded(
         code = 0
     except BaseException as raised:
         error = _as_ended(raised)
-        user = is_user_error(error)
+        user = isinstance(error, UserError)
         text = _one_line(error)
         if not user and not isinstance(error, (KeyboardInterrupt, TerminatedError)):
             import traceback
@@ -244,11 +244,11 @@ def _as_ended(error: BaseException) -> BaseException:
 
 def _exit_code(error: BaseException) -> int:
     """For the record of a run that nobody supervises any more: one that was ended from outside is due again."""
-    if is_user_error(error):
+    if isinstance(error, UserError):
         return 2
     return 130 if isinstance(error, KeyboardInterrupt) else 143 if isinstance(error, TerminatedError) else 1
 
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or "no message"
-    return text if is_user_error(error) else f"{type(error).__name__}: {text[:500]}"
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:500]}"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli import is_user_error
 from harness.trained import load, model_options
+from mpi.errors import UserError
 
 if TYPE_CHECKING:
     from harness.session import Look, Session
@@ -67,7 +67,7 @@ class Talk:
             try:
                 reply = self._command(line) if line.startswith("/") else self._ask(line)
             except Exception as error:
-                if not is_user_error(error):
+                if not isinstance(error, UserError):
                     raise
                 reply = f"error: {error}"
             self.say(reply)
