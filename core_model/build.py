@@ -140,7 +140,7 @@ def _seeded(part: str, seed: int, make: Callable[[], Any]) -> Any:
 def embedding_std(transformer: Any) -> float:
     """Standard deviation of the language model's input embeddings: the range in which prompt vectors start."""
     table = transformer.embedding_table()
-    return 0.02 if table.is_meta else float(table[:4096].float().std())
+    return 0.02 if table.is_meta else float(table[:4096].detach().float().std())
 
 
 def _text_features(spec: ModelSpec, encoder: Encoder, language: LanguageModel) -> TextFeatures | None:

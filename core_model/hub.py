@@ -118,15 +118,20 @@ def load_clip(name: str, taps: tuple[int, ...], place: Placement) -> ClipTrunk:
 
 
 class HubCausalLM(nn.Module):
-    """A causal language model of transformers behind the methods of `core_model.llama.Llama`."""
+    """A causal language model of transformers behind the methods of `core_model.llama.Llama`.
+
+    Families differ in what stands between token and transformer (Gemma scales its embeddings) and between transformer
+    and logits (Granite divides them, Cohere scales them, Gemma-2 caps them). None of it is repeated here: embeddings
+    come from the model's own embedding layer, logits from its own forward pass. `check` refuses a model whose logits
+    are still not its own this way.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.inner: Any = model
-        config = model.config
-        self.config = SimpleNamespace(width=config.hidden_size, vocab=config.vocab_size)
-        body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-        parameters = inspect.signature(type(body).forward).parameters
+        vocab, width = model.get_input_embeddings().weight.shape  # OPT-350m's embeddings are half as wide as its layers
+        self.config = SimpleNamespace(width=width, vocab=vocab)
+        parameters = inspect.signature(type(self.body).forward).parameters
         self._cache_name = "past_key_values" if "past_key_values" in parameters else "cache"
 
     @property
@@ -138,10 +143,39 @@ class HubCausalLM(nn.Module):
         return self.inner.get_input_embeddings()(token_ids)
 
     def embedding_table(self) -> Tensor:
-        return self.inner.get_input_embeddings().weight
+        """Input embeddings of the first tokens, as the transformer takes them: scaled where the model scales them."""
+        weight = self.inner.get_input_embeddings().weight
+        return weight if weight.is_meta else self.embed(torch.arange(min(4096, len(weight)), device=weight.device))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.inner.get_output_embeddings()(hidden)
+        """Logits (..., vocab) of hidden states (..., width), by the model's own forward pass behind its transformer."""
+        body, given = self.body, hidden.reshape(1, -1, hidden.shape[-1])
+        body.forward = lambda *_, **__: _Hidden(given)  # an attribute of the instance goes before the class's method
+        try:
+            made = self.inner(inputs_embeds=given, use_cache=False).logits
+        finally:
+            del body.forward
+        return made.reshape(*hidden.shape[:-1], made.shape[-1])
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Raises ModelError where logits made of embeddings, as here, are not those that the model makes of tokens."""
+        weight, kind = self.inner.get_input_embeddings().weight, type(self.inner).__name__
+        if weight.is_meta:
+            return
+        ids = torch.arange(1, 5, device=weight.device)[None] % len(weight)
+        training = self.inner.training
+        self.inner.eval()
+        try:
+            own = self.inner(input_ids=ids, use_cache=False).logits.float()
+            ours = self.logits(self(self.embed(ids))).float()
+        except Exception as error:  # whatever a forward pass of a family that does without embeddings raises
+            reason = " ".join(str(error).split())[:160]
+            raise ModelError(f"{kind} cannot be given embeddings ({reason}): use another language model") from error
+        finally:
+            self.inner.train(training)
+        if own.shape != ours.shape or not torch.allclose(own, ours, rtol=2e-2, atol=2e-2 * float(own.abs().max())):
+            raise ModelError(f"{kind} makes other logits of embeddings than of tokens: use another language model")
 
     def new_cache(self, batch: int, capacity: int) -> Any:
         from transformers import DynamicCache
@@ -170,16 +204,34 @@ class HubCausalLM(nn.Module):
             self.inner.gradient_checkpointing_disable()
 
 
+class _Hidden:
+    """What a transformer returns, with hidden states that were computed before and nothing else."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index: Any) -> Any:
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 def load_causal_lm(name: str, place: Placement) -> tuple[nn.Module, Tokenizer]:
-    """The language model called `name` and its tokenizer."""
+    """The language model called `name` and its tokenizer. Raises ModelError where it cannot be loaded or used."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    config = _load("language model", name, AutoConfig.from_pretrained)
+    # The attention is transformers' own choice: sdpa, but for families that it would compute wrongly (Gemma-2's cap).
     if place.random:
-        config = _load("language model", name, AutoConfig.from_pretrained)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(FROZEN_SEED)
-            model = place.put(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa"))
-        return HubCausalLM(model), HashTokenizer(config.vocab_size)
-    options: dict[str, Any] = {"dtype": place.dtype, "attn_implementation": "sdpa"}
-    model = _load("language model", name, lambda n: AutoModelForCausalLM.from_pretrained(n, **options))
-    return HubCausalLM(model.to(place.device)), HubTokenizer(_load("tokenizer", name, AutoTokenizer.from_pretrained))
+            made = _load("language model", name, lambda _: AutoModelForCausalLM.from_config(config))
+        model = HubCausalLM(place.put(made))
+        model.check()
+        return model, HashTokenizer(model.config.vocab)
+    made = _load("language model", name, lambda n: AutoModelForCausalLM.from_pretrained(n, dtype=place.dtype))
+    model = HubCausalLM(made.to(place.device))
+    model.check()
+    return model, HubTokenizer(_load("tokenizer", name, AutoTokenizer.from_pretrained))

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from core_model.errors import ModelError
+
 Past = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # a layer's new keys and values -> all that it looks at
 
 
@@ -42,8 +44,22 @@ class LlamaConfig:
 
     @classmethod
     def from_transformers(cls, values: Mapping[str, Any]) -> LlamaConfig:
-        """From the content of a ``config.json`` of model type llama."""
+        """From the content of a ``config.json`` of model type llama. Raises ModelError for what this one lacks: left
+        out, it would compute something else without a word."""
         rope = values.get("rope_parameters") or {}
+        scaling = values.get("rope_scaling") or {}
+        width_a_head = values["hidden_size"] // values["num_attention_heads"]
+        for name, found, own in (
+            ("rope_type", rope.get("rope_type") or scaling.get("rope_type") or scaling.get("type"), "default"),
+            ("hidden_act", values.get("hidden_act"), "silu"),
+            ("head_dim", values.get("head_dim"), width_a_head),
+            ("attention_bias", values.get("attention_bias"), False),
+            ("mlp_bias", values.get("mlp_bias"), False),
+        ):
+            if found is not None and found != own:
+                raise ModelError(
+                    f"config.json has {name} {found}, this LLaMA is {own}: use it as model.language=hub:NAME"
+                )
         return cls(
             vocab=values["vocab_size"],
             width=values["hidden_size"],

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from core_model.errors import ModelError
 from core_model.frozen import materialize
 from core_model.llama import Llama, LlamaConfig, parameter_count, rotary_table, rotate
 from core_model.weights import assign
@@ -130,3 +133,23 @@ def test_under_autocast_the_input_of_several_products_is_kept_once(llama: Llama)
         if tensor.dtype == torch.bfloat16 and tensor.numel() == x.numel() and tensor.shape[-1] == width
     } - weights
     assert len(inputs) == 3  # of q, k, v; of gate, up; of o
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("rope_type", {"rope_scaling": {"type": "linear", "factor": 4.0}}),
+        ("rope_type", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}),
+        ("hidden_act", {"hidden_act": "gelu"}),
+        ("head_dim", {"head_dim": 4}),
+        ("attention_bias", {"attention_bias": True}),
+        ("mlp_bias", {"mlp_bias": True}),
+    ],
+)
+def test_a_llama_that_computes_otherwise_is_refused_by_name(name: str, change: dict[str, Any]) -> None:
+    from transformers import LlamaConfig as Reference
+
+    values = Reference(hidden_size=32, num_attention_heads=4).to_dict()
+    LlamaConfig.from_transformers(values)
+    with pytest.raises(ModelError, match=f"config.json has {name} "):
+        LlamaConfig.from_transformers({**values, "rope_parameters": None, **change})
