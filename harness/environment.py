@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mpi.private import without_secrets
+
 PACKAGES = (
     "torch", "deepspeed", "horovod", "transformers", "tokenizers", "peft", "accelerate", "mpi4py", "numpy", "scipy",
     "scikit-learn", "scikit-image", "pandas", "opencv-python-headless", "pillow", "safetensors", "gguf",
@@ -134,7 +136,11 @@ def git() -> dict[str, Any] | None:
 
 def variables() -> dict[str, str]:
     """The launcher's, OpenMP's and communication libraries' variables, without secrets or addresses."""
-    kept = {name: value for name, value in os.environ.items() if _VARIABLES.match(name) and not _PRIVATE.search(name)}
+    kept = {
+        name: value
+        for name, value in without_secrets(os.environ).items()
+        if _VARIABLES.match(name) and not _PRIVATE.search(name)
+    }
     return {name: scrub(value) for name, value in sorted(kept.items())}
 
 

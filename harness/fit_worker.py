@@ -24,6 +24,7 @@ from typing import Any
 from backends.process import ProcessFacts, detect
 from harness import own_memory
 from harness.packed import unpack
+from mpi import private
 
 MODULE = "harness.fit_worker"
 # How the libraries say that memory is used up. Wide enough for all engines, narrow enough for no other error.
@@ -47,6 +48,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def main(packed: str, out: str) -> int:
     """Runs the try; returns the exit code: 0 trained, 3 out of memory, 1 anything else."""
+    private.take()
     facts = detect()
     task = unpack(packed)
     file = Path(out) / f"rank-{facts.rank}.json"

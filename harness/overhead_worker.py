@@ -18,6 +18,7 @@ from backends.leaving import run_and_leave
 from backends.process import ProcessFacts, detect
 from harness.job import Job
 from harness.parity_cells import Cell, unpack
+from mpi import private
 
 BLOCK = 10
 
@@ -26,6 +27,7 @@ def main(packed: str, out: str) -> None:
     """Measures every cell; rank 0 writes OUT/NAME.json with the seconds of each block."""
     import torch
 
+    private.take()
     facts = detect()
     base, cells = unpack(packed)
     torch.set_num_threads(base.threads)

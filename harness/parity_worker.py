@@ -22,6 +22,7 @@ from harness.build import build_dataset, build_model, build_optimization, save_w
 from harness.job import Job
 from harness.overflow import PREFIX, Overflowing
 from harness.parity_cells import Cell, unpack
+from mpi import private
 
 BeforeStep = Callable[[Backend, int], None]
 
@@ -29,6 +30,7 @@ BeforeStep = Callable[[Backend, int], None]
 def main(packed: str, out: str) -> None:
     """Trains every cell; writes OUT/NAME.safetensors and OUT/NAME.json on rank 0. A cell that an engine refuses is
     written with its reason; any other error ends the job, as it would end a real one."""
+    private.take()
     facts = detect()
     base, cells = unpack(packed)
     torch.set_num_threads(base.threads)

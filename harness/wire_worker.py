@@ -21,6 +21,7 @@ from backends.leaving import run_and_leave
 from backends.process import detect
 from harness.parity_cells import unpack
 from harness.parity_worker import train
+from mpi import private
 from mpi.network import bytes_of_this_host
 
 WARM, STEPS, IDLE_S = 3, 10, 1.0
@@ -29,6 +30,7 @@ TOTAL = WARM + STEPS + 2  # one step at the hooks, and one whose beginning ends 
 
 def main(packed: str, out: str) -> None:
     """Rank 0 writes OUT/NAME.json: what every rank sent and received a step, and what the engine says it exchanged."""
+    private.take()
     facts = detect()
     base, cells = unpack(packed)
     torch.set_num_threads(base.threads)

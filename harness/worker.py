@@ -26,6 +26,7 @@ from harness.options import job_options, job_values, results_root, share_evenly
 from harness.output import Output, write_line
 from harness.packed import unpack
 from harness.turns import NobodyConductsError, Turn
+from mpi import private
 from mpi.errors import UserError
 
 
@@ -76,6 +77,7 @@ def worker(
 
 def main() -> None:
     """Entry point of harness/run.py."""
+    private.take()
     try:
         worker.main(standalone_mode=False)
     except click.ClickException as error:
@@ -250,5 +252,5 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or "no message"
+    text = private.mask(" ".join(str(error).split())) or "no message"
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:500]}"

@@ -1,10 +1,10 @@
 """A guard: one small process on each node of a job that ends the job's processes there when the job is over.
 
 It runs this file's text as ``python -I -S -c TEXT TAG``, over ssh on other nodes, standard library only. It says
-``ready HOSTNAME PYTHON`` at once, then reads its standard input, where the launching node writes every few seconds.
-When that ends or falls silent (the job is over, the launcher was killed, the node was cut off), the guard ends every
-process of its user whose environment holds the job's tag, says ``cleaned N`` and leaves. So no node keeps orphans,
-whatever became of the launcher.
+``ready HOSTNAME PYTHON`` when it has read and kept the job's secrets, the first line of its standard input, then reads
+on, where the launching node writes every few seconds. When that ends or falls silent (the job is over, the launcher was
+killed, the node was cut off), the guard ends every process of its user whose environment holds the job's tag, says
+``cleaned N`` and leaves. So no node keeps orphans, whatever became of the launcher.
 """
 
 from __future__ import annotations
@@ -18,6 +18,34 @@ import time
 
 VARIABLE = "HARNESS_JOB_TAG"
 SILENCE_S = 20.0
+
+
+def secrets_file(tag: str) -> str:
+    """Where a job's secrets are kept on each node: in memory where there is such a folder."""
+    folder = "/dev/shm" if os.path.isdir("/dev/shm") else "/tmp"
+    return f"{folder}/harness-{os.geteuid()}-{tag}"
+
+
+def keep_secrets(tag: str) -> str:
+    """Reads the first line of standard input, an object of variables, and keeps it in a file of mode 600. Returns the
+    file's path, empty where there is nothing to keep (or, on nodes that share a machine, another guard has kept it)."""
+    line = b""
+    while not line.endswith(b"\n"):
+        # Byte by byte: what follows the line is the heart-beat.
+        data = os.read(0, 1) if select.select([0], [], [], SILENCE_S)[0] else b""
+        if not data:
+            return ""
+        line += data
+    if line == b"{}\n":
+        return ""
+    path = secrets_file(tag)
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        return ""
+    with open(handle, "wb") as file:
+        file.write(line)
+    return path
 
 
 def tagged(tag: str) -> list[int]:
@@ -68,9 +96,13 @@ def main() -> None:
     tag = sys.argv[1]
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
+    kept = keep_secrets(tag)
     os.write(1, f"ready {os.uname().nodename} {sys.version.split()[0]}\n".encode())
     while select.select([0], [], [], SILENCE_S)[0] and os.read(0, 4096):
         pass
+    if kept:
+        with contextlib.suppress(OSError):
+            os.unlink(kept)
     ended = end_tagged(tag)
     with contextlib.suppress(OSError):
         os.write(1, f"cleaned {ended}\n".encode())

@@ -7,10 +7,12 @@ ServerAliveInterval x ServerAliveCountMax seconds, long before most engines noti
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from mpi import guard
@@ -24,9 +26,12 @@ _SSH = (
 
 
 class Guard:
-    """One guard process. `node`: host name, empty for this machine. `problem()`: one line if its node is lost."""
+    """One guard process. `node`: host name, empty for this machine. `problem()`: one line if its node is lost.
 
-    def __init__(self, node: str, tag: str, python: str) -> None:
+    secrets: variables that it keeps for the workers there (`mpi.private`).
+    """
+
+    def __init__(self, node: str, tag: str, python: str, secrets: Mapping[str, str] | None = None) -> None:
         self.node = node
         self.version = ""
         self._said = ""
@@ -44,6 +49,9 @@ class Guard:
             env=environ,
             start_new_session=True,
         )
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # it has ended already: `problem` tells
+            os.write(self._process.stdin.fileno(), json.dumps(dict(secrets or {})).encode() + b"\n")
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             assert pipe is not None
             os.set_blocking(pipe.fileno(), False)

@@ -21,6 +21,7 @@ from mpi.hostfile import Host
 from mpi.launchers import deepspeed, horovodrun, local, mpirun, srun, torchrun
 from mpi.launchers.base import JOB_TAG, Launch, LaunchError, Plan
 from mpi.network import Network
+from mpi.private import MASK, named_with_value, secrets_in, without_secrets
 
 LAUNCHERS: Mapping[str, Callable[[Plan], Launch]] = {
     "local": local.command,
@@ -49,7 +50,7 @@ _CARRIED = (
     "PYTHON OMPI_MCA_ LD_LIBRARY_PATH LD_PRELOAD XDG_CACHE_HOME PATH"
 )
 CARRIED = tuple(_CARRIED.split())
-# ... but for those that a launcher made for one rank or one node.
+# ... but for secrets (`mpi.private`), and for those that a launcher made for one rank or one node.
 _NOT_CARRIED = (
     *("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_", "HOROVOD_CROSS_", "HOROVOD_HOSTNAME"),
     *("HOROVOD_GLOO_RENDEZVOUS", "TORCHELASTIC_", "DS_ENV_FILE"),
@@ -60,7 +61,7 @@ _RANK_VARIABLES = (
     "HOROVOD_RANK HOROVOD_SIZE HOROVOD_LOCAL_RANK HOROVOD_LOCAL_SIZE"
 )
 RANK_VARIABLES = frozenset(_RANK_VARIABLES.split())
-
+_MOST_SECRETS = 32768  # bytes: they go through a pipe at once
 
 _REMEDIES = {
     "deepspeed": "pip install deepspeed",
@@ -83,12 +84,24 @@ def new_tag() -> str:
 
 
 def carried(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables of `environ` that go to every node."""
+    """The variables of `environ` that go to every node, on command lines where a launcher works so: no secrets."""
     return {
         key: value
-        for key, value in environ.items()
+        for key, value in without_secrets(environ).items()
         if key.startswith(CARRIED) and not key.startswith(_NOT_CARRIED) and "\n" not in value and "\0" not in value
     }
+
+
+def secrets_for(node: str, launch: Launch) -> dict[str, str]:
+    """The secrets that the guard of `node` keeps: of this machine (empty name) all, of others what `CARRIED` names."""
+    return {key: value for key, value in launch.secrets.items() if not node or key.startswith(CARRIED)}
+
+
+def environment_of(launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the launch's commands: `environ` without ranks' variables and secrets, which the launchers
+    would copy onto command lines, and the launch's own."""
+    kept = environ if launch.gives_all else without_secrets(environ)
+    return {**{key: value for key, value in kept.items() if key not in RANK_VARIABLES}, **launch.env}
 
 
 def command(
@@ -114,15 +127,24 @@ def command(
     """How `launcher` starts `worker_argv` (interpreter first) on every slot of `hosts`. Nothing is run or written.
 
     env: variables that every worker must see; they win over those of `environ` (default: this process's), of which
-    `carried` ones go along. threads: OMP_NUM_THREADS of a worker. extra: arguments for the launcher itself. tag: the
-    job's name in the process environment (default: a new one). operation_timeout: seconds that a lost peer may hold up
-    a Horovod/gloo operation. elastic, watched: see `Plan`. Raises LaunchError where this launcher cannot start it.
+    `carried` ones go along; secrets in either go by the guards. threads: OMP_NUM_THREADS of a worker. extra: arguments
+    for the launcher itself. tag: the job's name in the process environment (default: a new one). operation_timeout:
+    seconds that a lost peer may hold up a Horovod/gloo operation. elastic, watched: see `Plan`. Raises LaunchError
+    where this launcher cannot start it.
     """
     if launcher not in LAUNCHERS:
         raise LaunchError(f"unknown launcher '{launcher}': choose one of {', '.join(LAUNCHERS)}")
     if not hosts or not worker_argv:
         raise LaunchError("nothing to launch: give at least one host and the worker's command")
     environ = os.environ if environ is None else environ
+    if name := named_with_value(extra):
+        raise LaunchError(
+            f"the launcher's arguments hold the value of {name}, which every user of the machine could read: export "
+            f"{name} and leave it out, the workers get it by a file that only you can read"
+        )
+    secrets_found = {**secrets_in(environ), **secrets_in(env or {})}
+    if sum(len(key) + len(value) for key, value in secrets_found.items()) > _MOST_SECRETS:
+        raise LaunchError(f"the secrets {', '.join(sorted(secrets_found))} are longer than 32 KiB: unset the long ones")
     network = Network() if network is None else network
     tag = tag or new_tag()
     worker_env = carried(environ)
@@ -131,7 +153,7 @@ def command(
         # Ranks must not listen on the name's address in /etc/hosts, which on Debian is 127.0.1.1.
         worker_env.setdefault("GLOO_SOCKET_IFNAME", network.interface)
         worker_env.setdefault("NCCL_SOCKET_IFNAME", network.interface)
-    worker_env |= {**(env or {}), JOB_TAG: tag, "PYTHONUNBUFFERED": "1"}
+    worker_env |= {**without_secrets(env or {}), JOB_TAG: tag, "PYTHONUNBUFFERED": "1"}
     plan = Plan(
         worker=tuple(worker_argv),
         hosts=tuple(hosts),
@@ -151,7 +173,13 @@ def command(
     )
     launch = LAUNCHERS[launcher](plan)
     return replace(
-        launch, env={**worker_env, **launch.env}, cwd=plan.cwd, hosts=plan.hosts, remote=network.remote, tag=tag
+        launch,
+        env={**worker_env, **launch.env},
+        cwd=plan.cwd,
+        hosts=plan.hosts,
+        remote=network.remote,
+        tag=tag,
+        secrets=secrets_found,
     )
 
 
@@ -174,7 +202,10 @@ def missing_program(launch: Launch) -> str:
 
 
 def render(launch: Launch) -> str:
-    """The launch as shell text that a person can read, copy and run: files, then environment, then the command(s)."""
+    """The launch as shell text that a person can read, copy and run: files, then environment, then the command(s).
+
+    Secrets are named, not shown: the text is unset of them, because launchers put their environment on command lines.
+    """
     lines = [f"# launcher {launch.launcher} on {', '.join(f'{host.name} ({host.slots})' for host in launch.hosts)}"]
     for path, text in launch.files.items():
         lines += [
@@ -185,6 +216,11 @@ def render(launch: Launch) -> str:
         ]
     lines.append(f"cd {shlex.quote(launch.cwd)}")
     lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted(launch.env.items())]
+    if launch.secrets and not launch.gives_all:
+        names = sorted(launch.secrets)
+        listed = ", ".join(f"{name}={MASK}" for name in names)
+        lines.append(f"# on no command line; `harness` hands them to the workers by a file of mode 600: {listed}")
+        lines.append(f"unset {' '.join(name for name in names if name.isidentifier())}")
     commands = [shlex.join(argv) for argv in launch.commands]
     lines += [text + (" &" if index < len(commands) - 1 else "") for index, text in enumerate(commands)]
     return "\n".join(lines + (["wait"] if len(commands) > 1 else []))

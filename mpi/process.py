@@ -27,8 +27,9 @@ from pathlib import Path
 from mpi.failures import explain
 from mpi.guard import end_tagged, tagged
 from mpi.guards import BEAT_S, READY_S, Guard
-from mpi.launch import RANK_VARIABLES
+from mpi.launch import environment_of, secrets_for
 from mpi.launchers.base import Launch
+from mpi.private import mask_bytes
 
 _TAIL_LINES = 400
 _POLL_S = 0.1
@@ -110,14 +111,15 @@ def supervise(
         def drain() -> None:
             while not lines.empty():
                 line = lines.get()
+                hidden = mask_bytes(line, launch.secrets)
                 if not unwritten:
-                    write(line)
-                text = line.decode(errors="replace").rstrip("\r\n")
+                    write(hidden)
+                text = hidden.decode(errors="replace").rstrip("\r\n")
                 tail.append(text)
                 if failure is not None and failure.search(text) and not failed_at:
                     failed_at.append(time.monotonic())
-                if on_line is not None:
-                    on_line(text)
+                if on_line is not None:  # figures, not for a record as they are: nothing in them is masked
+                    on_line(line.decode(errors="replace").rstrip("\r\n"))
 
         def poll() -> str | None:
             if unwritten:
@@ -129,7 +131,7 @@ def supervise(
         try:
             _write_files(launch)
             python = sys.executable
-            guards += [Guard(node, launch.tag, python) for node in ("", *launch.remote)]
+            guards += [Guard(node, launch.tag, python, secrets_for(node, launch)) for node in ("", *launch.remote)]
             reason = _wait_ready(guards)
             code = 255 if reason else 0
             if not reason:
@@ -225,13 +227,12 @@ def _other_python(guards: list[Guard]) -> str:
 def _start(
     launch: Launch, argv: tuple[str, ...], lines: queue.SimpleQueue[bytes]
 ) -> tuple[subprocess.Popen[bytes], threading.Thread]:
-    environ = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     process = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**environ, **launch.env},
+        env=environment_of(launch, os.environ),
         cwd=launch.cwd,
         start_new_session=True,
     )
@@ -287,9 +288,11 @@ def _clean(guards: list[Guard], tag: str, grace: float) -> int:
 def _write_files(launch: Launch) -> None:
     for path, text in launch.files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        if text.startswith("#!"):
-            path.chmod(0o755)
+        path.unlink(missing_ok=True)
+        # For this user alone: they hold variables.
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700 if text.startswith("#!") else 0o600)
+        with open(handle, "w") as file:
+            file.write(text)
 
 
 def _remove_files(launch: Launch) -> None:

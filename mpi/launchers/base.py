@@ -85,7 +85,9 @@ class Launch:
     env: additions to the launching process's environment. files: path -> text, to be written before the start.
     hosts: where workers will run. remote: names among them that are other machines. failure_line: pattern of a line
     that means that the job has failed, from a launcher that then would wait for the others for ever. elastic: the
-    job goes on without a node that is lost. A file that begins with ``#!`` is made executable.
+    job goes on without a node that is lost. A file that begins with ``#!`` is made executable. secrets: variables that
+    no command line and no file of these may hold (`mpi.private`); workers get them by the guards. gives_all: the
+    launcher hands the whole environment to the workers, and shows it nowhere.
     """
 
     launcher: str
@@ -99,6 +101,8 @@ class Launch:
     tag: str = ""
     elastic: bool = False
     failure_line: str = ""
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    gives_all: bool = False
 
     @property
     def commands(self) -> tuple[tuple[str, ...], ...]:

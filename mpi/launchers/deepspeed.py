@@ -11,12 +11,15 @@ What its source makes necessary:
   are quoted here such that exactly the argument arrives. pdsh itself replaces ``%h %u %n``, which is doubled.
 - Under openmpi the quotes of such a value would become part of it: there the variables go as ``-x`` in
   ``--launcher_args``, which are split as a shell does. ``btl_tcp_if_include`` is named, else it is eth0.
+- openmpi, mpich and slurm put the user's own ``.deepspeed_env`` onto a command line too, where every user of the
+  machine can read it: DS_ENV_FILE names one that is not there.
 - openmpi and mpich use the whole hostfile and refuse ``--num_nodes``: they get a hostfile of just the job's hosts.
 - On CPU the device count is the number of NUMA nodes: slots are always written, also for this machine alone.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 
@@ -103,7 +106,7 @@ def _through_mpi(plan: Plan, name: str, arguments: list[str], hosts: str, env: d
     return Launch(
         launcher=f"deepspeed-{name}",
         argv=(plan.program("deepspeed"), *options, *no_python, *plan.extra, *worker),
-        env=env or {},
+        env={**(env or {}), "DS_ENV_FILE": os.devnull},
         files={plan.scratch / "hostfile": hosts},
     )
 

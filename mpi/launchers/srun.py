@@ -18,7 +18,7 @@ def command(plan: Plan) -> Launch:
         *plan.extra,
         *plan.worker,
     )
-    return Launch(launcher="srun", argv=argv, env={**plan.env, **rendezvous(plan)})
+    return Launch(launcher="srun", argv=argv, env={**plan.env, **rendezvous(plan)}, gives_all=True)
 
 
 def rendezvous(plan: Plan) -> dict[str, str]:

@@ -5,6 +5,7 @@ Supervises the stand-in worker below on the nodes and prints the Outcome as one 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -18,11 +19,19 @@ def worker() -> None:
     """Says who it is, then does what its last argument says."""
     from backends.process import detect
     from harness.output import write_line
+    from mpi import private
 
+    inherited = "HF_TOKEN" in os.environ
+    private.take()
     facts = detect()
     say = [facts.rank, facts.world_size, facts.local_rank, facts.local_size, facts.hostname, sys.argv[2:]]
     write_line("WORKER " + json.dumps([*say, os.environ["HARNESS_NOTE"], os.environ["OMP_NUM_THREADS"]]), sys.stdout)
+    if token := os.environ.get("HF_TOKEN"):
+        digest = hashlib.sha256(token.encode()).hexdigest()[:16]
+        write_line(f"TOKEN {facts.rank} {'inherited' if inherited else 'taken'} {digest}", sys.stdout)
     action = sys.argv[-1]
+    if action == "shortly":
+        time.sleep(3)
     if action == "wait" or (action in ("kill", "raise") and facts.rank == 0):
         time.sleep(300)
     if action == "kill":
