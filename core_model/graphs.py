@@ -12,6 +12,7 @@ the same kernels either way.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,11 @@ class _Captured:
     backward: Any = None
     made_grad: Tensor | None = None
     given_grad: Tensor | None = None
+    passes: int = 0  # forward replays: the buffers are those of the last one
+
+
+class _Open:
+    """A forward pass whose backward may still come: it lives as long as autograd's record of the pass."""
 
 
 class GraphedPart:
@@ -41,7 +47,8 @@ class GraphedPart:
     owner: the frozen module whose weights `run` uses. run: a tensor in, tensors out (one, if `gradient`). gradient:
     whether the gradient flows back to the input; its graph is captured too. The outputs are the graph's own buffers:
     they hold until the next call, which a training step (forward, backward, forward ...) never outlives. A second
-    forward before the first one's backward runs without the graph.
+    forward before the first one's backward runs without the graph; a first one that died (an exception between the two,
+    a lost peer) is not waited for.
     """
 
     def __init__(self, owner: nn.Module, run: Callable[[Tensor], tuple[Tensor, ...]], *, gradient: bool) -> None:
@@ -49,8 +56,23 @@ class GraphedPart:
         self._captured: dict[tuple[Any, ...], _Captured] = {}
         self._state: tuple[Any, ...] = ()
         self._pool: Any = None
-        self.awaits_backward = False
+        self._open: weakref.ref[_Open] | None = None
         self.replays = 0
+
+    @property
+    def awaits_backward(self) -> bool:
+        """Whether a backward pass may still need the buffers. One that never comes (its step died, its loss was thrown
+        away) is not waited for longer than autograd keeps its record."""
+        return self._open is not None and self._open() is not None
+
+    def _began(self) -> _Open:
+        """Notes a forward pass; the caller keeps what is returned until its backward."""
+        passing = _Open()
+        self._open = weakref.ref(passing)
+        return passing
+
+    def _ended(self) -> None:
+        self._open = None
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         if not self._usable(x):
@@ -68,8 +90,12 @@ class GraphedPart:
         captured.forward.replay()
         return captured.made
 
+    @staticmethod
+    def _on_gpu(x: Tensor) -> bool:
+        return x.is_cuda and not torch.is_autocast_enabled("cuda") and not torch.cuda.is_current_stream_capturing()
+
     def _usable(self, x: Tensor) -> bool:
-        if not x.is_cuda or torch.is_autocast_enabled("cuda") or torch.cuda.is_current_stream_capturing():
+        if not self._on_gpu(x):
             return False
         if self._gradient and (not torch.is_grad_enabled() or not x.requires_grad or self.awaits_backward):
             return False
@@ -119,8 +145,8 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, captured: _Captured, part: GraphedPart) -> Tensor:
-        ctx.captured, ctx.part = captured, part
-        part.awaits_backward = True
+        captured.passes += 1
+        ctx.captured, ctx.part, ctx.number, ctx.open = captured, part, captured.passes, part._began()
         with torch.no_grad():
             captured.given.copy_(x)
         captured.forward.replay()
@@ -129,7 +155,9 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         captured = ctx.captured
-        ctx.part.awaits_backward = False
+        if ctx.number != captured.passes:
+            raise RuntimeError("a second backward pass through a CUDA graph whose buffers another pass has taken")
+        ctx.part._ended()
         captured.made_grad.copy_(gradient)
         captured.backward.replay()
         return captured.given_grad.detach(), None, None
