@@ -14,7 +14,6 @@ takes a step with zero gradients on a fresh optimizer (see backends.horovod).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,12 +116,12 @@ def _make_state(backend: HorovodBackend, hvd: Any) -> Any:
             self.save()
 
         def save(self) -> None:
-            """A copy in host memory."""
-            self._saved = copy.deepcopy(backend.state())
+            """A copy in host memory, of all of it: a second set of moments on the GPU would be twice the weights."""
+            self._saved = host_copy(backend.state())
 
         def restore(self) -> None:
             """Back to the last copy; also clears what Horovod's optimizer holds of a step that was cut."""
-            backend.load_state(copy.deepcopy(self._saved))
+            backend.load_state(host_copy(self._saved))
 
         def sync(self) -> None:
             """Rank 0's state on every rank: objects first, then tensors as tensors."""
@@ -162,6 +161,17 @@ class _Tensor:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+
+def host_copy(value: Any) -> Any:
+    """`value` with a copy of each of its tensors in host memory, which shares nothing with the original."""
+    if torch.is_tensor(value):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: host_copy(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(host_copy(item) for item in value)
+    return value
 
 
 def _taken_apart(value: Any) -> tuple[Any, list[torch.Tensor]]:
