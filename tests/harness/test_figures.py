@@ -155,5 +155,47 @@ def test_mfu_needs_a_known_peak() -> None:
     assert mfu({"precision": "bf16"}, result, {"gpus": {"devices": [{"name": "Unknown"}]}}, 800.0) is None
     assert mfu({"precision": "bf16"}, result, {"gpus": None}, 800.0) is None
     assert mfu({"precision": "bf16", "device": "cpu"}, result, place, 800.0) is None
-    assert peak_flops("Tesla V100-SXM2-32GB", "bf16") is None
-    assert peak_flops("NVIDIA H100 80GB HBM3", "fp32") == 66.9e12
+    mixed = {"gpus": {"devices": [*place["gpus"]["devices"], {"name": "NVIDIA A10"}]}}
+    assert mfu({"precision": "bf16"}, result, mixed, 800.0) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16", "fp32"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4e12, 66.9e12),
+        ("NVIDIA H100 PCIe", 756e12, 51.2e12),
+        ("NVIDIA H100 NVL", 835e12, 60e12),
+        ("NVIDIA H200", 989.4e12, 66.9e12),
+        ("NVIDIA H200 NVL", 835e12, 60e12),
+        ("NVIDIA GH200 480GB", 989.4e12, 66.9e12),
+        ("NVIDIA B200", 2250e12, 75e12),
+        ("NVIDIA GB200", 2500e12, 80e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12, 19.5e12),
+        ("NVIDIA A100-PCIE-40GB", 312e12, 19.5e12),
+        ("NVIDIA A100 80GB PCIe", 312e12, 19.5e12),
+        ("NVIDIA A10", 125e12, 31.2e12),
+        ("NVIDIA A40", 149.7e12, 37.4e12),
+        ("NVIDIA L4", 121e12, 30.3e12),
+        ("NVIDIA L40", 181e12, 90.5e12),
+        ("NVIDIA L40S", 362e12, 91.6e12),
+        ("Tesla V100-SXM2-32GB", None, 15.7e12),
+        ("Tesla V100-PCIE-16GB", None, 14e12),
+        ("Tesla T4", None, 8.1e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12, 82.6e12),
+    ],
+)
+def test_a_peak_belongs_to_one_card(name: str, bf16: float | None, fp32: float) -> None:
+    assert peak_flops(name, "bf16") == bf16
+    assert peak_flops(name, "fp32") == fp32
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "GRID A100-10C", "NVIDIA A100-SXM-64GB", "NVIDIA A100X", "NVIDIA A10G",
+        "NVIDIA L20", "NVIDIA H20", "NVIDIA H800", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA RTX A4000", "AMD Instinct MI300X", "NVIDIA H1000", "NVIDIA L400", "",
+    ],
+)  # fmt: skip
+def test_an_unknown_card_has_no_peak_rather_than_a_wrong_one(name: str) -> None:
+    assert peak_flops(name, "fp16") is None
