@@ -22,6 +22,7 @@ import torch
 
 from backends.base import Availability, BackendError, EngineSettings, Optimization, StepReport
 from backends.exchange import Exchange, counting_horovod
+from backends.horovod_start import start
 from backends.process import ProcessFacts
 from backends.process_group import choose_device
 from backends.step_backend import StepBackend
@@ -74,6 +75,12 @@ class HorovodSettings(EngineSettings):
                 )
         if self.op == "adasum" and self.gradient_predivide_factor != 1.0:
             raise BackendError("horovod: gradient_predivide_factor belongs to op 'average', adasum does not average")
+        for name, changed in (
+            ("gradient_predivide_factor", self.gradient_predivide_factor != 1.0),
+            ("op 'adasum'", self.op == "adasum"),
+        ):
+            if self.num_groups and changed:  # horovod/torch/optimizer.py: grouped all-reduces know of neither
+                raise BackendError(f"horovod: num_groups drops {name} without a word: leave one of them out")
         if self.commit_every < 1:
             raise BackendError(f"horovod: commit_every is {self.commit_every}: it must be at least 1")
         if self.tune_steps and self.autotune:
@@ -125,16 +132,15 @@ class HorovodBackend(StepBackend):
         super().__init__(settings, facts, device=device, timeout_s=timeout_s)
         check_launcher(facts)
         self.device = choose_device(device, facts.local_rank)
-        os.environ.update(self.settings.environment(timeout_s))
+        variables = self.settings.environment(timeout_s)
         if facts.world_size == 1 and facts.launcher != "mpirun":
             # Alone, Horovod would start MPI if it was built with it; gloo needs no launcher.
-            os.environ.setdefault("HOROVOD_CONTROLLER", "gloo")
-            os.environ.setdefault("HOROVOD_CPU_OPERATIONS", "gloo")
-        import horovod.torch as hvd
-
-        self._hvd = hvd
+            for name in ("HOROVOD_CONTROLLER", "HOROVOD_CPU_OPERATIONS"):
+                variables.setdefault(name, os.environ.get(name, "gloo"))
         try:
-            hvd.init()
+            self._hvd = hvd = start(variables)
+        except BackendError:
+            raise
         except (ValueError, RuntimeError) as error:
             raise BackendError(
                 f"hvd.init failed on rank {facts.rank} ({_first_line(error)}): see Horovod's lines above"

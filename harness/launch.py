@@ -226,7 +226,7 @@ def process_key(job: Job) -> tuple[Any, ...]:
     reads its settings once a process, so only jobs with the same ones do, and cores are bound once; an elastic job, and
     one with a tuning phase, starts processes in a way of its own."""
     engine = "torch" if job.backend in ("ddp", "fsdp2") else job.backend
-    settings = str(sorted(job.engine.items())) if job.backend == "horovod" else ""
+    settings = str((sorted(job.engine.items()), job.timeout_s)) if job.backend == "horovod" else ""
     alone = job.run if job.elastic or job.tune_steps else ""
     return (engine, job.launcher, job.nodes, job.slots, job.hostfile, job.bind_cores, settings, alone)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ DEFAULT = Path(__file__).with_name("prices.toml")
 
 @dataclass(frozen=True, kw_only=True)
 class Prices:
-    """machines: ``name`` (part of a device's name) with ``per_device_hour`` or ``per_core_hour``, and ``source``."""
+    """machines: ``name`` (whole words of a device's), ``per_device_hour`` or ``per_core_hour``, ``source``."""
 
     currency: str = "$"
     machines: Sequence[Mapping[str, Any]] = ()
@@ -114,7 +115,7 @@ def _machine_money(run: RecordedRun, prices: Prices, train_s: float | None) -> f
     cpu = run.environment.get("cpu") or {}
     name = str(devices[0].get("name")) if on_gpu else str(cpu.get("model"))
     for machine in prices.machines:
-        if machine["name"] not in name:
+        if not re.search(rf"(?<!\w){re.escape(machine['name'])}(?!\w)", name):  # whole words: an L40 is no L4
             continue
         if on_gpu and "per_device_hour" in machine:
             return machine["per_device_hour"] * run.workers * train_s / 3600

@@ -36,10 +36,12 @@ ENGINES["zero2-reduce"] = ("deepspeed", {"zero_stage": 2, "use_multi_rank_bucket
 ENGINES["zero2-overlap"] = ("deepspeed", {"zero_stage": 2, "overlap_comm": True, "reduce_bucket_size": 3000})
 ENGINES["zero2-offload"] = ("deepspeed", {"zero_stage": 2, "offload_optimizer": "cpu"})
 ENGINES["zero3-offload"] = ("deepspeed", {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"})
-ENGINES["horovod-groups"] = ("horovod", {"num_groups": 2, "fusion_threshold_mb": 1, "cycle_time_ms": 0.5})
+ENGINES["horovod-groups"] = ("horovod", {"num_groups": 2})
 ENGINES["horovod-predivide"] = ("horovod", {"gradient_predivide_factor": 2.0})
+# Horovod reads these when it is started: they have launches of their own.
+ENGINES["horovod-fused"] = ("horovod", {"num_groups": 2, "fusion_threshold_mb": 1, "cycle_time_ms": 0.5})
 PLAIN = ["ddp", "fsdp2", "horovod", "zero0", "zero1", "zero2", "zero3"]
-VARIANTS = [name for name in ENGINES if name not in PLAIN]
+VARIANTS = [name for name in ENGINES if name not in [*PLAIN, "horovod-fused"]]
 
 
 def cell(name: str, **optimization: Any) -> dict[str, Any]:
@@ -71,6 +73,7 @@ AT_TWO = (
 )
 LAUNCHES = {
     "mpirun-2": ("mpirun", 2, AT_TWO),
+    "mpirun-2-fused": ("mpirun", 2, [cell("horovod-fused", **o) for o in SHORT]),
     "mpirun-4": ("mpirun", 4, [cell(name, **o) for name in PLAIN for o in SHORT]),
     "python-1": ("python", 1, [cell(name, **o) for name in PLAIN for o in (FULL[0], FULL[3])]),
     "torchrun-2": ("torchrun", 2, [cell(name, **o) for name in ("ddp", "fsdp2", "zero2") for o in SHORT]),
@@ -182,6 +185,17 @@ def test_the_wire_carries_what_theory_says(train) -> None:
     assert wire == pytest.approx((4 * 2 + 1) / (4 + 1) * expected, abs=norms)
     wire, expected = counted("zero2-reduce")
     assert wire == pytest.approx(expected, abs=norms)
+
+
+def test_each_horovod_setting_is_really_in_force(train) -> None:
+    """The core reads its settings when it is started: they have processes of their own, others are refused there."""
+    found = train(*LAUNCHES["mpirun-2-fused"]).outcome(label("horovod-fused", **SHORT[0]))["description"]
+    assert (found["cycle_time_ms"], found["fusion_threshold_bytes"]) == (0.5, 2**20)
+    cells = train("mpirun", 2, [cell(name, **SHORT[0]) for name in ("horovod", "horovod-fused", "horovod-groups")])
+    assert "this engine wants 0.5" in cells.rows[label("horovod-fused", **SHORT[0])]["error"]
+    for name in ("horovod", "horovod-groups"):
+        found = cells.outcome(label(name, **SHORT[0]))["description"]
+        assert (found["cycle_time_ms"], found["fusion_threshold_bytes"]) == (1.0, 128 * 2**20)
 
 
 def test_frozen_parameters_are_neither_trained_nor_exchanged(train) -> None:
