@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from backends.base import LossScale, Optimization
+from backends.process import ProcessFacts
 from core_model.build import build
 from core_model.data import open_dataset
+from core_model.data.batches import BatchLoader, GlobalBatches
 from harness.job import Job, JobError
 from harness.records import WEIGHTS
 
@@ -68,6 +70,23 @@ def build_optimization(job: Job) -> Optimization:
         loss_scale=LossScale(**job.loss_scale),
         activation_checkpointing=job.activation_checkpointing,
         compile=job.compile,
+    )
+
+
+def build_loader(job: Job, facts: ProcessFacts, model: Any, dataset: Any, *, start_step: int = 0, cuda: bool) -> Any:
+    """This rank's batches from `start_step` to the job's end; the global order is the job's, whatever the engine."""
+    return BatchLoader(
+        dataset,
+        GlobalBatches(dataset.ids, global_batch=job.global_batch, seed=job.seed, groups=dataset.groups),
+        rank=facts.rank,
+        world=facts.world_size,
+        accumulation=job.accumulation,
+        start_step=start_step,
+        steps=job.steps,
+        collate=model.collator,
+        workers=job.loader_workers,
+        pin_memory=cuda,
+        timeout_s=job.timeout_s,
     )
 
 

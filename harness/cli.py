@@ -17,6 +17,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "harness.commands.compare:compare",
         "Run engines x workers x repeats, interleaved, and report them side by side.",
     ),
+    "duel": (
+        "harness.duels.command:duel",
+        "Set engines beside each other, block by block, until it is decided.",
+    ),
     "parity": ("harness.parity:parity", "Prove that every engine computes what a single process computes."),
     "wire": ("harness.wire:wire", "Measure the bytes each engine puts on the wire in a step, beside ring theory."),
     "overhead": ("harness.overhead:overhead", "Time the harness's step against hand-written loops, interleaved."),

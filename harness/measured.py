@@ -75,6 +75,12 @@ def _overhead(record: Mapping[str, Any], folder: Path) -> str:
     return headline(record["rows"])
 
 
+def _duel(record: Mapping[str, Any], folder: Path) -> str:
+    from harness.duels.record import headline
+
+    return headline(record)
+
+
 def _faults(record: Mapping[str, Any], folder: Path) -> str:
     rows = record["rows"]
     ended = [row["seconds"] for row in rows if row["seconds"] is not None]
@@ -146,6 +152,11 @@ _KINDS: dict[str, _Kind] = {
         _scaling,
         "Both engines on virtual nodes with limited links (`harness nodes scaling`, `harness predict`)",
         ("scaling.md", "scaling.png", "prediction.md", "prediction.png", "scaling.json", "prediction.json"),
+    ),
+    "duel.json": (
+        _duel,
+        "Engines side by side on the same devices, block by block (`harness duel`)",
+        ("duel.md", "duel.json"),
     ),
     "overhead.json": (
         _overhead,

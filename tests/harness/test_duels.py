@@ -1,0 +1,149 @@
+"""Duels: the estimate by hand, the interval against simulated truth, the coordinator with real sockets."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from harness.duels import record, simulate
+from harness.duels.command import contenders_of, seconds, share
+from harness.duels.coordinator import Coordinator, DuelError, Reply, Seat
+from harness.duels.estimate import Block, difference, duel_ratios, duels_needed, half_width
+from harness.job import Job, JobError
+
+
+def blocks(rates: dict[str, list[list[float]]], samples: int = 12) -> list[Block]:
+    """rates: engine -> duel -> seconds of each round."""
+    return [
+        Block(duel=duel, round=number, engine=engine, samples=samples, seconds=value)
+        for engine, duels in rates.items()
+        for duel, rounds in enumerate(duels)
+        for number, value in enumerate(rounds)
+    ]
+
+
+def test_the_figure_is_the_ratio_of_totals_not_of_medians() -> None:
+    # One of a's three blocks is twice as long: a user pays for it, a median would hide it.
+    made = blocks({"a": [[1.0, 1.0, 2.0]], "b": [[1.0, 1.0, 1.0]]})
+    assert duel_ratios(made, "a", "b") == {0: pytest.approx(math.log(4 / 3))}
+    found = difference(made, "a", "b")
+    assert found.value == pytest.approx(1 / 3)
+    assert (found.low, found.high, found.duels, found.rounds) == (None, None, 1, 3)
+    assert not found.decided
+    assert not found.alike(0.5)
+
+
+def test_the_interval_is_students_over_duels() -> None:
+    made = blocks(
+        {
+            "a": [[1.0, 1.1], [1.02, 1.08], [0.99, 1.13], [1.0, 1.1]],
+            "b": [[0.9, 1.0], [0.91, 1.0], [0.9, 1.01], [0.88, 1.0]],
+        }
+    )
+    ratios = np.array(list(duel_ratios(made, "a", "b").values()))
+    low, high = stats.t.interval(0.95, 3, loc=ratios.mean(), scale=stats.sem(ratios))
+    found = difference(made, "a", "b")
+    assert (found.low, found.high) == (pytest.approx(math.expm1(low)), pytest.approx(math.expm1(high)))
+    assert found.decided
+    assert record.verdict(found) == "faster"
+    back = difference(made, "b", "a")
+    assert (1 + back.value) * (1 + found.value) == pytest.approx(1.0)
+
+
+def test_rounds_that_only_one_of_them_trained_do_not_count() -> None:
+    made = blocks({"a": [[1.0, 1.0, 9.0]], "b": [[1.0, 1.0]]})
+    assert difference(made, "a", "b").value == pytest.approx(0.0)
+    with pytest.raises(ValueError, match="no round holds both a and c"):
+        difference(made, "a", "c")
+
+
+def test_further_duels_keep_the_first_stages_scatter_and_freedom() -> None:
+    ratios = np.array([0.01, 0.03, 0.02, 0.04, 0.9, -0.9])  # the last two must not widen it: n was chosen before them
+    first = ratios[:4]
+    expected = stats.t.ppf(0.975, 3) * first.std(ddof=1) / math.sqrt(6)
+    assert half_width(ratios) == pytest.approx(expected)
+    needed = duels_needed(first, 0.01)
+    assert half_width(np.resize(first, needed)) <= 0.01 < half_width(np.resize(first, needed - 1))
+    assert duels_needed([0.01, 0.01, 0.01, 0.01], 0.01) == 4
+
+
+@pytest.mark.parametrize("name", simulate.MACHINES)
+@pytest.mark.parametrize("wanted", [None, simulate.WIDTH])
+def test_intervals_hold_the_truth_as_often_as_they_say(name: str, wanted: float | None) -> None:
+    """95 +- 1 %: with drift, start effects, correlated steps and bursts, and however long the rule goes on."""
+    found = simulate.outcome(simulate.MACHINES[name], truth=0.02, wanted=wanted, studies=6000, seed=3)
+    assert 0.94 <= found.coverage <= 0.965, found
+
+
+def test_a_planted_two_percent_is_found_on_a_quiet_machine_and_none_on_none() -> None:
+    assert simulate.outcome(simulate.QUIET, truth=0.02, studies=1000).found > 0.99
+    assert simulate.outcome(simulate.QUIET, truth=0.0, studies=4000).found < 0.065
+
+
+def replying(seat: Seat, speed: float) -> None:
+    while seat.next_block():
+        time.sleep(speed)
+        seat.answer(Reply(seconds=speed, waited_s=1.0, waited_cpu_s=0.0))
+
+
+def test_blocks_go_to_one_contender_at_a_time_and_strangers_get_none() -> None:
+    with Coordinator([2, 1]) as coordinator:
+        stranger = Seat(coordinator.address, "wrong", contender=0, rank=0, limit_s=5.0)
+        threads = []
+        for contender, rank in ((0, 0), (0, 1), (1, 0)):
+            seat = Seat(coordinator.address, coordinator.token, contender=contender, rank=rank, limit_s=5.0)
+            threads.append(threading.Thread(target=replying, args=(seat, 0.01 * (rank + 1))))
+            threads[-1].start()
+        coordinator.wait_ready(5.0, lambda: None)
+        assert [reply.seconds for reply in coordinator.block(0, 3, limit_s=5.0, check=lambda: None)] == [0.01, 0.02]
+        assert len(coordinator.block(1, 3, limit_s=5.0, check=lambda: None)) == 1
+        coordinator.finish()
+        for thread in threads:
+            thread.join(5.0)
+            assert not thread.is_alive()
+        with pytest.raises(DuelError, match="hung up"):
+            stranger.next_block()
+
+
+def test_who_is_missing_and_who_is_stuck_is_named_in_time() -> None:
+    with Coordinator([1, 1]) as coordinator:
+        seat = Seat(coordinator.address, coordinator.token, contender=0, rank=0, limit_s=5.0)
+        with pytest.raises(DuelError, match="contender 1 rank 0 not ready"):
+            coordinator.wait_ready(1.0, lambda: None)
+        began = time.monotonic()
+        with pytest.raises(DuelError, match="no end of a block of 3 steps"):
+            coordinator.block(0, 3, limit_s=0.3, check=lambda: None)
+        assert time.monotonic() - began < 3.0
+    assert seat.next_block() == 3
+    with pytest.raises(DuelError, match="hung up"):  # the coordinator is gone: nobody waits for it
+        seat.next_block()
+
+
+def test_contenders_by_their_text() -> None:
+    base = Job(global_batch=8)
+    found = contenders_of("single@1,ddp,ddp,deepspeed:1+overlap_comm=true@2", 2, base, weak=True, mode="matched")
+    assert [item.name for item in found] == ["single@1", "ddp@2", "ddp@2 #2", "deepspeed ZeRO-1 (overlap_comm=true)@2"]
+    assert [item.global_batch for item in found] == [8, 16, 16, 16]
+    for wrong in ("ddp", "ddp,horovod@no", "ddp,deepspeed:x"):
+        with pytest.raises(JobError):
+            contenders_of(wrong, 1, base, weak=False, mode="matched")
+
+
+@pytest.mark.parametrize(("text", "value"), [("2%", 0.02), ("0.5 %", 0.005), ("0.02", 0.02)])
+def test_shares(text: str, value: float) -> None:
+    assert share(text) == pytest.approx(value)
+
+
+def test_times_and_what_is_neither() -> None:
+    assert (seconds("90"), seconds("90s"), seconds("10m"), seconds("1.5h")) == (90.0, 90.0, 600.0, 5400.0)
+    for wrong in ("", "m", "-3m", "soon"):
+        with pytest.raises(JobError):
+            seconds(wrong)
+    for wrong in ("", "%", "0", "200%", "two"):
+        with pytest.raises(JobError):
+            share(wrong)
