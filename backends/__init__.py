@@ -56,14 +56,18 @@ def load(name: str) -> type[Backend]:
 
 
 def settings_from(name: str, values: Mapping[str, Any]) -> EngineSettings:
-    """The settings object of engine `name` from a plain dict. Raises BackendError that names an unknown key."""
+    """The settings object of engine `name` from a plain dict. Raises BackendError that names an unknown key, a value of
+    the wrong type or out of its range."""
     from backends.base import BackendError
+    from backends.declared import nearest
 
     kind = backend_class(name).Settings
     known = {field.name for field in fields(kind)}
     for key in values:
         if key not in known:
-            raise BackendError(f"engine '{name}' has no setting '{key}': it has {', '.join(sorted(known))}")
+            near = nearest(str(key), known)
+            hint = f"did you mean '{near}'?" if near else f"it has {', '.join(sorted(known))}"
+            raise BackendError(f"engine '{name}' has no setting '{key}': {hint}")
     try:
         return kind(**values)
     except TypeError as error:

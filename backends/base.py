@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
+from pydantic import BeforeValidator, Field
+
+from backends.declared import declared, unknown
 from backends.process import ProcessFacts
 from mpi.errors import UserError
 
@@ -23,17 +26,39 @@ if TYPE_CHECKING:
 
     from backends.exchange import Exchange
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-PRECISION_MODES = ("matched", "native")
-OPTIMIZERS = ("adamw", "adam", "sgd")
-SCHEDULES = ("constant", "warmup_linear", "warmup_cosine")
+# The types of what is optimized, for `Optimization` here and for the job's fields of the same names.
+Optimizer = Annotated[Literal["adamw", "adam", "sgd"], Field(description="Optimizer.")]
+Schedule = Annotated[
+    Literal["constant", "warmup_linear", "warmup_cosine"], Field(description="Course of the learning rate.")
+]
+Precision = Annotated[Literal["fp32", "bf16", "fp16"], Field(description="Arithmetic type.")]
+PrecisionMode = Annotated[
+    Literal["matched", "native"], Field(description="Like-for-like autocast, or the engine's own way.")
+]
+LearningRate = Annotated[float, Field(gt=0, description="Peak learning rate; never scaled by the number of workers.")]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Beta, Beta], Field(description="Adam's decay rates of the two moments.")]
+Epsilon = Annotated[float, Field(gt=0, description="Adam's epsilon.")]
+WeightDecay = Annotated[float, Field(ge=0, description="Decoupled weight decay.")]
+ClipNorm = Annotated[
+    float | None,
+    Field(ge=0, description="Global gradient norm limit; 0 = no clipping."),
+    BeforeValidator(lambda value: None if value in (0, "0", "none") and value is not False else value),
+]
+WarmupSteps = Annotated[int, Field(ge=0, description="Learning-rate warm-up, in optimizer steps.")]
+Accumulation = Annotated[int, Field(ge=1, description="Micro-batches per optimizer step and worker.")]
+
+OPTIMIZERS: tuple[str, ...] = get_args(get_args(Optimizer)[0])
+SCHEDULES: tuple[str, ...] = get_args(get_args(Schedule)[0])
+PRECISIONS: tuple[str, ...] = get_args(get_args(Precision)[0])
+PRECISION_MODES: tuple[str, ...] = get_args(get_args(PrecisionMode)[0])
 
 
 class BackendError(UserError, RuntimeError):
     """A mistake of the user's that an engine found. The text is one line: the thing and the remedy."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared(BackendError, "loss_scale: ")
 class LossScale:
     """Dynamic loss scaling for fp16 (Micikevicius et al., 2018), one rule for every engine.
 
@@ -43,13 +68,13 @@ class LossScale:
     is the same rule when ``hysteresis == 1``.
     """
 
-    initial_power: int = 12
-    window: int = 1000
-    hysteresis: int = 1
-    floor: float = 1.0
+    initial_power: Annotated[int, Field(ge=0, le=126, description="The first scale is 2 to this power.")] = 12
+    window: Annotated[int, Field(ge=1, description="Steps without overflow until the scale doubles.")] = 1000
+    hysteresis: Annotated[int, Field(ge=1, description="Overflows until the scale is halved.")] = 1
+    floor: Annotated[float, Field(ge=0, description="The scale never falls below it.")] = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared(BackendError)
 class Optimization:
     """What is optimized how: shared by every engine, part of the equivalence contract.
 
@@ -58,34 +83,22 @@ class Optimization:
     accumulation: micro-batches per optimizer step and rank. clip_norm: global L2 norm, None = no clipping.
     """
 
-    optimizer: str = "adamw"
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 1e-3
-    momentum: float = 0.0
-    clip_norm: float | None = 1.0
-    schedule: str = "warmup_linear"
-    warmup_steps: int = 0
-    total_steps: int = 100
-    accumulation: int = 1
-    precision: str = "fp32"
-    precision_mode: str = "matched"
+    optimizer: Optimizer = "adamw"
+    lr: LearningRate = 1e-3
+    betas: Betas = (0.9, 0.95)
+    eps: Epsilon = 1e-8
+    weight_decay: WeightDecay = 1e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip_norm: ClipNorm = 1.0
+    schedule: Schedule = "warmup_linear"
+    warmup_steps: WarmupSteps = 0
+    total_steps: Annotated[int, Field(ge=1)] = 100
+    accumulation: Accumulation = 1
+    precision: Precision = "fp32"
+    precision_mode: PrecisionMode = "matched"
     loss_scale: LossScale = field(default_factory=LossScale)
     activation_checkpointing: bool = False
     compile: bool = False
-
-    def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("optimizer", self.optimizer, OPTIMIZERS),
-            ("schedule", self.schedule, SCHEDULES),
-            ("precision", self.precision, PRECISIONS),
-            ("precision_mode", self.precision_mode, PRECISION_MODES),
-        ):
-            if value not in allowed:
-                raise BackendError(f"unknown {name} '{value}': choose one of {', '.join(allowed)}")
-        if self.accumulation < 1:
-            raise BackendError(f"accumulation is {self.accumulation}: it must be at least 1")
 
     def lr_at(self, step: int) -> float:
         """Learning rate of optimizer step `step` (0-based): linear warm-up, then constant, linear or cosine to 0."""
@@ -125,14 +138,23 @@ class Availability:
     version: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared(BackendError)
 class EngineSettings:
-    """Base of an engine's settings: one small frozen dataclass an engine, plus a pass-through dict."""
+    """Base of an engine's settings: one small declared class an engine, plus a pass-through dict."""
 
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Annotated[Mapping[str, Any], Field(description="Passed to the engine as it is.")] = field(
+        default_factory=dict
+    )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def check_extra(settings: EngineSettings, known: Collection[str], taker: str) -> None:
+    """Raises BackendError for a key of `extra` that `taker`, to which it is passed, does not have."""
+    for name in settings.extra:
+        if name not in known:
+            raise BackendError(unknown(f"argument of {taker}", name, known))
 
 
 class Backend(ABC):

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
 from torch.nn.parallel import DistributedDataParallel
 
-from backends.base import Availability, BackendError, EngineSettings
+from backends.base import Availability, BackendError, EngineSettings, check_extra
+from backends.declared import declared
 from backends.exchange import Exchange, counting_torch
 from backends.process import ProcessFacts
 from backends.process_group import choose_device, join, leave
@@ -32,18 +33,21 @@ _CONSTANT_BUFFERS: dict[str, Any] = {_OPTION: False}
 WIRE_HOOKS = {"none": None, "fp16": "fp16_compress_hook", "bf16": "bf16_compress_hook"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared(BackendError, "ddp: ")
 class DdpSettings(EngineSettings):
     """bucket_cap_mb: gradients are exchanged in buckets of this size (MiB) while backward goes on (torch's default 25).
     gradient_as_bucket_view: gradients live in the buckets, one copy less. static_graph: the same parameters take part
     in every step (also allows parameters that never do). compression: type on the wire (none = the gradient's own).
     extra: passed to DistributedDataParallel as they are."""
 
-    bucket_cap_mb: float = 25.0
+    bucket_cap_mb: Annotated[float, Field(gt=0, le=65536)] = 25.0
     gradient_as_bucket_view: bool = True
     static_graph: bool = False
     find_unused_parameters: bool = False
-    compression: str = "none"
+    compression: Literal["none", "fp16", "bf16"] = "none"
+
+    def __post_init__(self) -> None:
+        check_extra(self, signature(DistributedDataParallel).parameters, "DistributedDataParallel")
 
 
 class DdpBackend(TorchCollectives, StepBackend):
@@ -57,10 +61,6 @@ class DdpBackend(TorchCollectives, StepBackend):
         self, settings: EngineSettings, facts: ProcessFacts, *, device: str = "auto", timeout_s: float = 300.0
     ) -> None:
         super().__init__(settings, facts, device=device, timeout_s=timeout_s)
-        if self.settings.compression not in WIRE_HOOKS:
-            raise BackendError(
-                f"unknown compression '{self.settings.compression}': choose one of {', '.join(WIRE_HOOKS)}"
-            )
         self.device = choose_device(device, facts.local_rank)
         self._library = join(facts, self.device, timeout_s)
 

@@ -10,19 +10,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from backends.base import BackendError, EngineSettings, Optimization
+from backends.declared import declared
 
 CHANGE_ONE = 'change one of them, or write "auto"'
-OFFLOADS = ("none", "cpu", "nvme")
-WIRE_TYPES = ("", "fp32", "fp16", "bf16")
-IMPLEMENTATIONS = ("auto", "torch", "deepspeed")
+
+Offload = Literal["none", "cpu", "nvme"]
+Elements = Annotated[int | None, Field(ge=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared(BackendError, "deepspeed: ")
 class DeepSpeedSettings(EngineSettings):
     """None = DeepSpeed's own default (in brackets).
 
@@ -37,41 +39,28 @@ class DeepSpeedSettings(EngineSettings):
     use), ``auto`` = torch in precision mode matched and deepspeed in native. config: a DeepSpeed json of the user's.
     extra: further keys of that json, merged over it."""
 
-    zero_stage: int = 2
-    offload_optimizer: str = "none"
-    offload_param: str = "none"
+    zero_stage: Annotated[int, Field(ge=0, le=3, description="DeepSpeed's ZeRO stage, 0-3.")] = 2
+    offload_optimizer: Offload = "none"
+    offload_param: Offload = "none"
     pin_memory: bool = False
     nvme_path: str = ""
-    reduce_bucket_size: int | None = None
-    allgather_bucket_size: int | None = None
+    reduce_bucket_size: Elements = None
+    allgather_bucket_size: Elements = None
     overlap_comm: bool | None = None
     reduce_scatter: bool | None = None
     contiguous_gradients: bool | None = None
     round_robin_gradients: bool | None = None
     use_multi_rank_bucket_allreduce: bool | None = None
-    stage3_prefetch_bucket_size: int | None = None
-    stage3_param_persistence_threshold: int | None = None
-    stage3_max_live_parameters: int | None = None
+    stage3_prefetch_bucket_size: Annotated[int | None, Field(ge=0)] = None
+    stage3_param_persistence_threshold: Annotated[int | None, Field(ge=0)] = None
+    stage3_max_live_parameters: Annotated[int | None, Field(ge=0)] = None
     memory_efficient_linear: bool | None = None
-    communication_data_type: str = ""
-    gradient_predivide_factor: float | None = None
-    optimizer_impl: str = "auto"
+    communication_data_type: Literal["", "fp32", "fp16", "bf16"] = ""
+    gradient_predivide_factor: Annotated[float | None, Field(gt=0)] = None
+    optimizer_impl: Literal["auto", "torch", "deepspeed"] = "auto"
     config: str = ""
 
     def __post_init__(self) -> None:
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise BackendError(f"deepspeed: zero_stage is {self.zero_stage}: choose 0, 1, 2 or 3")
-        for name, allowed in (
-            ("offload_optimizer", OFFLOADS),
-            ("offload_param", OFFLOADS),
-            ("communication_data_type", WIRE_TYPES),
-            ("optimizer_impl", IMPLEMENTATIONS),
-        ):
-            if getattr(self, name) not in allowed:
-                raise BackendError(
-                    f"deepspeed: unknown {name} '{getattr(self, name)}': choose one of "
-                    + ", ".join(filter(None, allowed))
-                )
         if self.offload_optimizer != "none" and self.zero_stage == 0:
             raise BackendError("deepspeed: offload_optimizer needs zero_stage 1, 2 or 3")
         if self.offload_param != "none" and self.zero_stage != 3:

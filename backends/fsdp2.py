@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
 
-from backends.base import Availability, BackendError, EngineSettings
+from backends.base import Availability, BackendError, EngineSettings, check_extra
 from backends.checkpoint import write_state
+from backends.declared import declared
 from backends.exchange import Exchange, counting_torch
 from backends.process import ProcessFacts
 from backends.process_group import choose_device, join, leave
@@ -26,7 +28,7 @@ from backends.torch_collectives import TorchCollectives, broadcast_tensors
 from backends.torch_step import DTYPES
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared(BackendError, "fsdp2: ")
 class Fsdp2Settings(EngineSettings):
     """reshard_after_forward: free the whole parameters after forward and gather them again in backward (ZeRO-3), or
     keep them (ZeRO-2's traffic). wrap_min_parameters: blocks of a ModuleList, and linear or convolution layers outside
@@ -34,8 +36,14 @@ class Fsdp2Settings(EngineSettings):
     shards and optimizer state live on the CPU. extra: passed to ``fully_shard`` as they are."""
 
     reshard_after_forward: bool = True
-    wrap_min_parameters: int = 1_000_000
+    wrap_min_parameters: Annotated[int, Field(ge=0)] = 1_000_000
     cpu_offload: bool = False
+
+    def __post_init__(self) -> None:
+        if self.extra:
+            from torch.distributed.fsdp import fully_shard
+
+            check_extra(self, signature(fully_shard).parameters, "fully_shard")
 
 
 class Fsdp2Backend(TorchCollectives, StepBackend):

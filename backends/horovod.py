@@ -14,13 +14,15 @@ import os
 import pickle
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 
 from backends.base import Availability, BackendError, EngineSettings, Optimization, StepReport
+from backends.declared import declared
 from backends.exchange import Exchange, counting_horovod
 from backends.horovod_start import start
 from backends.process import ProcessFacts
@@ -28,13 +30,10 @@ from backends.process_group import choose_device
 from backends.step_backend import StepBackend
 from backends.torch_step import check_micro_batches
 
-COMPRESSIONS = ("none", "fp16")
-OPERATIONS = ("average", "adasum")
-CONTROLLERS = ("auto", "gloo", "mpi")
 _FOREIGN_LAUNCHERS = ("torchrun", "deepspeed", "srun", "mpich")
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared(BackendError, "horovod: ")
 class HorovodSettings(EngineSettings):
     """None = Horovod's own default (named in brackets).
 
@@ -50,29 +49,24 @@ class HorovodSettings(EngineSettings):
     elastic); commit_every: steps between the states that it can go back to. What starts the processes acts on these
     four. extra: further environment variables (HOROVOD_...), set before hvd.init."""
 
-    fusion_threshold_mb: float | None = None
-    cycle_time_ms: float | None = None
-    cache_capacity: int | None = None
-    num_groups: int = 0
-    compression: str = "none"
-    op: str = "average"
-    gradient_predivide_factor: float = 1.0
+    fusion_threshold_mb: Annotated[float | None, Field(ge=0, le=65536)] = None
+    cycle_time_ms: Annotated[float | None, Field(gt=0, le=60000)] = None
+    cache_capacity: Annotated[int | None, Field(ge=0)] = None
+    num_groups: Annotated[int, Field(ge=0)] = 0
+    compression: Literal["none", "fp16"] = "none"
+    op: Literal["average", "adasum"] = "average"
+    gradient_predivide_factor: Annotated[float, Field(gt=0)] = 1.0
     hierarchical_allreduce: bool | None = None
-    controller: str = "auto"
+    controller: Literal["auto", "gloo", "mpi"] = "auto"
     timeline: str = ""
     autotune: bool = False
     autotune_log: str = ""
-    tune_steps: int = 0
-    min_np: int = 0
-    max_np: int = 0
-    commit_every: int = 10
+    tune_steps: Annotated[int, Field(ge=0)] = 0
+    min_np: Annotated[int, Field(ge=0)] = 0
+    max_np: Annotated[int, Field(ge=0)] = 0
+    commit_every: Annotated[int, Field(ge=1)] = 10
 
     def __post_init__(self) -> None:
-        for name, allowed in (("compression", COMPRESSIONS), ("op", OPERATIONS), ("controller", CONTROLLERS)):
-            if getattr(self, name) not in allowed:
-                raise BackendError(
-                    f"horovod: unknown {name} '{getattr(self, name)}': choose one of {', '.join(allowed)}"
-                )
         if self.op == "adasum" and self.gradient_predivide_factor != 1.0:
             raise BackendError("horovod: gradient_predivide_factor belongs to op 'average', adasum does not average")
         for name, changed in (
@@ -81,8 +75,6 @@ class HorovodSettings(EngineSettings):
         ):
             if self.num_groups and changed:  # horovod/torch/optimizer.py: grouped all-reduces know of neither
                 raise BackendError(f"horovod: num_groups drops {name} without a word: leave one of them out")
-        if self.commit_every < 1:
-            raise BackendError(f"horovod: commit_every is {self.commit_every}: it must be at least 1")
         if self.tune_steps and self.autotune:
             raise BackendError("horovod: autotune tunes while it trains, tune_steps before: leave one of them out")
         for name in self.extra:

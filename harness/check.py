@@ -20,6 +20,7 @@ import click
 
 from harness import measure, records, words
 from harness.compare import summarize_study
+from harness.job import json_schema
 from harness.recorded import RecordedRun, load_runs
 
 if TYPE_CHECKING:
@@ -68,10 +69,10 @@ def check_run(run: RecordedRun) -> list[Problem]:
 
 @cache
 def validator(name: str) -> Any:
-    """The validator of harness/schemas/NAME.schema.json."""
+    """The validator of schema `name`: the job's is made from its declaration, the others are harness/schemas/."""
     from jsonschema import Draft202012Validator
 
-    schema = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
+    schema = json_schema() if name == "job" else json.loads((SCHEMAS / f"{name}.schema.json").read_text())
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema)
 

@@ -54,25 +54,27 @@ class Search:
     def job(self, setting: Setting, workers: int, point: int) -> Job:
         """The job of one try."""
         training = self.training
-        return Job(
-            backend=setting.backend,
-            engine=dict(setting.engine),
-            slots=workers,
-            device="cuda" if training.on_gpu else "cpu",
-            threads=self.threads,
-            oversubscribe=self.oversubscribe,
-            timeout_s=self.try_s,
-            preset="llama-600m",
-            model=self.grid.shape(point).overrides(),
-            steps=self.steps,
-            global_batch=workers * training.micro_batch,
-            scaling="weak",
-            precision=training.precision,
-            precision_mode=training.precision_mode,
-            activation_checkpointing=training.activation_checkpointing,
-            eval_samples=-1,
-            keep_weights=False,
-            study="fit",
+        return Job.from_dict(
+            {
+                "backend": setting.backend,
+                "engine": dict(setting.engine),
+                "slots": workers,
+                "device": "cuda" if training.on_gpu else "cpu",
+                "threads": self.threads,
+                "oversubscribe": self.oversubscribe,
+                "timeout_s": self.try_s,
+                "preset": "llama-600m",
+                "model": self.grid.shape(point).overrides(),
+                "steps": self.steps,
+                "global_batch": workers * training.micro_batch,
+                "scaling": "weak",
+                "precision": training.precision,
+                "precision_mode": training.precision_mode,
+                "activation_checkpointing": training.activation_checkpointing,
+                "eval_samples": -1,
+                "keep_weights": False,
+                "study": "fit",
+            }
         )
 
     def setup(self) -> dict[str, Any]:

@@ -4,95 +4,113 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem
 
 import backends
-from harness.job import SCALINGS, Job, JobError
+from backends.declared import check_field, field_info, nearest, unknown
+from harness.job import TABLES, Job, JobError
 
 _F = Callable[..., Any]
 
-# (flags, keyword arguments). Defaults are None: what the user did not say is Job's default.
-_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
-    (("--backend",), {"metavar": "NAME", "help": f"Engine: {', '.join(backends.names())}."}),
-    (("--zero-stage",), {"type": int, "help": "DeepSpeed's ZeRO stage, 0-3."}),
-    (
-        ("--launcher",),
-        {"help": "auto, local, deepspeed, horovodrun, mpirun, torchrun or srun (auto: the engine's own)."},
-    ),
-    (("--nodes",), {"type": int, "help": "Number of hosts, taken from the hostfile in its order."}),
-    (("--slots",), {"type": int, "help": "Workers per host."}),
-    (
-        ("--hostfile",),
-        {"type": click.Path(), "help": "Hosts as 'name slots=N' lines (default: ./hostfile for --nodes > 1)."},
-    ),
-    (("--min-np",), {"type": int, "help": "Elastic Horovod: go on with so few workers when hosts are lost."}),
-    (
-        ("--max-np",),
-        {"type": int, "help": "Elastic Horovod: take in hosts that the hostfile gains, up to so many."},
-    ),
-    (
-        ("--autotune", "tune_steps"),
-        {"type": int, "metavar": "STEPS", "help": "Horovod: tune fusion and cycle in a phase before the run."},
-    ),
-    (("--device",), {"type": click.Choice(["auto", "cpu", "cuda"]), "help": "Where to compute."}),
-    (("--threads",), {"type": int, "help": "CPU threads per worker."}),
-    (("--oversubscribe",), {"is_flag": True, "default": None, "help": "Allow more workers than cores (recorded)."}),
-    (("--timeout", "timeout_s"), {"type": float, "help": "Seconds that any single wait may last."}),
-    (("--preset",), {"help": "Model: tiny, small, lite, clip[:NAME], anomalygpt-7b, llama-600m."}),
-    (("--version", "version"), {"help": "Model version v1..v6 of the study: sets its whole column."}),
-    (("--random-weights",), {"is_flag": True, "default": None, "help": "Build the preset without pretrained weights."}),
-    (("--init-weights",), {"type": click.Path(), "help": "Trainable weights (safetensors or a run) to start from."}),
-    (("--data",), {"help": "textures, mvtec:DIR, visa:DIR or aebad:DIR."}),
-    (("--defects",), {"help": "Recipe of the simulated defects."}),
-    (("--image-size",), {"type": int, "help": "Pixels a side (default: the preset's)."}),
-    (("--loader-workers",), {"type": int, "help": "Data loading processes per worker (0: one background thread)."}),
-    (("--steps",), {"type": int, "help": "Optimizer steps."}),
-    (
-        ("--global-batch",),
-        {"type": int, "help": "Samples per optimizer step over all workers; of a weak `compare`, per worker."},
-    ),
-    (("--accumulation",), {"type": int, "help": "Micro-batches per optimizer step and worker."}),
-    (("--scaling",), {"type": click.Choice(SCALINGS), "help": "What is held when workers are added."}),
-    (("--optimizer",), {"help": "adamw, adam or sgd."}),
-    (("--lr",), {"type": float, "help": "Peak learning rate; never scaled by the number of workers."}),
-    (("--weight-decay",), {"type": float, "help": "Decoupled weight decay."}),
-    (("--schedule",), {"help": "constant, warmup_linear or warmup_cosine."}),
-    (("--warmup-steps",), {"type": int, "help": "Learning-rate warm-up, in optimizer steps."}),
-    (("--clip-norm",), {"type": float, "help": "Global gradient norm limit; 0 = no clipping."}),
-    (("--precision",), {"type": click.Choice(["fp32", "bf16", "fp16"]), "help": "Arithmetic type."}),
-    (
-        ("--precision-mode",),
-        {"type": click.Choice(["matched", "native"]), "help": "Like-for-like autocast, or the engine's own way."},
-    ),
-    (("--activation-checkpointing",), {"is_flag": True, "default": None, "help": "Recompute activations in backward."}),
-    (("--seed",), {"type": int, "help": "Decides weights, order of samples and simulated defects."}),
-    (("--timing-warmup",), {"type": int, "help": "First optimizer steps left out of timing."}),
-    (("--log-every",), {"type": int, "help": "Optimizer steps per flush of losses and times."}),
-    (("--eval-samples",), {"type": int, "help": "Test samples to evaluate: 0 = all, -1 = none."}),
-    (("--shots",), {"type": int, "help": "Normal pictures per category in the memory bank at evaluation."}),
-    (("--checkpoint-every",), {"type": int, "help": "Optimizer steps between checkpoints; 0 = none."}),
-    (("--resume",), {"is_flag": True, "default": None, "help": "Go on from the run's last good checkpoint."}),
-    (
-        ("--emulate-compute", "emulate_compute_ms"),
-        {"type": float, "help": "Wait this many ms a step instead of computing."},
-    ),
-    (("--study",), {"help": "Folder in results/ that the run belongs to."}),
-    (("--run-name", "run"), {"help": "Folder of the run (default: made from engine, workers, precision, seed)."}),
-    (
-        ("--set", "settings"),
-        {"multiple": True, "metavar": "KEY=VALUE", "help": "Any job field; engine.KEY, model.KEY, data_options.KEY."},
-    ),
+# Fields without an option of their own: tables (by --set), and what a study decides.
+_NO_OPTION = TABLES | {"concurrent", "repeat"}
+# Options that are not called as their field is.
+_FLAGS = {"timeout_s": "--timeout", "emulate_compute_ms": "--emulate-compute", "run": "--run-name"}
+_PATHS = frozenset({"hostfile", "init_weights"})
+
+# Settings of an engine that have an option, each behind a field of the job: (field, flag, engine, metavar, help).
+_ENGINE_OPTIONS = (
+    ("backend", "--zero-stage", "zero_stage", "STAGE", "DeepSpeed's ZeRO stage, 0-3."),
+    ("hostfile", "--min-np", "min_np", "N", "Elastic Horovod: go on with so few workers when hosts are lost."),
+    ("hostfile", "--max-np", "max_np", "N", "Elastic Horovod: take in hosts that the hostfile gains, up to so many."),
+    ("hostfile", "--autotune", "tune_steps", "STEPS", "Horovod: tune fusion and cycle in a phase before the run."),
 )
+
+
+class FieldType(click.ParamType):
+    """The type of an option that sets a field of the job: checked, named and completed as the field is declared."""
+
+    def __init__(self, field: str, flag: str) -> None:
+        self.field, self.flag = field, flag
+        info = field_info(Job, field)
+        kinds = {info.annotation, *get_args(info.annotation)}
+        literal = get_origin(info.annotation) is Literal
+        self.choices = [str(item) for item in get_args(info.annotation)] if literal else []
+        if self.choices:
+            self.name = "|".join(filter(None, self.choices))
+        else:
+            self.name = "integer" if int in kinds else "float" if float in kinds else "text"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        if self.choices:
+            return f"[{self.name}]"
+        return "PATH" if self.field in _PATHS else "B1,B2" if self.field == "betas" else self.name.upper()
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if self.field == "betas" and isinstance(value, str):
+            value = value.split(",")
+        checked = check_field(Job, self.field, value, JobError, self.flag)
+        return 0.0 if checked is None else checked  # to click, None would be an option that was not given
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        if self.field in _PATHS:
+            return [CompletionItem(incomplete, type="file")]
+        known = backends.names() if self.field == "backend" else self.choices
+        return [CompletionItem(item) for item in known if item and item.startswith(incomplete)]
+
+
+class WholeNumber(click.ParamType):
+    """A whole number of at least `least`, refused in one line."""
+
+    name = "integer"
+
+    def __init__(self, flag: str, least: int = 0) -> None:
+        self.flag, self.least = flag, least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            raise JobError(f"{self.flag}: '{value}' is not a whole number") from None
+        if number < self.least:
+            raise JobError(f"{self.flag}: must be at least {self.least}, got {number}")
+        return number
+
+
+def _options() -> Iterator[Callable[[_F], _F]]:
+    """click's option of every field of the job that has one, in the order of their declaration. Their default is None:
+    what the user did not say is Job's default."""
+    for field in fields(Job):
+        info = field_info(Job, field.name)
+        if field.name not in _NO_OPTION:
+            flag = _FLAGS.get(field.name, f"--{field.name.replace('_', '-')}")
+            if info.annotation is bool:
+                names = f"{flag}/--no-{flag[2:]}" if info.default else flag
+                yield click.option(names, field.name, is_flag=True, default=None, help=info.description)
+            else:
+                yield click.option(flag, field.name, type=FieldType(field.name, flag), help=info.description)
+        for behind, flag, setting, metavar, text in _ENGINE_OPTIONS:
+            if behind == field.name:
+                yield click.option(flag, setting, type=WholeNumber(flag), metavar=metavar, help=text)
+    yield click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Any job field; engine.KEY, model.KEY, data_options.KEY, loss_scale.KEY.",
+    )
 
 
 def job_options(command: _F) -> _F:
     """Adds the options of a job to a click command, which gets them as keyword arguments."""
-    for flags, settings in reversed(_OPTIONS):
-        command = click.option(*flags, **settings)(command)
+    for option in reversed(list(_options())):
+        command = option(command)
     return command
 
 
@@ -105,46 +123,54 @@ def parse_value(text: str) -> Any:
 
 
 def apply_settings(values: dict[str, Any], settings: tuple[str, ...]) -> None:
-    """Puts ``key=value`` and ``engine.key=value`` into `values`, in place."""
+    """Puts ``key=value`` and ``engine.key=value`` into `values`, in place. Raises JobError for an unknown field, a
+    wrong type or range."""
+    known = Job.names()
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator:
             raise JobError(f"--set {setting}: write it as KEY=VALUE")
         head, dot, tail = key.partition(".")
-        if dot:
-            nested = dict(values.get(head) or {})
-            nested[tail] = parse_value(text)
-            values[head] = nested
-        else:
-            values[head] = parse_value(text)
+        if head not in known:
+            raise JobError(f"--set {setting}: {unknown('job field', head, known)}")
+        if not dot:
+            values[head] = check_field(Job, head, parse_value(text), JobError, f"--set {head}")
+            continue
+        if head not in TABLES:
+            raise JobError(f"--set {setting}: {head} has no parts: write it as --set {head}=VALUE")
+        if not tail:
+            raise JobError(f"--set {setting}: write it as {head}.KEY=VALUE")
+        values[head] = {**(values.get(head) or {}), tail: parse_value(text)}
+
+
+def with_version(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` on top of what their model version sets, where they name one."""
+    if not values.get("version"):
+        return dict(values)
+    from core_model.versions import version
+
+    return {**version(str(values["version"])).optimization, **values}
 
 
 def job_values(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The job fields that were given (not None), with --zero-stage, --clip-norm 0 and --set folded in."""
+    """The job fields that were given (not None), each checked, with --zero-stage, --clip-norm 0 and --set folded in."""
     given = {name: value for name, value in options.items() if value is not None}
     settings = given.pop("settings", ())
-    zero_stage = given.pop("zero_stage", None)
-    if zero_stage is not None:
-        if given.get("backend") not in (None, "deepspeed"):
-            raise JobError(f"--zero-stage belongs to deepspeed, not to {given['backend']}: leave it out")
-        given["engine"] = {"zero_stage": zero_stage}
-    for name in ("min_np", "max_np", "tune_steps"):
+    engine: dict[str, Any] = {}
+    for _, flag, name, *_ in _ENGINE_OPTIONS:
         value = given.pop(name, None)
-        if value is not None:
-            flag = "--autotune" if name == "tune_steps" else f"--{name.replace('_', '-')}"
-            if given.get("backend") != "horovod":
-                raise JobError(f"{flag} belongs to horovod, not to {given.get('backend', 'single')}: leave it out")
-            if value < 1:
-                raise JobError(f"{flag} {value}: it must be at least 1")
-            given["engine"] = {**given.get("engine", {}), name: value}
-    if given.get("clip_norm") == 0:
-        given["clip_norm"] = None
-    if given.get("version"):
-        from core_model.versions import version
-
-        given = {**version(given["version"]).optimization, **given}
+        if value is None:
+            continue
+        owner = "deepspeed" if name == "zero_stage" else "horovod"
+        if given.get("backend", owner if name == "zero_stage" else "single") != owner:
+            raise JobError(f"{flag} belongs to {owner}, not to {given.get('backend', 'single')}: leave it out")
+        if owner == "horovod" and value < 1:
+            raise JobError(f"{flag}: must be at least 1, got {value}")
+        engine[name] = value
+    if engine:
+        given["engine"] = {**given.get("engine", {}), **engine}
     apply_settings(given, settings)
-    return given
+    return with_version(Job.checked(given))
 
 
 def names_in(text: str, known: Collection[str], what: str) -> list[str]:
@@ -152,7 +178,9 @@ def names_in(text: str, known: Collection[str], what: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in known:
-            raise JobError(f"unknown {what} '{name}': choose of {', '.join(known)}")
+            near = nearest(name, known)
+            hint = f" (did you mean '{near}'?)" if near else ""
+            raise JobError(f"unknown {what} '{name}'{hint}: choose of {', '.join(known)}")
     return names
 
 

@@ -28,17 +28,52 @@ import itertools
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from backends.declared import check_field, declared, nearest, unknown
 from harness import records, words
 from harness.folders import check_name
 from harness.job import Job, JobError
-from harness.options import parse_value
+from harness.options import parse_value, with_version
 
 STUDY = "study.json"
-_KEYS = {"name", "title", "backends", "workers", "repeats", "seeds", "job", "matrix", "estimate"}
+_INSTEAD = {
+    "slots": "name world sizes by workers, out of [job], [matrix] and the options",
+    "backend": "name engines by backends, out of [job], [matrix] and the options",
+    "engine": 'write an engine\'s settings behind its name, backends = ["deepspeed:zero_stage=1"]',
+    "seed": "name seeds by seeds = [0, 1, 2]",
+}
+
+
+@declared(JobError)
+class StudyMatrix:
+    """What a study file or the options of `harness compare` declare: the keys of the file, their types and ranges."""
+
+    name: str
+    title: str = ""
+    backends: tuple[str, ...] = ()
+    workers: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
+    repeats: Annotated[int, Field(ge=1)] = 3
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    job: Mapping[str, Any] = field(default_factory=dict)
+    matrix: Mapping[str, Any] = field(default_factory=dict)
+    estimate: Mapping[str, Any] | None = None
+
+    @property
+    def estimate_seconds(self) -> tuple[float, float] | None:
+        """[estimate]: seconds of a start of processes, and of a run. Raises JobError that names what is wrong in it."""
+        if self.estimate is None:
+            return None
+        if set(self.estimate) != {"start_s", "run_s"} or not all(map(words.is_number, self.estimate.values())):
+            raise JobError("[estimate] has start_s and run_s, seconds of a start of processes and of a run")
+        start, run = float(self.estimate["start_s"]), float(self.estimate["run_s"])
+        if start < 0 or run < 0:
+            raise JobError(f"[estimate] seconds must be at least 0, got {min(start, run):g}")
+        return start, run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,45 +86,37 @@ class Study:
     declared: tuple[float, float] | None = None  # [estimate]: seconds of a start of processes, and of a run
 
     @classmethod
-    def from_matrix(
-        cls,
-        *,
-        name: str,
-        backends: Sequence[str],
-        workers: Sequence[int],
-        repeats: int = 3,
-        seeds: Sequence[int] = (),
-        job: Mapping[str, Any] | None = None,
-        matrix: Mapping[str, Sequence[Any]] | None = None,
-        title: str = "",
-        estimate: Mapping[str, float] | None = None,
-    ) -> Study:
-        """Every combination, validated. backends: ``name`` or ``name:key=value+key=value`` with the engine's settings.
-        Raises JobError for the first that cannot work."""
-        if not backends or not workers or repeats < 1:
+    def from_matrix(cls, **declared: Any) -> Study:
+        """Every combination of what is declared (fields of `StudyMatrix`), validated. Raises JobError for what cannot
+        work."""
+        asked = StudyMatrix(**declared)
+        if not asked.backends or not asked.workers:
             raise JobError("a study needs at least one engine, one number of workers and one repeat")
-        engines = [parse_backend(text) for text in backends]
+        engines = [parse_backend(text) for text in asked.backends]
         if len({tuple(sorted(map(str, engine.items()))) for engine in engines}) < len(engines):
             raise JobError("the same engine with the same settings is listed twice: leave one out")
-        base = dict(job or {})
-        for field in ("slots", "repeat", "run", "study", "backend"):
-            if field in base:
-                raise JobError(f"'{field}' is decided by the study: leave it out of [job] and the options")
+        for name in ("slots", "repeat", "run", "study", "backend", "engine", "seed"):
+            if name in asked.matrix or (name in asked.job and name != "seed"):
+                remedy = _INSTEAD.get(name, "leave it out of [job], [matrix] and the options")
+                raise JobError(f"'{name}' is decided by the study: {remedy}")
+        base = with_version(Job.checked(asked.job))
         jobs: list[Job] = []
-        for repeat in range(repeats):
-            seed = seeds[repeat % len(seeds)] if seeds else int(base.get("seed", 0)) + repeat
-            for changes in _combinations(matrix or {}):
-                for count in workers:
+        for repeat in range(asked.repeats):
+            seed = asked.seeds[repeat % len(asked.seeds)] if asked.seeds else base.get("seed", Job.seed) + repeat
+            for changes in _combinations(asked.matrix):
+                for count in asked.workers:
                     # Each repeat begins with the next engine.
                     turn = repeat % len(engines)
                     for engine in engines[turn:] + engines[:turn]:
                         values = {**base, **changes, "seed": seed, "repeat": repeat}
-                        made = _job(name, engine, count, values, tuple(changes))
+                        made = _job(asked.name, engine, count, values, tuple(changes))
                         if made is not None:
                             jobs.append(made)
         if not jobs:
             raise JobError("no job is left: engine 'single' runs with one worker only, add 1 to --workers")
-        return cls(name=check_name("study", name), jobs=tuple(jobs), title=title, declared=_declared(estimate))
+        return cls(
+            name=check_name("study", asked.name), jobs=tuple(jobs), title=asked.title, declared=asked.estimate_seconds
+        )
 
     @classmethod
     def from_toml(cls, path: Path, **overrides: Any) -> Study:
@@ -101,16 +128,15 @@ class Study:
             raise JobError(f"{path}: no such study file") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
             raise JobError(f"{path}: not a readable TOML file ({error})") from None
-        for key in declared:
-            if key not in _KEYS:
-                raise JobError(f"{path}: unknown key '{key}': a study has {', '.join(sorted(_KEYS))}")
         declared.setdefault("name", path.stem)
         given = {name: value for name, value in overrides.items() if value is not None}
-        job = {**declared.pop("job", {}), **given.pop("job", {})}
-        values = {"backends": [], "workers": [1], **declared, **given}
+        job = given.pop("job", {})
         try:
-            return cls.from_matrix(job=job, **values)
-        except TypeError as error:
+            _check_keys(declared)
+            if job and isinstance(declared.get("job", {}), dict):
+                declared["job"] = {**declared.get("job", {}), **job}
+            return cls.from_matrix(**{**declared, **given})
+        except JobError as error:
             raise JobError(f"{path}: {error}") from None
 
     @classmethod
@@ -130,13 +156,19 @@ class Study:
         return {"name": self.name, "title": self.title, "jobs": [job.to_dict() for job in self.jobs]}
 
 
-def _declared(estimate: Mapping[str, float] | None) -> tuple[float, float] | None:
-    """The [estimate] of a study file. Raises JobError that names what is wrong in it."""
-    if estimate is None:
-        return None
-    if set(estimate) != {"start_s", "run_s"} or not all(words.is_number(value) for value in estimate.values()):
-        raise JobError("[estimate] has start_s and run_s, seconds of a start of processes and of a run")
-    return float(estimate["start_s"]), float(estimate["run_s"])
+def _check_keys(declared: Mapping[str, Any]) -> None:
+    """Raises JobError for the first key that a study file does not have, with where it may belong."""
+    keys = {item.name for item in fields(StudyMatrix)}
+    for key in declared:
+        if key in keys:
+            continue
+        if near := nearest(key, keys):
+            hint = f"did you mean '{near}'?"
+        elif field_meant := nearest(key, Job.names()):
+            hint = f"a field of the job stands under [job], as {field_meant}"
+        else:
+            hint = f"a study has {', '.join(sorted(keys))}"
+        raise JobError(f"unknown key '{key}': {hint}")
 
 
 _LONGEST_NAME = 120  # of a run's folder
@@ -154,16 +186,17 @@ def parse_backend(text: str) -> dict[str, Any]:
     return {"backend": name, "engine": engine}
 
 
-def _combinations(matrix: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+def _combinations(matrix: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Every combination of a matrix of job fields; one empty one for an empty matrix."""
-    known = {field.name for field in fields(Job)}
+    checked: dict[str, list[Any]] = {}
     for key, values in matrix.items():
-        if key not in known:
-            raise JobError(f"[matrix] '{key}' is no job field: known are {', '.join(sorted(known))}")
-        if not isinstance(values, list):
+        if key not in Job.names():
+            raise JobError(f"[matrix] '{key}' is no job field: {unknown('job field', key, Job.names())}")
+        if not isinstance(values, list) or not values:
             raise JobError(f"[matrix] '{key}' must be a list of values")
-    for values in itertools.product(*matrix.values()):
-        yield dict(zip(matrix, values, strict=True))
+        checked[key] = [check_field(Job, key, value, JobError, f"[matrix] {key}") for value in values]
+    for values in itertools.product(*checked.values()):
+        yield dict(zip(checked, values, strict=True))
 
 
 def _job(
@@ -172,12 +205,12 @@ def _job(
     """The validated job of one cell and repeat, None where the engine cannot have that many workers."""
     if engine["backend"] == "single" and workers > 1:
         return None
-    nodes = int(values.get("nodes", 1))
+    nodes = values.get("nodes", Job.nodes)
     if workers % nodes:
         raise JobError(f"{workers} workers cannot be spread evenly over {nodes} nodes: use a multiple of {nodes}")
     values = {**values, **engine, "slots": workers // nodes, "study": study}
     if values.get("scaling") == "weak":  # the batch that was asked for is one worker's
-        values["global_batch"] = int(values.get("global_batch", Job.global_batch)) * workers
+        values["global_batch"] = values.get("global_batch", Job.global_batch) * workers
     job = Job.from_dict(values).validate()
     return job.with_(run=run_name(job, varied))
 

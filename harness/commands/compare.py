@@ -23,7 +23,7 @@ def _list(text: str | None, kind: type = str) -> list[Any] | None:
     try:
         return [kind(part.strip()) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise JobError(f"'{text}': write numbers with commas between them, as 1,2,4") from None
+        raise JobError(f"'{text}': write whole numbers with commas between them, as 1,2,4") from None
 
 
 def study_from_options(options: Mapping[str, Any]) -> Study:

@@ -47,15 +47,15 @@ def test_unknown_setting_is_named() -> None:
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("deepspeed", {"zero_stage": 5}, "zero_stage is 5: choose 0, 1, 2 or 3"),
+        ("deepspeed", {"zero_stage": 5}, "zero_stage: must be at most 3, got 5"),
         ("deepspeed", {"zero_stage": 0, "offload_optimizer": "cpu"}, "offload_optimizer needs zero_stage 1, 2 or 3"),
         ("deepspeed", {"zero_stage": 2, "offload_param": "cpu"}, "offload_param needs zero_stage 3"),
         (
             "deepspeed",
             {"communication_data_type": "int8"},
-            "unknown communication_data_type 'int8': choose one of fp32, fp16, bf16",
+            "communication_data_type: 'int8' is not one of fp32, fp16, bf16",
         ),
-        ("horovod", {"compression": "bf16"}, "unknown compression 'bf16': choose one of none, fp16"),
+        ("horovod", {"compression": "bf16"}, "compression: 'bf16' is not one of none, fp16"),
         (
             "horovod",
             {"op": "adasum", "gradient_predivide_factor": 2.0},

@@ -19,8 +19,8 @@ ELASTIC = {"backend": "horovod", "nodes": 2, "hostfile": "hosts", "engine": {"mi
     ("changes", "words"),
     [
         ({"backend": "mpi"}, "unknown engine 'mpi': choose one of single, ddp"),
-        ({"scaling": "sideways"}, "unknown scaling"),
-        ({"slots": 0}, "slots is 0"),
+        ({"scaling": "sideways"}, "scaling: 'sideways' is not one of strong, weak"),
+        ({"slots": 0}, "slots: must be at least 1, got 0"),
         ({"backend": "single", "slots": 2}, "runs one worker"),
         ({"backend": "ddp", "slots": 3, "global_batch": 8}, "use a multiple of 3"),
         ({"backend": "ddp", "slots": 2, "accumulation": 3, "global_batch": 8}, "use a multiple of 6"),

@@ -137,7 +137,7 @@ def test_options_of_the_command_that_belong_elsewhere_are_refused() -> None:
         (["--slots", "2"], "--workers"),
         (["--zero-stage", "1"], "deepspeed:zero_stage=1"),
         (["--set", "engine.zero_stage=1"], "deepspeed:zero_stage=1"),
-        (["--workers", "one"], "write numbers"),
+        (["--workers", "one"], "write whole numbers"),
     ):
         done = CliRunner().invoke(compare, ["--dry-run", *arguments])
         assert isinstance(done.exception, JobError), arguments
