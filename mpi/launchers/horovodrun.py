@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 from mpi import hostfile
 from mpi.launchers import mpirun
 from mpi.launchers.base import Launch, Plan, require_plain_cwd
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def gloo(plan: Plan) -> Launch:
@@ -50,20 +53,32 @@ def elastic(plan: Plan) -> Launch:
         *("--host-discovery-script", str(script)),
     )
     launch = _launch(plan, "horovodrun-elastic", options)
-    return replace(launch, files={script: _discovery(plan)}, elastic=True)
+    return replace(launch, files=_discovery(plan), elastic=True)
 
 
-def _discovery(plan: Plan) -> str:
-    """The script that prints HOST:SLOTS lines. A watched hostfile may be edited meanwhile: a half-written one lists
-    what it lists, and is read again a second later."""
+def _discovery(plan: Plan) -> dict[Path, str]:
+    """The script that prints HOST:SLOTS lines, and its files. A watched hostfile is read as every hostfile is, by
+    Python, but only when it has changed: a Python a second would take cores from the workers. It may be edited
+    meanwhile: a half-written one lists what it lists, and is read again a second later."""
+    script = plan.scratch / "discover.sh"
     if not plan.watched:
-        return "#!/bin/sh\n" + "".join(f"echo {host.name}:{host.slots}\n" for host in plan.hosts)
+        return {script: "#!/bin/sh\n" + "".join(f"echo {host.name}:{host.slots}\n" for host in plan.hosts)}
+    listed, known = plan.scratch / "discovered", plan.scratch / "discovered.sum"
     most = max(host.slots for host in plan.hosts)
     program = (
-        '{ sub(/#.*/, "") } NF { n = 1; for (i = 2; i <= NF; i++) if ($i ~ /^slots=/) n = substr($i, 7); '
-        f'if (n + 0 > {most}) n = {most}; print $1 ":" n }}'
+        f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from mpi.hostfile import listed_now; "
+        f"print(listed_now(sys.argv[1], {most}), end='')"
     )
-    return f"#!/bin/sh\nexec awk {shlex.quote(program)} {shlex.quote(plan.watched)}\n"
+    read = shlex.join((plan.python, "-I", "-S", "-c", program, plan.watched))
+    file, new = shlex.quote(str(listed)), shlex.quote(f"{listed}.new")
+    text = (
+        f"#!/bin/sh\nnow=$(cksum < {shlex.quote(plan.watched)}) || exit 1\n"
+        f'if [ "$now" != "$(cat {shlex.quote(str(known))} 2>/dev/null)" ]; then\n'
+        f'  {read} > {new} && mv {new} {file} && echo "$now" > {shlex.quote(str(known))} || exit 1\n'
+        f"fi\nexec cat {file}\n"
+    )
+    # Named here so that they are removed with the script.
+    return {script: text, listed: "", known: ""}
 
 
 def _launch(plan: Plan, name: str, options: tuple[str, ...]) -> Launch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from mpi.launch import DEFAULT_LAUNCHER, LAUNCHERS, carried, command, default_la
 from mpi.launchers.base import JOB_TAG, Launch, LaunchError
 from mpi.launchers.deepspeed import _quote_for_pdsh
 from mpi.network import Network
+from mpi.process import _remove_files, _write_files
 
 HOSTS = (Host("a", 2), Host("b", 2))
 NETWORK = Network(interface="ens7", address="10.1.0.1", subnet="10.1.0.0/16", remote=("b",))
 WORKER = ("/venv/bin/python", "harness/run.py", "--note", 'it\'s $HOME; "x" `id` \\ %h')
+PYTHON = (sys.executable, "harness/run.py")
 # Every character that means something to a shell, to printf-like expansion of pdsh, or to word splitting.
 NASTY = [
     "a b",
@@ -203,20 +206,27 @@ def test_an_elastic_job_follows_its_hostfile(tmp_path):
     hosts = tmp_path / "my hosts"
     hosts.write_text("# the cluster\na slots=2   # first\n\nb slots=8\nc\n")
     launch = command(
-        "horovodrun-elastic", WORKER, HOSTS, network=NETWORK, scratch=tmp_path, elastic=(1, 6), watched=hosts
+        "horovodrun-elastic", PYTHON, HOSTS, network=NETWORK, scratch=tmp_path, elastic=(1, 6), watched=hosts
     )
     pairs = dict(pairwise(launch.argv))
     assert (pairs["-np"], pairs["--min-np"], pairs["--max-np"]) == ("4", "1", "6")
     assert launch.elastic
-    ((path, text),) = launch.files.items()
-    assert pairs["--host-discovery-script"] == str(path)
+    script = tmp_path / "discover.sh"
+    assert pairs["--host-discovery-script"] == str(script)
+    _write_files(launch)
 
     def found():
-        return subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=True).stdout.split()
+        return subprocess.run([str(script)], capture_output=True, text=True, check=True, cwd="/").stdout.split()
 
     assert found() == ["a:2", "b:2", "c:1"]  # never more slots than the job takes of a host
+    assert found() == ["a:2", "b:2", "c:1"]  # from what was read before
     hosts.write_text("b slots=2\n")
     assert found() == ["b:2"]
+    # A file of Windows', ranges, a line that is being written, a host named twice: as far as the start would read it.
+    hosts.write_bytes(b"\xef\xbb\xbfa SLOTS=1\r\nn[08-10] slots=9\r\nd slots=\r\nb slots=1\r\nb slots=2")
+    assert found() == ["a:1", "n08:2", "n09:2", "n10:2", "b:2"]
+    _remove_files(launch)
+    assert list(tmp_path.iterdir()) == [hosts]
 
 
 def test_an_elastic_job_without_a_hostfile_has_its_hosts(tmp_path):
