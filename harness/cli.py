@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from harness.foreign_options import explain
 from mpi.errors import UserError
 
 # command -> (module:attribute, the one line of `harness --help`)
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> Any:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        explain(error).show()
         sys.exit(2)
     except Exception as error:
         if isinstance(error, UserError):

@@ -19,12 +19,12 @@ from typing import Any
 import click
 
 from harness import comm_record
+from harness.hosts import find_hostfile, slots_from_hostfile
 from harness.job import JobError
-from harness.launch import find_hostfile
 from harness.options import names_in
 from mpi import hostfile
 from mpi.launch import command, missing_program, render
-from mpi.network import find, free_port
+from mpi.network import expected, find, free_port
 from mpi.nodes.link import bytes_per_second
 from mpi.process import supervise
 from mpi.transports import TRANSPORTS
@@ -116,8 +116,7 @@ def size(text: str) -> int:
 def _hosts(nodes: int, slots: int, path: str) -> tuple[hostfile.Host, ...]:
     if nodes == 1 and not path:
         return hostfile.local(slots or 2)
-    listed = hostfile.parse_file(find_hostfile(path))
-    return hostfile.take(listed, nodes, slots or min(host.slots for host in listed[:nodes]))
+    return hostfile.take(hostfile.parse_file(find_hostfile(path)), nodes, slots or slots_from_hostfile(nodes, path))
 
 
 def _run(
@@ -125,7 +124,7 @@ def _run(
 ) -> tuple[dict[str, Any] | None, int]:
     """One library's rows (None for a dry run), and the exit code of an interrupt, else 0; ``reason`` says in one line
     why there are no rows, or fewer."""
-    network = find([host.name for host in hosts])
+    network = (expected if dry_run else find)([host.name for host in hosts])
     argv = [sys.executable, "-m", "mpi.collectives", "--via", name, *worker]
     launch = command(
         TRANSPORTS[name][1],
@@ -139,7 +138,7 @@ def _run(
         operation_timeout=60,
     )
     if dry_run:
-        click.echo(render(launch))
+        click.echo((f"# {network.note}\n" if network.note else "") + render(launch))
         return None, 0
     if missing := missing_program(launch):
         return {"via": name, "reason": missing, "rows": [], "transport": {}}, 0

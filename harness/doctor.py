@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from harness.doctor_checks import CHECKS, PACKAGES, Finding, Report, Wanted, bits, judge, rate_limits
+from harness.hosts import find_hostfile
 from mpi import hostfile, probe
 from mpi.launchers.base import JOB_TAG
 from mpi.nodes.link import bytes_per_second
@@ -63,7 +64,7 @@ def doctor(
 
     Exit code 0: start. 1: something would break a job, named with its remedy. 2: the question was wrong.
     """
-    hosts = hostfile.parse_list(listed) if listed else hostfile.parse_file(path or _default_hostfile())
+    hosts = hostfile.parse_list(listed) if listed else hostfile.parse_file(find_hostfile(str(path or "")))
     began = time.monotonic()
     request: dict[str, Any] = {
         "do": "facts",
@@ -183,10 +184,6 @@ def _ask(session: Session, host: hostfile.Host, request: dict[str, Any], patienc
         skew_s=skew,
         skew_error_s=max(0.0, error),
     )
-
-
-def _default_hostfile() -> Path:
-    return next((found for found in (Path("hostfile"), ROOT / "hostfile") if found.is_file()), Path("hostfile"))
 
 
 def _as_json(

@@ -27,13 +27,13 @@ from harness import records
 from harness.ending import end_lines
 from harness.folders import claim_run_folder
 from harness.follow import Tail
+from harness.hosts import find_hostfile, hosts_of
 from harness.job import Job, JobError
 from harness.marks import LogPart, first_mark, is_consequence, silent_ranks
 from harness.output import Progress
 from harness.packed import pack
 from harness.recorded import SHARED_LOG, RecordedRun
 from harness.turns import NobodyConductsError, Stop, Turn
-from mpi import hostfile
 from mpi.launchers.base import Launch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,31 +80,20 @@ def preflight(job: Job) -> Job:
     return job
 
 
-def hosts_of(job: Job) -> tuple[hostfile.Host, ...]:
-    """The hosts of the job: this machine for one node without a hostfile, else the hostfile's first ones."""
-    if job.nodes == 1 and not job.hostfile:
-        return hostfile.local(job.slots)
-    return hostfile.take(hostfile.parse_file(find_hostfile(job.hostfile)), job.nodes, job.slots)
-
-
-def find_hostfile(given: str) -> Path:
-    """The hostfile that was named, else ./hostfile, else the repository's."""
-    candidates = [Path(given)] if given else [Path("hostfile"), ROOT / "hostfile"]
-    return next((path for path in candidates if path.is_file()), candidates[0])
-
-
-def slots_from_hostfile(nodes: int, given: str) -> int:
-    """Workers a host where the user did not say: the fewest slots among the first `nodes` hosts."""
-    return min(host.slots for host in hostfile.parse_file(find_hostfile(given))[:nodes])
-
-
 def launch_of(job: Job, folder: Path, scratch: Path, launcher_args: Sequence[str] = ()) -> Launch:
     """The launch command of a job whose run folder is `folder`. Pure but for looking up the network."""
     return _launch(job, ["--job-b64", pack(job.to_dict()), "--run-dir", str(folder)], scratch, launcher_args)
 
 
-def _launch(job: Job, arguments: Sequence[str], scratch: Path, launcher_args: Sequence[str] = ()) -> Launch:
-    """The command that starts workers with `arguments` as `job` wants them started."""
+def _launch(
+    job: Job,
+    arguments: Sequence[str],
+    scratch: Path,
+    launcher_args: Sequence[str] = (),
+    network: mpi.network.Network | None = None,
+) -> Launch:
+    """The command that starts workers with `arguments` as `job` wants them started. network: where it need not be
+    looked up."""
     hosts = hosts_of(job)
     launcher = mpi.launch.default_launcher(job.backend) if job.launcher == "auto" else job.launcher
     if launcher == "auto" or (job.backend == "single" and launcher != "local"):
@@ -113,7 +102,7 @@ def _launch(job: Job, arguments: Sequence[str], scratch: Path, launcher_args: Se
     if job.elastic is not None:
         launcher = "horovodrun-elastic"
         watched = find_hostfile(job.hostfile)
-    network = mpi.network.find([host.name for host in hosts])
+    network = network or mpi.network.find([host.name for host in hosts])
     tag = mpi.launch.new_tag()
     environ = dict(os.environ)
     if job.device == "cpu":  # deepspeed would start a worker for each device that is named
@@ -138,16 +127,19 @@ def _launch(job: Job, arguments: Sequence[str], scratch: Path, launcher_args: Se
 
 
 def describe(job: Job, results: Path, launcher_args: Sequence[str] = ()) -> str:
-    """What --dry-run prints: shell text that starts the same job."""
+    """What --dry-run prints: shell text that starts the same job. The hosts need not be known here."""
     folder, scratch = results / job.study / (job.run or job.default_run_name()), Path("/tmp/harness-launch")
     job = preflight(job)
+    network = mpi.network.expected([host.name for host in hosts_of(job)])
+    note = f"# {network.note}\n" if network.note else ""
     if not job.tune_steps:
-        return mpi.launch.render(launch_of(job, folder, scratch, launcher_args))
+        arguments = ["--job-b64", pack(job.to_dict()), "--run-dir", str(folder)]
+        return note + mpi.launch.render(_launch(job, arguments, scratch, launcher_args, network))
     from harness import tuning
 
     arguments = ["--job-b64", pack(job.to_dict()), "--tune-log", str(folder / tuning.LOG)]
-    phase = mpi.launch.render(_launch(job, arguments, scratch, launcher_args))
-    return f"{phase}\n# ... and then the run, fixed to what {folder / tuning.FILE} says"
+    phase = mpi.launch.render(_launch(job, arguments, scratch, launcher_args, network))
+    return f"{note}{phase}\n# ... and then the run, fixed to what {folder / tuning.FILE} says"
 
 
 def run_job(

@@ -204,8 +204,12 @@ def make_job(options: Mapping[str, Any]) -> Job:
     the global batch is made to fit all workers."""
     values = job_values(options)
     if values.get("nodes", 1) > 1 and "slots" not in values:
-        from harness.launch import slots_from_hostfile
+        from harness.hosts import slots_from_hostfile
 
         values["slots"] = slots_from_hostfile(values["nodes"], values.get("hostfile", ""))
+    elif values.get("hostfile") and not values.get("max_np"):
+        from harness.hosts import say_idle
+
+        say_idle(values["hostfile"], values.get("nodes"), values.get("slots"))
     share_evenly(values, int(values.get("nodes", Job.nodes)) * int(values.get("slots", Job.slots)))
     return Job.from_dict(values).validate()

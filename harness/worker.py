@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from backends.process import ProcessFacts, detect
+from harness.foreign_options import explain
 from harness.job import Job, JobError
 from harness.job_run import Run
 from harness.marks import FAILURE_MARK
@@ -81,7 +82,7 @@ def main() -> None:
     try:
         worker.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        explain(error).show()
         sys.exit(2)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)

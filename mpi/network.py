@@ -7,6 +7,7 @@ import ipaddress
 import random
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from mpi.errors import UserError
 
 _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B
 LOOPBACK = "127.0.0.1"
+_SLOW_S = 2.0
 
 
 class NetworkError(UserError):
@@ -26,13 +28,15 @@ class Network:
     """How this node reaches the job's other nodes.
 
     interface: its name here. address: the address of the job's FIRST host, where rank 0 listens. subnet: the
-    interface's network in CIDR notation (what Open MPI selects by). remote: hosts that are other machines.
+    interface's network in CIDR notation (what Open MPI selects by). remote: hosts that are other machines. note: what
+    of this is only assumed, one line.
     """
 
     interface: str = "lo"
     address: str = LOOPBACK
     subnet: str = "127.0.0.0/8"
     remote: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def is_local(self) -> bool:
@@ -49,6 +53,32 @@ def find(hosts: Sequence[str]) -> Network:
     interface, subnet = interface_of(own)
     first = addresses[hosts[0]]
     return Network(interface=interface, address=own if hosts[0] not in remote else first, subnet=subnet, remote=remote)
+
+
+def expected(hosts: Sequence[str]) -> Network:
+    """As `find`, to show a job that is not started here: words stand for what cannot be found, and `note` says so."""
+    unknown: list[str] = []
+    remote: list[str] = []
+    for name in hosts:
+        began = time.monotonic()
+        try:
+            if not is_own_address(resolve(name)):
+                remote.append(name)
+        except NetworkError:
+            unknown.append(name)
+            if time.monotonic() - began > _SLOW_S:  # no name server answers: it would be as long for each of the others
+                unknown += hosts[hosts.index(name) + 1 :]
+                break
+    if not unknown:
+        try:
+            return find(hosts)
+        except NetworkError as error:
+            unknown, why = remote, str(error).partition(":")[0]
+    else:
+        why = f"not known here: {', '.join(unknown[:6])}{', ...' if len(unknown) > 6 else ''}"
+    note = f"{why}: INTERFACE and SUBNET stand for what is found at the start"
+    others = tuple(name for name in hosts if name in remote or name in unknown)
+    return Network(interface="INTERFACE", address=hosts[0], subnet="SUBNET", remote=others, note=note)
 
 
 def resolve(name: str) -> str:
