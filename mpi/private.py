@@ -3,7 +3,9 @@
 Every user of a machine can read every command line (``ps``), and launchers copy variables onto theirs: ``mpirun -x
 NAME=VALUE``, horovodrun's and deepspeed's ssh lines, ``env A=B``. So no launcher gets a secret. The guard that stands
 on each node of a job (`mpi.guard`) gets them by its standard input, which ssh encrypts, and keeps them in a file of
-mode 600, in memory, as long as the job lasts; a worker takes them from there (`take`).
+mode 600, in memory, as long as the job lasts; a worker takes them from there (`take`). Other nodes get those whose
+names are carried there anyway (`mpi.launch.CARRIED`: HF_TOKEN is). Hosts that an elastic job takes in later have no
+guard, and so none.
 
 A variable is a secret by the words of its name (HF_TOKEN, WANDB_API_KEY; not TOKENIZERS_PARALLELISM, PYTHONHASHSEED),
 or because its value is a token of a known form or an address with a password in it.
