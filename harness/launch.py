@@ -165,6 +165,8 @@ def run_job(
         missing = mpi.launch.missing_program(probe)
         if missing:
             raise JobError(missing)
+        if show and (note := mpi.launch.unread(probe)):
+            click.echo(f"note: {note}", err=True)
         job, folder = claim_run_folder(job, results)
         arguments = ["--job-b64", pack(job.to_dict()), "--run-dir", str(folder)]
         launch = _launch(job, arguments, Path(scratch), launcher_args)

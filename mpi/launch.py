@@ -201,6 +201,18 @@ def missing_program(launch: Launch) -> str:
     return ""
 
 
+def unread(launch: Launch, home: Path | None = None) -> str:
+    """One line naming the user's own ``.deepspeed_env``, which deepspeed alone would copy onto a command line and which
+    is not read here; else the empty string."""
+    if "DS_ENV_FILE" not in launch.env:
+        return ""
+    places = (home or Path.home(), Path(launch.cwd))
+    found = [str(place / ".deepspeed_env") for place in places if (place / ".deepspeed_env").is_file()]
+    if not found:
+        return ""
+    return f"{found[0]} is not read: export what workers need ({', '.join(CARRIED[:8])}... are carried to every node)"
+
+
 def render(launch: Launch) -> str:
     """The launch as shell text that a person can read, copy and run: files, then environment, then the command(s).
 

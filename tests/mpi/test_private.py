@@ -16,7 +16,7 @@ import pytest
 from mpi import hostfile, private
 from mpi.guard import VARIABLE, secrets_file
 from mpi.hostfile import Host
-from mpi.launch import LAUNCHERS, command, render
+from mpi.launch import LAUNCHERS, command, render, unread
 from mpi.launchers.base import LaunchError
 from mpi.network import Network
 from mpi.process import supervise
@@ -96,11 +96,16 @@ def test_no_command_line_file_or_dry_run_shows_one(launcher, network):
         assert VALUE not in done.stdout, "a launcher started by the text would put it onto command lines"
 
 
-def test_the_users_own_deepspeed_env_goes_onto_no_command_line():
+def test_the_users_own_deepspeed_env_goes_onto_no_command_line(tmp_path):
     """deepspeed's MPI and Slurm launchers would read ~/.deepspeed_env and write it into arguments of mpirun or srun."""
     for launcher in ("deepspeed", "deepspeed-openmpi", "deepspeed-mpich", "deepspeed-slurm"):
         named = command(launcher, ("python", "x"), HOSTS, scratch=Path("/job"), network=NETWORK, environ={})
         assert named.env["DS_ENV_FILE"] in ("/job/deepspeed_env", os.devnull)
+        (tmp_path / ".deepspeed_env").unlink(missing_ok=True)
+        assert unread(named, home=tmp_path) == ""
+        (tmp_path / ".deepspeed_env").write_text("MY_TOKEN=x\n")
+        assert unread(named, home=tmp_path).startswith(f"{tmp_path}/.deepspeed_env is not read: export what")
+    assert unread(command("torchrun", ("python", "x"), HOSTS, scratch=Path("/job"), environ={}), home=tmp_path) == ""
 
 
 @pytest.mark.parametrize(
