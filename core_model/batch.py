@@ -16,7 +16,8 @@ class Sample:
     id: unique and stable in the data set (``train/good/000#3`` is the 4th simulated variant of a file); metrics drop
     repeats by it. image: float32 (3, S, S) in [0, 1], not normalized (the encoder does that). mask: float32
     (1, S, S), 1 = defect. turns: (question, answer) pairs; the loss is on answers only. place: name of the 3x3 grid
-    cell(s) of the defect ("" = none). kind: defect kind ("good", "blowhole", "poisson", ...).
+    cell(s) of the defect ("" = none). kind: defect kind ("good", "blowhole", "poisson", ...). has_mask: False where the
+    picture is defective and nobody has drawn the defect: `mask` is empty then, `place` "", and neither says anything.
     """
 
     id: str
@@ -27,6 +28,7 @@ class Sample:
     turns: tuple[tuple[str, str], ...]
     place: str = ""
     kind: str = "good"
+    has_mask: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

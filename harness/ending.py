@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness import records
+from harness.lacking import undefined
 from harness.output import clock
 
-_FIGURES = (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"), ("answer_accuracy", "answers right"))
+_FIGURES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "answer_accuracy": "answers right"}
 
 
 def end_lines(folder: Path) -> list[str]:
@@ -20,6 +21,8 @@ def end_lines(folder: Path) -> list[str]:
     figures = result.get("evaluation") or {}
     parts = [f"{rate:.2f} samples/s"] if rate else []
     parts += [f"loss {loss:.4f}"] if loss is not None else []
-    parts += [f"{label} {figures[key]:.3f}" for key, label in _FIGURES if isinstance(figures.get(key), float)]
+    parts += [f"{label} {figures[key]:.3f}" for key, label in _FIGURES.items() if isinstance(figures.get(key), float)]
+    file = folder / records.EVALUATION
+    parts += undefined(records.read_json(file), _FIGURES) if file.is_file() else []
     warnings = [f"warning: {warning}" for warning in result.get("warnings", [])]
     return [f"ok in {clock(result['wall_s'])}: {', '.join(parts)}", *warnings, str(folder)]

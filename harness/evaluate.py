@@ -28,14 +28,6 @@ def spread_indices(indices: Sequence[int], *, rank: int, world_size: int) -> lis
     return padded[rank::world_size]
 
 
-def subset(dataset: Any, count: int, seed: int) -> list[int]:
-    """Indices of the test samples to use: all for 0, else `count` of them, spread over the set by a seeded choice."""
-    total = len(dataset)
-    if count == 0 or count >= total:
-        return list(range(total))
-    return sorted(np.random.default_rng(seed).choice(total, size=count, replace=False).tolist())
-
-
 @torch.no_grad()
 def score_samples(
     model: Any,
@@ -46,8 +38,8 @@ def score_samples(
     answers: bool = True,
     max_new_tokens: int = 32,
 ) -> list[dict[str, Any]]:
-    """One entry a sample: id, category, kind, is_defective, place, score, map (S, S) float16, mask (S, S) bool,
-    question, expected, answer."""
+    """One entry a sample: id, category, kind, is_defective, place, score, map (S, S) float16, mask (S, S) bool
+    (None where the defect was not drawn), question, expected, answer."""
     images = torch.stack([sample.image for sample in samples]).to(device)
     categories = [sample.category for sample in samples]
     maps = model.anomaly_maps(images, categories, memory=memory)
@@ -73,7 +65,7 @@ def entries_of(
             "place": sample.place,
             "score": score,
             "map": grid,
-            "mask": sample.mask[0].numpy() > 0.5,
+            "mask": sample.mask[0].numpy() > 0.5 if sample.has_mask else None,
             "question": sample.turns[0][0],
             "expected": sample.turns[0][1],
             "answer": reply,

@@ -40,8 +40,9 @@ def save_examples(folder: Path, entries: Sequence[Mapping[str, Any]], dataset: A
         pictures = {
             "input": np.rint(image * 255),
             "map": np.rint(np.clip(entry["map"].astype(np.float32), 0, 1) * 255),
-            "mask": entry["mask"].astype(np.uint8) * 255,
         }
+        if entry["mask"] is not None:
+            pictures["mask"] = entry["mask"].astype(np.uint8) * 255
         for kind, picture in pictures.items():
             Image.fromarray(picture.astype(np.uint8)).save(place / f"{stem}_{kind}.png", optimize=True)
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -35,6 +35,7 @@ class Run:
         self.phases: dict[str, float] = {}
         self._held_before: float | None = None
         self.warnings: list[str] = []
+        self.test_set: Any = None  # None: the job is not evaluated
         self.tuned: dict[str, Any] | None = None  # what Horovod's tuner found in the phase before this run
         self.extra: dict[str, Any] = {}  # further parts of the result
         self._trained_s = 0.0  # what a resumed run's kept steps took, on rank 0
@@ -91,6 +92,7 @@ class Run:
 
             emulate(model, job.emulate_compute_ms / job.accumulation)
         train_set = build_dataset(job, model, "train")
+        self._open_test_set(model, train_set.notes)
         batches, fingerprint = self._batches(model, train_set)
         hashes = {"data": _digest(train_set.describe()), "sample_order": fingerprint}
         if backend.rank == 0 or job.elastic:  # of an elastic job any rank may be the first in the end
@@ -101,6 +103,22 @@ class Run:
         self.model_sizes = sizes(model)
         backend.prepare(model, build_optimization(job))
         return model, train_set, batches, hashes
+
+    def _open_test_set(self, model: Any, notes: Sequence[str]) -> None:
+        """Before the training: what is wrong with the test set is found before the time is spent, and what it lacks is
+        said, beside the training set's `notes`."""
+        from core_model.data.splits import subset
+        from harness.build import build_dataset
+
+        found = list(notes)
+        if self.job.eval_samples >= 0 and getattr(model, "supports_maps", True):
+            self.test_set = build_dataset(self.job, model, "test")
+            found += self.test_set.lacks(subset(len(self.test_set), self.job.eval_samples, self.job.seed))
+        for note in found:
+            if note not in self.warnings:
+                self.warnings.append(note)
+                if self.facts.rank == 0:
+                    self.output.say(f"warning: {note}")
 
     def _engine_settings(self) -> dict[str, Any]:
         """The job's settings of the engine, with what a profile or a tuning phase puts in their place."""
@@ -358,18 +376,19 @@ class Run:
         """Figures and entries on rank 0. The consolidated weights are what is evaluated, in the raw model where it
         still holds plain fp32 parameters, else in a freshly built one (ZeRO-3, FSDP2, native half precision)."""
         from core_model.compiled import eager
-        from harness.build import build_dataset, build_model, put_weights
-        from harness.evaluate import evaluate, subset
+        from core_model.data.splits import subset
+        from harness.build import build_model, put_weights
+        from harness.evaluate import evaluate
 
         job, backend = self.job, self.backend
         begin = time.perf_counter()
-        if job.eval_samples < 0 or not getattr(model, "supports_maps", True):
+        test_set = self.test_set
+        if test_set is None:
             return None
         if not _plain(model):
             model = build_model(job, device=backend.device)
         self.job = job = job.with_(image_size=model.image_size)
         put_weights(model, weights, "the engine's weights")
-        self.test_set = test_set = build_dataset(job, model, "test")
         memory = None
         if job.shots:
             from harness.shots import memory_of
@@ -383,7 +402,7 @@ class Run:
                 rank=backend.rank,
                 world_size=backend.world_size,
                 gather=backend.gather,
-                indices=subset(test_set, job.eval_samples, job.seed),
+                indices=subset(len(test_set), job.eval_samples, job.seed),
                 memory=memory,
                 batch_size=32 if backend.device.type == "cuda" else 8,
             )

@@ -62,17 +62,9 @@ def preflight(job: Job) -> Job:
 
         budget(job.tune_steps)
     if job.data != "textures":
-        from core_model.data import open_dataset
+        from harness.lacking import check_data
 
-        for split in ("train", "test"):
-            open_dataset(
-                job.data,
-                split=split,
-                image_size=job.image_size or 224,
-                seed=job.seed,
-                simulation=job.defects,
-                options=job.data_options,
-            )
+        check_data(job)
     if job.init_weights:
         from harness.build import weights_file
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from harness import records, words
 from harness.job import JobError
+from harness.lacking import undefined
 from harness.recorded import RecordedRun
 from harness.table import Table, csv_text
 
@@ -238,7 +239,7 @@ def figures_of(entries: Sequence[Mapping[str, Any]], good: Sequence[Mapping[str,
     if entries[0]["yes"] is not None:
         made["answer_auroc"] = auroc(Tally.of(np.array([entry["yes"] for entry in entries]), labels), "pictures").value
     kinds = next(iter(figures["categories"].values()))["kinds"] if len(figures["categories"]) == 1 else {}
-    return {**made, "kinds": kinds}
+    return {**made, "kinds": kinds, "undefined": undefined(figures, FIGURES)}
 
 
 def _near_duplicates(train: Any, test: Any, side: int = 32) -> dict[str, Any]:
@@ -263,12 +264,17 @@ def _near_duplicates(train: Any, test: Any, side: int = 32) -> dict[str, Any]:
     values, defective = np.array(nearest), np.array(labels)
     return {
         "correlation": NEAR,
-        "share_of_good": float(np.mean(values[~defective] > NEAR)),
-        "share_of_defective": float(np.mean(values[defective] > NEAR)),
+        "share_of_good": _share(values[~defective]),
+        "share_of_defective": _share(values[defective]),
         "auroc_of_distance": auroc(Tally.of(1 - values, defective), "pictures").value,
         "training_pictures": int(sum(len(rows) for rows in known.values())),
         "torch": torch.__version__,
     }
+
+
+def _share(values: np.ndarray) -> float | None:
+    """Of near-duplicates; None where there are no pictures of that kind."""
+    return float(np.mean(values > NEAR)) if len(values) else None
 
 
 def merge(files: Sequence[Path]) -> dict[str, Any]:
@@ -310,7 +316,8 @@ def aggregate(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 for name in ("samples", "image_auroc", "pixel_auroc_defective", "answer_accuracy")
                 if any(words.is_number(each.get(name)) for each in own)
             }
-        rows.append({**row, "kinds": kinds})
+        why = sorted({text for figures in members for text in figures.get("undefined", ())})
+        rows.append({**row, "kinds": kinds, "undefined": why})
     return rows
 
 
@@ -352,7 +359,8 @@ def markdown(record: Mapping[str, Any]) -> str:
             f"{record['held_out_pass']:.0%} of good pictures kept out of training; no test picture decides it."
         ),
     ]
-    if near:
+    lines += [f"\n{text[0].upper()}{text[1:]}." for text in _reasons(record["rows"])]
+    if near and words.is_number(near["auroc_of_distance"]):  # undefined for a test set of good pictures alone
         lines += [
             "",
             (
@@ -378,6 +386,12 @@ def markdown(record: Mapping[str, Any]) -> str:
                 cells.append(" / ".join(parts))
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why figures stand nowhere in the table, such as a data set without masks; not what was not asked for."""
+    texts = dict.fromkeys(text for row in rows for text in row.get("undefined", ()))
+    return [text for text in texts if "no answers were generated" not in text]
 
 
 def _cell(figure: Mapping[str, Any] | None) -> str:

@@ -6,6 +6,7 @@ Shared by `harness detect`, `chat` and `page`.
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 
 from core_model.data.dialogue import PLACES, STANDARD_QUESTION
-from core_model.data.pictures import FilePicture, check, list_pictures, read_rgb, resize
+from core_model.data.listing import pictures_in
+from core_model.data.pictures import FilePicture, check, read_rgb, resize
 from core_model.metrics import judge, places_in
 from harness.job import JobError
 from harness.overlay import Scale
@@ -183,9 +185,11 @@ def picture_paths(given: Sequence[str]) -> list[Path]:
     for text in given:
         path = Path(text)
         if path.is_dir():
-            inside = list_pictures(path)
+            inside, left_out = pictures_in(path)
             if not inside:
-                raise JobError(f"{text}: no pictures in this folder")
+                raise JobError(f"{text}: no pictures in this folder{''.join(f'; {note}' for note in left_out)}")
+            for note in left_out:
+                sys.stderr.write(f"warning: {text}: {note}\n")
             paths += inside
         else:
             paths.append(path)

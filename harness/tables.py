@@ -9,6 +9,7 @@ import numpy as np
 
 from harness import measure, published, words
 from harness.compare import QUALITY_NAMES, Comparison, table_rows
+from harness.lacking import undefined
 from harness.plots import largest_runs
 from harness.price import Cost, Prices, cost_of
 from harness.recorded import RecordedRun
@@ -125,8 +126,14 @@ def quality_table(comparison: Comparison) -> Table | None:
         title="Quality on the test set",
         columns=["engine", "workers", *QUALITY_NAMES.values(), "unusable answers (worst run)"],
         rows=rows,
-        note="Mean ± half of the 95 % interval over the seeds.",
+        note=" ".join(["Mean ± half of the 95 % interval over the seeds.", *_undefined(comparison)]),
     )
+
+
+def _undefined(comparison: Comparison) -> list[str]:
+    """A sentence for each reason why figures of quality stand nowhere, such as a data set without masks."""
+    texts = dict.fromkeys(text for run in comparison.runs for text in undefined(run.evaluation, QUALITY_NAMES))
+    return [f"{text[0].upper()}{text[1:]}." for text in texts]
 
 
 def category_table(comparison: Comparison) -> Table | None:
@@ -164,7 +171,8 @@ def category_table(comparison: Comparison) -> Table | None:
         note="Published for comparison (MVTec AD, whole training, other data here unless the categories match): the "
         f"study's versions reach image AUROC {_range(published.MEAN['image_auroc'])}, pixel AUROC "
         f"{_range(published.MEAN['pixel_auroc'])}, answers {_range(published.MEAN['answer_accuracy'])}; the paper "
-        f"{published.PAPER['image_auroc']}, {published.PAPER['pixel_auroc']}, {published.PAPER['answer_accuracy']}.",
+        f"{published.PAPER['image_auroc']}, {published.PAPER['pixel_auroc']}, {published.PAPER['answer_accuracy']}."
+        + "".join(f" {text}" for text in _undefined(comparison)),
     )
 
 

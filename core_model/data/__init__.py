@@ -8,10 +8,10 @@ from typing import Any
 from core_model.data import instructions
 from core_model.data.anomalies import recipe_named
 from core_model.data.dataset import Dataset
-from core_model.data.entries import GOOD, instruction_entries, test_entries, train_entries, val_entries
+from core_model.data.entries import instruction_entries, test_entries, train_entries, val_entries
 from core_model.data.errors import DataError
 from core_model.data.options import DataOptions
-from core_model.data.pictures import FilePicture, Picture, check
+from core_model.data.pictures import GOOD, FilePicture, Picture, check
 from core_model.data.sources import LAYOUTS, read_sources
 from core_model.data.splits import divide, take
 
@@ -81,7 +81,10 @@ def _test_pictures(spec: str, pictures: Sequence[Picture], options: DataOptions)
     """The test pictures of the wanted categories and domains (the folder above the file, in AeBAD)."""
     found = _of_categories(pictures, options)
     if not found:
-        raise DataError(f"'{spec}' has no test pictures: put them into CATEGORY/test/{GOOD} and CATEGORY/test/KIND")
+        raise DataError(
+            f"'{spec}' has no test pictures: put them into CATEGORY/test/{GOOD} and CATEGORY/test/KIND, or train "
+            "without an evaluation (--eval-samples -1)"
+        )
     if options.domains:
         found = [picture for picture in found if picture.id.rsplit("/", 2)[-2] in options.domains]
         if not found:

@@ -5,7 +5,7 @@
     DIR/train/good/DOMAIN/*.png
     DIR/test/good/DOMAIN/*.png
     DIR/test/KIND/DOMAIN/*.png             KIND: ablation, breakdown, fracture, groove
-    DIR/ground_truth/KIND/DOMAIN/*.png     same name as the picture
+    DIR/ground_truth/KIND/DOMAIN/*.png     same name as the picture (other names: `core_model.data.masks`)
     DOMAIN: same, background, illumination, view
 
 DIR may also be the folder above, which holds ``AeBAD_S``. As in the study, each defect kind is a category of its own:
@@ -18,9 +18,11 @@ from pathlib import Path
 
 from core_model.data.errors import DataError
 from core_model.data.layout import Layout, files_of, folder_of
-from core_model.data.pictures import FilePicture, content_hash, list_pictures
+from core_model.data.listing import LeftOut, folders_in, list_pictures, pictures_below, plural
+from core_model.data.masks import masks_of
+from core_model.data.pictures import GOOD, FilePicture, content_hash
+from core_model.data.recognize import remedy
 
-GOOD = "good"
 FOLDER = "AeBAD_S"
 
 
@@ -29,19 +31,28 @@ def read(name: str) -> Layout:
     root = folder_of(name)
     if (root / FOLDER).is_dir():
         root = root / FOLDER
+    left_out = LeftOut(root)
     good = root / "train" / GOOD
     if not good.is_dir():
-        raise DataError(f"{root}: no train/good: AeBAD's layout is DIR/train/good/DOMAIN/*.png")
-    kinds = sorted(path.name for path in _folders(root / "test") if path.name != GOOD)
+        raise DataError(f"{root}: no train/good (AeBAD's layout: DIR/train/good/DOMAIN/*.png): {remedy(root)}")
+    kinds = [path.name for path in folders_in(root / "test") if path.name != GOOD]
     if not kinds:
         raise DataError(f"{root / 'test'}: no defect folders (ablation, breakdown, fracture, groove) in it")
+    for path in folders_in(root / "train"):
+        if path != good:
+            left_out.folder(path, "training uses train/good alone")
+    loose = list_pictures(root / "test")
+    if loose:
+        left_out.say(f"test: {plural(len(loose), 'picture')} directly in it left out: put them into test/KIND/DOMAIN")
+    masks = masks_of(root, first="")
+    good_train = pictures_below(good, left_out)
+    good_test = pictures_below(root / "test" / GOOD, left_out) if (root / "test" / GOOD).is_dir() else []
     train, test = [], []
     for kind in kinds:
-        train += [_picture(root, kind, GOOD, path, None) for path in _by_domain(good)]
-        for path in _by_domain(root / "test" / GOOD):
-            test.append(_picture(root, kind, GOOD, path, None))
-        for path in _by_domain(root / "test" / kind):
-            test.append(_picture(root, kind, kind, path, _mask_of(root, path)))
+        train += [_picture(root, kind, GOOD, path, ()) for path in good_train]
+        test += [_picture(root, kind, GOOD, path, ()) for path in good_test]
+        for path in pictures_below(root / "test" / kind, left_out):
+            test.append(_picture(root, kind, kind, path, masks.of(path, path.parent.relative_to(root / "test"))))
     if not train:
         raise DataError(f"{good}: no pictures in its domain folders (background, illumination, view)")
     return Layout(
@@ -50,28 +61,10 @@ def read(name: str) -> Layout:
         train=tuple(train),
         test=tuple(test),
         content=content_hash(root, sorted(set(files_of([*train, *test])))),
+        notes=left_out.notes(),
     )
 
 
-def _by_domain(folder: Path) -> list[Path]:
-    """The pictures in the domain folders of `folder`, and those directly in it."""
-    if not folder.is_dir():
-        return []
-    return [*list_pictures(folder), *(path for domain in _folders(folder) for path in list_pictures(domain))]
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-
-
-def _mask_of(root: Path, path: Path) -> Path:
-    expected = root / "ground_truth" / path.relative_to(root / "test")
-    for candidate in (expected, expected.with_suffix(".png"), expected.with_name(f"{path.stem}_mask.png")):
-        if candidate.is_file():
-            return candidate
-    raise DataError(f"{path}: no mask: expected {expected}")
-
-
-def _picture(root: Path, category: str, kind: str, path: Path, mask: Path | None) -> FilePicture:
+def _picture(root: Path, category: str, kind: str, path: Path, masks: tuple[Path, ...]) -> FilePicture:
     file = path.relative_to(root).as_posix()
-    return FilePicture(id=f"{category}/{file}", category=category, kind=kind, path=path, mask_path=mask, file=file)
+    return FilePicture(id=f"{category}/{file}", category=category, kind=kind, path=path, mask_paths=masks, file=file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from core_model.data.anomalies import Canvas, Recipe, simulate
 from core_model.data.anomalies.foreground import foreground, has_ground
 from core_model.data.augment import augmented, operations_for
 from core_model.data.cache import PictureCache
-from core_model.data.entries import GOOD, Entry
+from core_model.data.entries import Entry
+from core_model.data.errors import DataError
 from core_model.data.layout import Layout
 from core_model.data.options import DataOptions
-from core_model.data.pictures import Picture
+from core_model.data.pictures import GOOD, Picture
+from core_model.data.splits import lacks
 
 JUDGED_PICTURES = 8  # of a category, to see whether it shows objects on a ground
 
@@ -54,11 +57,23 @@ class Dataset:
             self._of_category.setdefault(self._pictures[position].category, []).append(position)
         self._grounds: dict[str, bool] = {}
         self.ids: tuple[str, ...] = tuple(entry.id for entry in self._entries)
+        if len(set(self.ids)) < len(self.ids):
+            repeated = Counter(self.ids).most_common(1)[0][0]
+            raise DataError(f"two samples are called '{repeated}': rename one of the pictures")
         talks = sum(entry.turns is not None for entry in self._entries)
         self.groups: tuple[int, ...] = (len(self.ids) - talks, talks) if talks else (len(self.ids),)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What lies in the folders and is not read, a sentence each."""
+        return tuple(note for layout in self.layouts for note in layout.notes)
+
+    def lacks(self, indices: Sequence[int]) -> list[str]:
+        """What the samples `indices` of a test set cannot show: no masks, or good or defective pictures alone."""
+        return lacks([self._pictures[self._entries[index].position] for index in indices])
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -122,7 +137,8 @@ class Dataset:
             image, mask = self._augmented(entry, image, mask)
         place = dialogue.place_text(dialogue.places_of(mask))
         turns = dialogue.standard_turns(picture.category, place, defective=picture.kind != GOOD)
-        return _sample(entry, picture.category, image, mask, turns, place=place, kind=picture.kind)
+        sample = _sample(entry, picture.category, image, mask, turns, place=place, kind=picture.kind)
+        return replace(sample, has_mask=picture.has_mask)
 
     def _simulated(self, entry: Entry, image: np.ndarray, rng: np.random.Generator, *, defective: bool) -> Sample:
         category = self._pictures[entry.position].category

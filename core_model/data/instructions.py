@@ -33,7 +33,7 @@ def read(name: str) -> tuple[Instruction, ...]:
     """The conversations in the json file `name`. Raises DataError naming the entry."""
     path = Path(name).expanduser()
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{name}: no such instruction file: check the data option instructions") from None
     except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:

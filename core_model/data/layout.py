@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from core_model.data.pictures import FilePicture, Picture
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """name: ``mvtec``, ``visa``, ``aebad`` or ``textures``. source: name of the folder, without its path.
-    train: good pictures. test: good and defective pictures. content: sha256 of what the data set consists of.
+    train: good pictures. test: good and defective pictures. content: sha256 of what the data set consists of. notes:
+    sentences about what lies in the folder and is not read.
     """
 
     name: str
@@ -21,6 +23,7 @@ class Layout:
     train: tuple[Picture, ...]
     test: tuple[Picture, ...]
     content: str
+    notes: tuple[str, ...] = ()
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -39,12 +42,16 @@ def folder_of(name: str) -> Path:
     return folder
 
 
+def own_name(folder: Path) -> str:
+    """The name of the folder's own entry, also where that is a link: targets of several links may share a name."""
+    return Path(os.path.abspath(folder)).name
+
+
 def files_of(pictures: Iterable[Picture]) -> list[Path]:
     """Every file that the pictures are read from."""
     files = []
     for picture in pictures:
         if isinstance(picture, FilePicture):
             files.append(picture.path)
-            if picture.mask_path is not None:
-                files.append(picture.mask_path)
+            files += picture.mask_paths
     return files

@@ -17,7 +17,7 @@ from core_model.data.errors import DataError
 # One worker process = one core: OpenCV's own threads would fight the training step for the other cores.
 cv2.setNumThreads(0)
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+GOOD = "good"
 READ_ERRORS = (OSError, UnidentifiedImageError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
@@ -25,7 +25,8 @@ class Picture(Protocol):
     """What a data set needs to know of a picture before and while it is read.
 
     id: unique in the data set and the same on every machine. origin: the same for pictures that show the same in
-    several categories, else the id. kind: ``good`` or the name of the defect.
+    several categories, else the id. kind: ``good`` or the name of the defect. has_mask: False where it is defective and
+    nobody has drawn the defect; its `mask` is empty then and says nothing.
     """
 
     @property
@@ -40,6 +41,9 @@ class Picture(Protocol):
     @property
     def kind(self) -> str: ...
 
+    @property
+    def has_mask(self) -> bool: ...
+
     def image(self, size: int) -> np.ndarray:
         """uint8 (size, size, 3), RGB."""
         ...
@@ -51,13 +55,13 @@ class Picture(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FilePicture:
-    """A picture in a file, with the file of its mask where it has a defect."""
+    """A picture in a file. mask_paths: where it has a defect, the files whose union is its mask; none = not drawn."""
 
     id: str
     category: str
     kind: str
     path: Path
-    mask_path: Path | None = None
+    mask_paths: tuple[Path, ...] = ()
     file: str = ""  # the same for all pictures of one file, where several categories show it
 
     @property
@@ -65,20 +69,17 @@ class FilePicture:
         """What decides whether it is held out: equal for pictures that show the same, whatever their category."""
         return self.file or self.id
 
+    @property
+    def has_mask(self) -> bool:
+        return self.kind == GOOD or bool(self.mask_paths)
+
     def image(self, size: int) -> np.ndarray:
         return resize(read_rgb(self.path), size)
 
     def mask(self, size: int) -> np.ndarray:
-        if self.mask_path is None:
+        if not self.mask_paths:
             return np.zeros((size, size), np.uint8)
-        return resize_mask(read_mask(self.mask_path), size)
-
-
-def list_pictures(folder: Path) -> list[Path]:
-    """The picture files directly in `folder`, sorted by name; hidden files are left out."""
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
+        return resize_mask(np.maximum.reduce([read_mask(path) for path in self.mask_paths]), size)
 
 
 def read_rgb(path: Path) -> np.ndarray:
@@ -140,11 +141,11 @@ def check(pictures: Iterable[FilePicture]) -> None:
     """
     for picture in pictures:
         size = _header(picture.path, "image")
-        if picture.mask_path is not None:
-            mask_size = _header(picture.mask_path, "mask")
+        for mask_path in picture.mask_paths:
+            mask_size = _header(mask_path, "mask")
             if mask_size != size:
                 raise DataError(
-                    f"{picture.mask_path}: the mask is {mask_size[0]}x{mask_size[1]} but its image {picture.path.name} "
+                    f"{mask_path}: the mask is {mask_size[0]}x{mask_size[1]} but its image {picture.path.name} "
                     f"is {size[0]}x{size[1]}: give the mask the size of the image"
                 )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from core_model.data import aebad, mvtec, textures, visa
 from core_model.data.errors import DataError
 from core_model.data.layout import Layout
+from core_model.data.pictures import Picture
 
 LAYOUTS: Mapping[str, Callable[[str], Layout]] = {
     "textures": textures.read,
@@ -27,7 +28,20 @@ def read_sources(spec: str) -> list[Layout]:
             if category in owner:
                 raise DataError(f"'{spec}': both {owner[category]} and {layout.source} have a category '{category}'")
             owner[category] = layout.source
+        _refuse_equal_ids(layout)
     return layouts
+
+
+def _refuse_equal_ids(layout: Layout) -> None:
+    """Figures drop repeats of an id and random states follow from it: whatever the reader, each picture has its own."""
+    seen: dict[str, Picture] = {}
+    for picture in (*layout.train, *layout.test):
+        other = seen.setdefault(picture.id, picture)
+        if other is not picture:
+            files = " and ".join(str(getattr(each, "path", each.id)) for each in (other, picture))
+            raise DataError(
+                f"{layout.name}:{layout.source}: two pictures are called '{picture.id}': {files}: rename one"
+            )
 
 
 def _read(spec: str) -> Layout:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from core_model.data.pictures import Picture
+import numpy as np
+
+from core_model.data.pictures import GOOD, Picture
 
 
 def divide(
@@ -44,6 +46,40 @@ def take(pictures: Sequence[Picture], limit: int) -> list[Picture]:
                 chosen.add(queue[depth].id)
         depth += 1
     return [picture for picture in pictures if picture.id in chosen]
+
+
+def subset(total: int, count: int, seed: int) -> list[int]:
+    """Indices of the test samples to use: all for 0, else `count` of them, spread over the set by a seeded choice."""
+    if count == 0 or count >= total:
+        return list(range(total))
+    return sorted(np.random.default_rng(seed).choice(total, size=count, replace=False).tolist())
+
+
+def lacks(pictures: Sequence[Picture]) -> list[str]:
+    """What a test set of `pictures` cannot show, a sentence for each category or for all that lack the same."""
+    one_sided: dict[str, list[str]] = {}
+    undrawn = []
+    found = by_category(pictures)
+    for category, own in found.items():
+        bad = [picture for picture in own if picture.kind != GOOD]
+        if len(bad) in (0, len(own)):
+            one_sided.setdefault("good" if not bad else "defective", []).append(category)
+        if not all(picture.has_mask for picture in bad):
+            undrawn.append(category)
+    said = []
+    for kind, names in one_sided.items():
+        figures = "image and pixel AUROC and F1 are" if kind == "good" else "image AUROC and F1 are"
+        said.append(f"all test pictures{_of(names, len(found))} are {kind}: {figures} undefined without the other kind")
+    if undrawn:
+        said.append(f"no masks{_of(undrawn, len(found))}: pixel AUROC, AUPRO and places are undefined")
+    return said
+
+
+def _of(names: Sequence[str], total: int) -> str:
+    """`` of bolt, nut``; "" for all of several categories."""
+    if len(names) == total > 1:
+        return ""
+    return f" of {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def by_category(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:

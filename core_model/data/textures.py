@@ -44,6 +44,10 @@ class TexturePicture:
     def origin(self) -> str:
         return self.id
 
+    @property
+    def has_mask(self) -> bool:
+        return True
+
     def image(self, size: int) -> np.ndarray:
         return resize(self._drawn()[0], size)
 

@@ -21,7 +21,8 @@ def evaluate(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Figures of a test set.
 
     entries: a sample each: id, category, kind, is_defective, place, score (higher = more anomalous), map (H, W) float
-    (float16 keeps memory low), mask (H, W) bool, answer (None = not asked). Repeats of an id are dropped.
+    (float16 keeps memory low), mask (H, W) bool (None = not drawn), answer (None = not asked). Repeats of an id are
+    dropped.
     Returns JSON-ready values::
 
         count, repeats_dropped
@@ -133,7 +134,7 @@ def _warnings(entries: Sequence[Mapping[str, Any]], mean: Mapping[str, float | N
                 f"every answer is {verdict.capitalize()}: the answer accuracy is only the share of such pictures"
             )
     with_maps = [entry for entry in entries if entry.get("map") is not None and entry["is_defective"]]
-    empty = sum(not np.any(entry["mask"]) for entry in with_maps)
+    empty = sum(entry["mask"] is not None and not np.any(entry["mask"]) for entry in with_maps)
     if empty:
         warnings.append(f"{empty} defective pictures have an empty mask: the pixel figures take them for good surface")
     scores = np.array([float(entry["score"]) for entry in entries])

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core_model.data.dialogue import PLACES
-from core_model.metrics.ranking import Figure
+from core_model.metrics.ranking import NO_MASKS, Figure
 
 YES, NO, UNUSABLE = "yes", "no", "unusable"
 
@@ -59,7 +59,8 @@ def answer_figures(entries: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
     }
     located = [(places_in(entry["answer"]), places_in(entry["place"])) for entry in asked if entry["place"]]
     if not located:
-        nothing = Figure(None, "needs a defective picture")
+        undrawn = any(entry["is_defective"] and entry.get("mask", True) is None for entry in asked)
+        nothing = Figure(None, NO_MASKS if undrawn else "needs a defective picture")
         return {**figures, "place_accuracy": nothing, "place_chance": nothing}
     hits = [bool(said) and said[0] in true for said, true in located]
     frequent = Counter(cell for _, true in located for cell in true).most_common(1)[0][1]

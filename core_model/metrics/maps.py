@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from core_model.metrics.ranking import NOT_FINITE, Figure, Tally, area_under_pro, auroc, f1_max
+from core_model.metrics.ranking import NO_MASKS, NOT_FINITE, Figure, Tally, area_under_pro, auroc, f1_max
 
 PRO_LIMIT = 0.3  # false-positive rate up to which AUPRO integrates
 FLOAT16_CODES = 2**16
@@ -74,7 +74,8 @@ class PixelCounts:
 def pixel_figures(entries: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Figure], dict[str, dict[str, Figure]]]:
     """Figures over all pixels of `entries`, and the same for the pictures of each kind alone.
 
-    entries: each with ``map`` (H, W) float, ``mask`` (H, W) bool and ``kind``. pixel_auroc, pixel_f1_max: over all
+    entries: each with ``map`` (H, W) float, ``mask`` (H, W) bool (None where nobody has drawn the defect: no figure is
+    defined then) and ``kind``. pixel_auroc, pixel_f1_max: over all
     pixels. aupro: mean overlap of the connected defect regions, up to a false-positive rate of 30 %.
     pixel_auroc_defective: over the pixels of defective pictures only, pooled; pixel_auroc_per_image: mean over
     defective pictures of the AUROC within each. The last two cannot be raised by telling defective pictures from good
@@ -84,6 +85,8 @@ def pixel_figures(entries: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Figur
     reason = ""
     if any(entry.get("map") is None for entry in entries):
         reason = "no maps were kept"
+    elif any(entry["mask"] is None for entry in entries):
+        reason = NO_MASKS
     elif not all(np.isfinite(entry["map"]).all() for entry in entries):
         reason = NOT_FINITE
     if reason:

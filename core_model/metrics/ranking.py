@@ -21,6 +21,7 @@ class Figure(NamedTuple):
 
 ONE_CLASS = "needs both good and defective {what}: found only one kind"
 NOT_FINITE = "scores are not finite"
+NO_MASKS = "no masks"  # nobody has drawn the defects
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,11 +94,11 @@ def _evaluate(
     trained: Trained, *, branch: str | None, scoring: str, split: str, samples: int, answers: bool
 ) -> dict[str, Any]:
     """One evaluation as it is printed and written: what was evaluated, the figures, and an entry a sample."""
+    from core_model.data.splits import subset
     from core_model.scoring import RULES
     from harness.build import build_dataset
     from harness.eval_table import alarms
     from harness.evaluate import evaluate as measure
-    from harness.evaluate import subset
     from harness.shots import bank, good_pictures
 
     job, model = trained.job, trained.model
@@ -118,7 +118,8 @@ def _evaluate(
                     f"{name} has only {count} good pictures: its figures are {count}-shot, not {shots}-shot"
                 )
         memory = bank(model, images, names, trained.device, combination=chosen)
-    indices = subset(dataset, samples, job.seed)
+    indices = subset(len(dataset), samples, job.seed)
+    warnings += [*dataset.notes, *dataset.lacks(indices)]
     watched = _Watched(dataset, len(indices))
     outcome = measure(
         model, watched, device=trained.device, indices=indices, memory=memory, answers=answers and trained.trained
