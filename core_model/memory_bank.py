@@ -58,7 +58,7 @@ class MemoryOptions:
 class _Category:
     tokens: tuple[Tensor, ...]  # (M, C_k) a block
     owners: tuple[Tensor, ...]  # (M,) index of the good picture of each token
-    scale: float  # a high distance among the good pictures themselves
+    scale: float  # a high distance among the good pictures themselves (of one alone: to its turned copies)
 
 
 class MemoryBank:
@@ -97,10 +97,14 @@ class MemoryBank:
             for start in range(0, len(chosen), batch_size):
                 part = chosen[start : start + batch_size].to(device)
                 for degrees in options.rotations:
-                    features = model.encoder(torch.rot90(part, degrees // 90, dims=(2, 3)))
-                    tokens.append([_prepared(block, options) for block in _selected(features, options)[0]])
+                    tokens.append(_looked(model, part, degrees, options))
                     owners.append(torch.arange(start, start + len(part), device=device))
-            banks[category] = _category(tokens, owners, options)
+            turned: list[list[Tensor]] = []
+            if len(chosen) == 1:
+                turned = tokens[1:] or [
+                    _looked(model, chosen.to(device), degrees, options) for degrees in ROTATIONS[1:]
+                ]
+            banks[category] = _category(tokens, owners, options, turned)
         return cls(banks, options)
 
     @torch.no_grad()
@@ -128,6 +132,12 @@ class MemoryBank:
         that the good pictures have among themselves."""
         scales = torch.tensor([self.categories[name].scale for name in categories], device=memory_maps.device)
         return decoder_maps + self.options.weight * memory_maps / scales[:, None, None]
+
+
+def _looked(model: AnomalyGPT, images: Tensor, degrees: int, options: MemoryOptions) -> list[Tensor]:
+    """The prepared tokens (b, N, C) of each block of the images, turned."""
+    features = model.encoder(torch.rot90(images, degrees // 90, dims=(2, 3)))
+    return [_prepared(block, options) for block in _selected(features, options)[0]]
 
 
 def _selected(features: Features, options: MemoryOptions) -> tuple[list[Tensor], list[tuple[int, int]]]:
@@ -171,8 +181,13 @@ def _on_one_grid(distances: Sequence[Tensor]) -> Tensor:
     return torch.stack(alike)
 
 
-def _category(tokens: list[list[Tensor]], owners: list[Tensor], options: MemoryOptions) -> _Category:
-    """tokens: per look (batch and rotation), per block (b, N, C). owners: per look (b,)."""
+def _category(
+    tokens: list[list[Tensor]], owners: list[Tensor], options: MemoryOptions, turned: Sequence[list[Tensor]] = ()
+) -> _Category:
+    """tokens: per look (batch and rotation), per block (b, N, C). owners: per look (b,). turned: of a single good
+    picture, looks at it from other sides than the first. No other picture says how far good patches lie apart; its own
+    turned copies do, on textures nearly as two pictures would. (At scale 1 the map of `both` was a sum of two units.)
+    """
     kept, whose = [], []
     distances = []
     for block in range(len(tokens[0])):
@@ -186,7 +201,8 @@ def _category(tokens: list[list[Tensor]], owners: list[Tensor], options: MemoryO
         if int(owner.max()) > 0:  # each of the first good pictures against all the others
             look, owned = tokens[0][block], owners[0]
             distances.append(_nearest(look, rows, options.distance, hidden=owned[:, None] == owner[None]))
-    scale = 1.0
-    if distances:
-        scale = float(torch.quantile(_on_one_grid(distances).mean(dim=0).flatten()[:1_000_000], 0.99))
+        else:
+            others = torch.cat([look[block].flatten(0, 1) for look in turned])
+            distances.append(_nearest(tokens[0][block], others, options.distance))
+    scale = float(torch.quantile(_on_one_grid(distances).mean(dim=0).flatten()[:1_000_000], 0.99))
     return _Category(tokens=tuple(kept), owners=tuple(whose), scale=max(scale, 1e-6))

@@ -125,8 +125,7 @@ class Session:
         own = self._memory.categories[UNKNOWN].scale
         if self.branch == "both":
             return Scale(low=0.0, high=max(2.0, highest), label="probability + distance, 1 = among good pictures")
-        known = own < 1.0  # the bank measures it only with two good pictures or more
-        return Scale(low=0.0, high=max(2 * own if known else 0.0, highest, 1e-6), label="distance from good pictures")
+        return Scale(low=0.0, high=max(2 * own, highest, 1e-6), label="distance from good pictures")
 
     def category_of(self, path: Path | None, wanted: str = "") -> str:
         """The category of a picture: as said, or the run's only one, or the folder above the picture that has the name

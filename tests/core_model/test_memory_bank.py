@@ -61,8 +61,19 @@ def test_both_adds_the_calibrated_memory_to_the_decoder(tiny) -> None:
     assert 0.5 * scale < tiny.anomaly_maps(pictures(1, seed=6), ["tile"], memory=memory).max() < 5 * scale
 
 
-def test_one_shot_has_nothing_to_calibrate_with(tiny) -> None:
-    assert MemoryBank.build(tiny, pictures(1), ["tile"]).categories["tile"].scale == 1.0
+@pytest.mark.parametrize("distance", ["cosine", "l2"])
+@pytest.mark.parametrize("rotations", [(0, 90, 180, 270), (0,)])
+def test_one_shot_is_calibrated_by_its_own_turned_copies(tiny, distance: str, rotations: tuple[int, ...]) -> None:
+    """At scale 1 a cosine distance of some hundredths was added to probabilities: the memory was nearly silent."""
+    options = MemoryOptions(distance=distance, rotations=rotations)
+    for seed in (0, 3):
+        good = pictures(2, seed=seed)
+        one = MemoryBank.build(tiny, good[:1], ["tile"], options=options).categories["tile"]
+        two = MemoryBank.build(tiny, good, ["tile"] * 2, options=options).categories["tile"].scale
+        assert 0.5 * two < one.scale < 2 * two
+        kept = MemoryBank.build(tiny, good, ["tile", "cable"], options=options).categories["tile"]
+        assert kept.scale == pytest.approx(one.scale, rel=1e-4)  # each category by itself
+        assert len(one.tokens[0]) == 64 * len(rotations)  # what calibrates alone is not remembered
 
 
 def test_blocks_and_limit(tiny) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness.predict_model import Model, Point, bootstrap, errors, fit, leave_one_out
+from harness.predict_model import Model, Point, bootstrap, errors, fit, leave_one_out, slowest
 
 TRUE = Model(overhead=0.004, update=0.0, alpha=2e-4, host=1e-9, inefficiency=1.1, overlap=0.6, straggler=0.003)
 CELLS = [(n, rate, wait) for n in (1, 2, 4) for rate in (None, 125e6, 12.5e6) for wait in (0.1, 0.1 / n)]
@@ -27,6 +27,22 @@ def test_one_rank_exchanges_nothing():
     alone = Point(ranks=1, wait_s=0.1, parameter_bytes=1e9, link_bytes_per_s=1.0)
     assert alone.volume == 0
     assert TRUE.step(alone) == pytest.approx(0.104)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "mean"),  # Teichroew 1956, expected values of order statistics; Harter 1961 for 100 and 400
+    [(1, 0.0), (2, 0.5641896), (3, 0.8462844), (4, 1.0293754), (8, 1.4236003), (10, 1.5387527), (20, 1.8674751),
+     (100, 2.5075936), (400, 2.9681785)],
+)  # fmt: skip
+def test_the_slowest_of_some_ranks_is_their_exact_mean_maximum(ranks: int, mean: float) -> None:
+    assert slowest(ranks) == pytest.approx(mean, abs=2e-6)
+
+
+def test_the_slowest_grows_as_drawn_values_do() -> None:
+    drawn = np.random.default_rng(0).standard_normal((20_000, 64)).max(axis=1).mean()
+    assert slowest(64) == pytest.approx(drawn, rel=0.01)
+    assert slowest(8) / slowest(2) == pytest.approx(2.523, abs=0.001)
+    assert slowest(100_000) < slowest(1_000_000)
 
 
 def test_a_ring_sends_twice_the_gradients_in_the_limit():
