@@ -43,7 +43,8 @@ class LeftOut:
 
     def name(self, path: Path) -> str:
         """`path` relative to the data set's folder."""
-        return path.relative_to(self._root).as_posix() if path != self._root else path.name
+        name = path.relative_to(self._root).as_posix() if path != self._root else path.name
+        return name.encode("utf-8", "backslashreplace").decode()  # it goes into records
 
     def folder(self, path: Path, why: str) -> None:
         """A folder that is not read, if it holds pictures. why: ends the sentence."""
@@ -134,7 +135,7 @@ def _walk_folders(folder: Path, left_out: LeftOut | None, above: tuple[Path, ...
 def _refuse_masks(pictures: Sequence[Path]) -> None:
     stems = {path.stem.lower() for path in pictures}
     for path in pictures:
-        for ending in MASK_ENDINGS:
+        for ending in MASK_ENDINGS[:-1]:  # "front" and "front_label" may be two views
             if path.stem.lower().endswith(ending) and path.stem.lower().removesuffix(ending) in stems:
                 raise DataError(
                     f"{path}: by its name the mask of a picture beside it, and it would be taken for a picture: put "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from core_model.data import aebad, mvtec, textures, visa
 from core_model.data.errors import DataError
 from core_model.data.layout import Layout
-from core_model.data.pictures import Picture
+from core_model.data.pictures import FilePicture, Picture
 
 LAYOUTS: Mapping[str, Callable[[str], Layout]] = {
     "textures": textures.read,
@@ -21,7 +23,7 @@ _JOINT = re.compile(r"\+(?=(?:" + "|".join(LAYOUTS) + r")(?::|$))")
 
 def read_sources(spec: str) -> list[Layout]:
     """The data sets named in `spec`, joined by ``+``. Raises DataError, also where two share a category's name."""
-    layouts = [_read(part) for part in _JOINT.split(spec)]
+    layouts = [_with_shared_files(_read(part)) for part in _JOINT.split(spec)]
     owner: dict[str, str] = {}
     for layout in layouts:
         for category in layout.categories:
@@ -30,6 +32,22 @@ def read_sources(spec: str) -> list[Layout]:
             owner[category] = layout.source
         _refuse_equal_ids(layout)
     return layouts
+
+
+def _with_shared_files(layout: Layout) -> Layout:
+    """With a note where links make a file both a training and a test picture: figures on it show memory."""
+
+    def files(pictures: Iterable[Picture]) -> dict[tuple[int, int], Path]:
+        paths = [picture.path for picture in pictures if isinstance(picture, FilePicture)]
+        return {(stat.st_dev, stat.st_ino): path for path in paths for stat in [path.stat()]}
+
+    test = files(layout.test)
+    shared = sorted(test[key] for key in files(layout.train).keys() & test.keys())
+    if not shared:
+        return layout
+    some = "1 test picture is" if len(shared) == 1 else f"{len(shared)} test pictures are"
+    note = f"{some} trained on too, by links to the same files, such as {shared[0]}: the figures flatter"
+    return replace(layout, notes=(*layout.notes, note))
 
 
 def _refuse_equal_ids(layout: Layout) -> None:
@@ -54,4 +72,7 @@ def _read(spec: str) -> Layout:
             raise DataError(f"'{spec}': textures is built in and takes no folder")
     elif not folder:
         raise DataError(f"'{spec}' names no folder: write {name}:DIR")
-    return LAYOUTS[name](folder)
+    try:
+        return LAYOUTS[name](folder)
+    except OSError as error:
+        raise DataError(f"{error.filename or spec}: cannot be read ({error.strerror or error})") from None

@@ -140,6 +140,21 @@ def test_what_is_left_out_is_named_with_counts(tmp_path):
     assert "1 mask without a picture, such as plate/ground_truth/dent/007_mask.png" in notes
 
 
+def test_test_pictures_that_are_trained_on_are_named(tmp_path):
+    root = write_mvtec(tmp_path)
+    shutil.rmtree(root / "plate/test/good")
+    (root / "plate/test/good").symlink_to(root / "plate/train/good")
+    assert "6 test pictures are trained on too" in opened(f"mvtec:{root}").notes[0]
+
+
+def test_a_link_to_nowhere_is_one_line(tmp_path):
+    root = write_mvtec(tmp_path)
+    (root / "plate/train/good/000.png").unlink()
+    (root / "plate/train/good/000.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"000\.png"):
+        opened(f"mvtec:{root}")
+
+
 def test_btad(tmp_path):
     root = write_mvtec(tmp_path, categories=("01", "02"), kinds=("ko",))
     move(root, ("train/good", "train/ok"), ("test/good", "test/ok"))
