@@ -241,7 +241,8 @@ class Run:
             return 0
         step = found.step
         self.backend.load(found.folder)
-        self.warnings += [f"passed over a checkpoint: {damage}" for damage in found.passed_over]
+        here = f"{found.folder.parent.parent}/"  # a record is read elsewhere too
+        self.warnings += [f"passed over a checkpoint: {damage.removeprefix(here)}" for damage in found.passed_over]
         if self.folder is not None:
             cut_steps(self.folder, step)
             kept = list(records.read_jsonl(self.folder / records.STEPS))
