@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from harness import comm_record
+from harness.folders import check_writable
 from harness.hosts import find_hostfile, slots_from_hostfile
 from harness.job import JobError
 from harness.options import names_in
@@ -74,6 +75,7 @@ def comm(
     line_rate = bytes_per_second(rate) if rate else 0.0
     if step < 2:
         raise JobError(f"step is {step}: each size must be at least 2 times the one before")
+    check_writable(out.absolute())
     hosts = _hosts(nodes, slots, hosts_path)
     worker = ["--operations", ",".join(operations), "--smallest", str(size(smallest)), "--largest", str(size(largest))]
     worker += ["--step", str(step), "--budget", str(budget), "--device", device]

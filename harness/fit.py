@@ -22,9 +22,9 @@ from harness.fit_model import Setting, Training, demand, largest
 from harness.fit_search import State, state
 from harness.fit_shapes import Grid
 from harness.fit_try import Try, run_try
+from harness.folders import study_folder
 from harness.job import Job, JobError
 from harness.launch import preflight
-from harness.options import results_root
 
 FILE = "fit.json"
 _Z = "deepspeed:zero_stage="
@@ -240,13 +240,13 @@ def fit(**options: Any) -> None:
     harness fit --workers 1,2                          ten settings, on the GPUs that are here
     harness fit --device cpu --memory-gib 0.3 --precision fp32 --vocab 512 --length 32     a small search on a CPU
     """
+    folder = study_folder(options["results"], options["study"])
     search = _search(options)
     workers = _workers(options["workers"])
     texts = [text.strip() for text in options["backends"].split(",") if text.strip()]
     cells = [new_cell(text, count, search) for count in workers for text in texts]
     for cell in cells:
         _check(cell, search)
-    folder = results_root(options["results"]) / options["study"]
     cells = cells if options["fresh"] else _resumed(cells, search, folder, retry=options["retry"])
     for cell in cells:
         conclude(cell, search)

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-import re
+import os
 from pathlib import Path
 
 from harness.checkpoints import check_resumable
 from harness.job import Job, JobError
+from harness.options import results_root
 from harness.records import JOB, is_run, write_json
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+from mpi import names
 
 
 def check_name(kind: str, name: str) -> str:
-    """`name`, or JobError where it could leave its folder or upset a shell."""
-    if not _NAME.fullmatch(name):
-        raise JobError(f"{kind} name '{name}': use letters, digits, '.', '_' and '-' only")
+    """`name`, or JobError where it could leave its folder or upset a shell (`mpi.names`: one rule for all names)."""
+    if reason := names.fault(kind, name):
+        raise JobError(reason)
     return name
+
+
+def study_folder(results: str | None, study: str, kind: str = "study") -> Path:
+    """The folder of `study` in the results folder that --results names, not made yet.
+
+    Raises JobError where the name is none (`check_name`) or nothing can be written there, so that this is said before
+    anything is measured.
+    """
+    folder = results_root(results) / check_name(kind, study)
+    check_writable(folder)
+    return folder
+
+
+def check_writable(folder: Path) -> None:
+    """Raises JobError where `folder` cannot be made or written to."""
+    there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        raise JobError(f"{there}: not a folder, results cannot be written there: use --results FOLDER")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise JobError(f"{there}: not writable, results cannot be written there: use --results FOLDER")
 
 
 def claim_run_folder(job: Job, results: Path) -> tuple[Job, Path]:

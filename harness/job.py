@@ -18,6 +18,7 @@ from pydantic import Field
 import backends
 from backends import base
 from backends.declared import check_field, declared, schema_of, unknown
+from mpi import names
 from mpi.errors import UserError
 
 TABLES = frozenset({"engine", "model", "data_options", "loss_scale"})  # fields that are tables of KEY=VALUE
@@ -151,6 +152,9 @@ class Job:
 
     def validate(self) -> Job:
         """Returns self, or raises JobError with one line for the first thing that cannot work."""
+        for kind, value in (("study", self.study), ("run", self.run)):  # they become folders
+            if (value or kind == "study") and (reason := names.fault(kind, value)):
+                raise JobError(reason)
         if self.backend not in backends.names():
             raise JobError(f"unknown engine '{self.backend}': choose one of {', '.join(backends.names())}")
         if self.backend == "single" and self.world_size > 1:

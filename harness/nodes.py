@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from mpi.nodes import cluster
+from mpi.nodes import cluster, processes
 
 _NAME = click.option(
     "--name", default="default", show_default=True, help="Name of the set; sets do not see each other."
@@ -183,22 +182,18 @@ def _run(argv: list[str], environ: Mapping[str, str]) -> int:
 
     Ctrl-C reaches the whole foreground group by itself; nsenter hands nothing on.
     """
-    process = subprocess.Popen(argv, env=environ)
+    process: subprocess.Popen[bytes] | None = None
 
     def hand_on(number: int, _frame: object) -> None:
-        for pid in _children(process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        if process is None:
+            sys.exit(128 + number)
+        while not (inside := processes.children(process.pid)) and processes.start_time(process.pid) >= 0:
+            time.sleep(0.01)  # it has not entered yet
+        processes.send(inside, number)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, hand_on)
+    process = subprocess.Popen(argv, env=environ)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     code = process.wait()
     return code if code >= 0 else 128 - code
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []

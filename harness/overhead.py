@@ -13,8 +13,9 @@ import click
 import numpy as np
 
 from harness import overhead_record
+from harness.folders import study_folder
 from harness.job import Job, JobError
-from harness.options import apply_settings, results_root
+from harness.options import apply_settings
 from harness.parity_cells import Cell
 
 ENGINES = ("single", "ddp", "horovod", "deepspeed")  # with a loop in harness/handwritten.py
@@ -78,6 +79,7 @@ def overhead(**options: Any) -> None:
                 continue
             zero = int(stage or 0) if backend == "deepspeed" else None
             cells.append(Cell(backend=backend, zero_stage=zero, workers=count, precision=options["precision"]))
+    folder = study_folder(options["results"], options["study"]) if options["study"] else None
     from harness.parity_launch import groups
 
     found: list[Overhead] = []
@@ -85,8 +87,8 @@ def overhead(**options: Any) -> None:
     for group in groups(cells):
         found += measure(base, group, options["limit_s"], quiet=options["as_json"])
         rows = [row_of(item) for item in found]
-        if options["study"]:  # after each: what is measured is kept, whatever comes
-            overhead_record.write(rows, base, results_root(options["results"]) / options["study"])
+        if folder is not None:  # after each: what is measured is kept, whatever comes
+            overhead_record.write(rows, base, folder)
     if options["as_json"]:
         click.echo(json.dumps(rows, indent=1))
     else:

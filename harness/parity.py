@@ -13,8 +13,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from harness.folders import check_writable, study_folder
 from harness.job import Job, JobError
-from harness.options import apply_settings, results_root
+from harness.options import apply_settings
 from harness.parity_cells import Cell, cells_of
 from harness.parity_judge import Verdict, cause_of, judge, row_of
 from harness.parity_launch import train_cells
@@ -67,7 +68,7 @@ def parity(**options: Any) -> None:
     values |= {"lr": 1e-3, "warmup_steps": 2, "eval_samples": -1}
     apply_settings(values, options["settings"])
     base = Job.from_dict(values)
-    folder = results_root(options["results"]) / options["study"] if options["study"] else None
+    folder = study_folder(options["results"], options["study"]) if options["study"] else None
     say = None if options["as_json"] else (lambda text: click.echo(text, err=True))
     if options["loss_scale"]:
         sys.exit(_loss_scale(base, options, folder, say))
@@ -76,6 +77,8 @@ def parity(**options: Any) -> None:
         cell.job(base).validate()
     if options["resume"] and not options["keep"]:
         raise JobError("--resume needs --keep FOLDER: there it finds what is done")
+    if options["keep"]:
+        check_writable(Path(options["keep"]).absolute())
     verdicts = run_parity(
         base, cells, limit_s=options["limit_s"], keep=options["keep"], resume=options["resume"], say=say
     )

@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
+from harness.folders import study_folder
 from harness.job import JobError
-from harness.options import results_root
 from harness.records import RecordError, read_json, runs_of, write_json, write_text
 from harness.scaling_report import median_step, name_of
 from harness.table import Table, markdown
@@ -51,7 +51,7 @@ def predict(
 
     if largest < 2:
         raise JobError(f"--to is {largest}: it must be at least 2")
-    folder = results_root(results) / study
+    folder = study_folder(results, study)
     if not (folder / "scaling.json").exists() and folder.is_dir() and runs_of(folder):
         _from_runs(folder, largest, as_json)
         return

@@ -7,11 +7,8 @@ measured is the exchange: step time, its share, bytes on each node's wire, again
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,13 +20,19 @@ from typing import Any
 import click
 
 from harness import records
+from harness.folders import study_folder
 from harness.job import JobError
-from harness.options import results_root
+from harness.options import names_in
+from mpi.names import remove_folder
 from mpi.nodes import cluster
 from mpi.nodes.link import bytes_per_second
+from mpi.nodes.processes import end_entered
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = "scaling.json"
+LIMIT_S = 600.0  # of one job
+END_S = 20.0  # in which a job that is told to end writes why, and ends its workers on all nodes
+FIRST = 4  # steps before the timed ones
 ENGINES = {"ddp": [], "horovod": [], **{f"deepspeed-z{stage}": ["--zero-stage", str(stage)] for stage in range(3)}}
 
 
@@ -67,33 +70,34 @@ def scaling(
     results: str | None,
 ) -> None:
     """Run a scaling study on virtual nodes (needs root). Rows that are there already are kept, not run again."""
-    names = engines.split(",")
-    for name in names:
-        if name not in ENGINES:
-            raise JobError(f"unknown engine '{name}': choose of {', '.join(ENGINES)}")
-    numbers = [int(word) for word in counts.split(",")]
-    folder = results_root(results) / study
-    folder.mkdir(parents=True, exist_ok=True)
+    names = names_in(engines, ENGINES, "engine")
+    kinds = names_in(scalings, ("weak", "strong"), "scaling")
+    numbers = _numbers("--nodes", counts)
+    sizes = _numbers("--width", widths)
+    speeds = [rate.strip() for rate in rates.split(",")]
+    for rate in speeds:
+        _rate(rate)
+    if not (emulate_ms >= 0 and steps > FIRST and repeats > 0):
+        raise JobError(f"use --emulate-compute of at least 0, --steps above {FIRST} and --repeats of at least 1")
+    folder = study_folder(results, study)
     rows = load_rows(folder) if (folder / FILE).exists() else []
-    record = {"rows": rows, "cores": os.cpu_count()}
     set_name = f"scaling-{os.getpid()}"
     made = cluster.up(set_name, max(numbers), cores_per_node=1, tied=True)
     try:
-        for repeat in range(repeats):
-            for rate in rates.split(","):
-                made = made.set_rate("" if rate == "unlimited" else rate)
-                for count in numbers:
-                    for kind in scalings.split(","):
-                        for name, width in itertools.product(names, map(int, widths.split(","))):
-                            cell = {"engine": name, "nodes": count, "rate": rate, "scaling": kind, "repeat": repeat}
-                            cell["width"] = width
-                            if any(all(row[key] == value for key, value in cell.items()) for row in rows):
-                                continue
-                            wait = emulate_ms if kind == "weak" else emulate_ms / count
-                            row = _run(made, cell, wait, steps, folder)
-                            click.echo(_line(row))
-                            rows.append(row)
-                            records.write_json(folder / FILE, record)
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {"rows": rows, "cores": os.cpu_count()}
+        for repeat, rate in itertools.product(range(repeats), speeds):
+            made = made.set_rate("" if rate == "unlimited" else rate)
+            for count, kind, name, width in itertools.product(numbers, kinds, names, sizes):
+                cell = {"engine": name, "nodes": count, "rate": rate, "scaling": kind, "repeat": repeat}
+                cell["width"] = width
+                if any(all(row[key] == value for key, value in cell.items()) for row in rows):
+                    continue
+                wait = emulate_ms if kind == "weak" else emulate_ms / count
+                row = _run(made, cell, wait, steps, folder)
+                click.echo(_line(row))
+                rows.append(row)
+                records.write_json(folder / FILE, record)
     finally:
         cluster.down(set_name)
     from harness import scaling_report
@@ -102,22 +106,34 @@ def scaling(
         click.echo(str(path))
 
 
+def _numbers(flag: str, text: str) -> list[int]:
+    """``1,2,4`` as numbers. Raises JobError for anything else."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() and int(word) > 0 for word in words):
+        raise JobError(f"{flag} '{text}': write numbers of at least 1 with commas between them, as 1,2,4")
+    return [int(word) for word in words]
+
+
 def load_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a study. Raises RecordError."""
     return list(records.read_json(folder / FILE)["rows"])
 
 
-def _run(made: cluster.Cluster, cell: dict[str, Any], wait_ms: float, steps: int, folder: Path) -> dict[str, Any]:
-    """One job on the first nodes of the set. A job that fails gives a row with its reason and no times."""
+def _run(
+    made: cluster.Cluster, cell: dict[str, Any], wait_ms: float, steps: int, folder: Path, limit_s: float = LIMIT_S
+) -> dict[str, Any]:
+    """One job on the first nodes of the set, of which nothing is left in the nodes.
+
+    A job that fails, or is ended after `limit_s` seconds, gives a row with its reason and no times."""
     run = f"{cell['engine']}-n{cell['nodes']}-{cell['rate']}-{cell['scaling']}-{cell['width']}-r{cell['repeat']}"
-    shutil.rmtree(folder / run, ignore_errors=True)  # of a study that was interrupted here: it has no row
+    remove_folder(folder, run, kind="run")  # of a study that was interrupted here: it has no row
     with tempfile.NamedTemporaryFile("w", suffix=".hostfile") as hosts:
         hosts.write(made.hostfile())
         hosts.flush()
         argv = [sys.executable, "-m", "harness", "run", "--backend", cell["engine"].partition("-")[0]]
         argv += [*ENGINES[cell["engine"]], "--nodes", str(cell["nodes"]), "--hostfile", hosts.name, "--slots", "1"]
         argv += ["--preset", "tiny", "--set", f"model.joint={cell['width']}", "--emulate-compute", f"{wait_ms:g}"]
-        argv += ["--steps", str(steps), "--timing-warmup", "4", "--log-every", "1", "--eval-samples", "-1"]
+        argv += ["--steps", str(steps), "--timing-warmup", str(FIRST), "--log-every", "1", "--eval-samples", "-1"]
         argv += ["--global-batch", str(4 * cell["nodes"]), "--scaling", cell["scaling"], "--timeout", "60"]
         argv += ["--study", folder.name, "--run-name", run, "--results", str(folder.parent)]
         process = subprocess.Popen(
@@ -127,17 +143,19 @@ def _run(made: cluster.Cluster, cell: dict[str, Any], wait_ms: float, steps: int
             stderr=subprocess.DEVNULL,
         )
         try:
-            sent = _follow(process, made, folder / run, cell["nodes"])
+            sent = _follow(process, made, folder / run, cell["nodes"], limit_s)
+            late = process.poll() is None
         finally:
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGTERM)
-            process.wait()
+            # Not nsenter alone, which hands no signal on: a job that lives on would share the next one's links.
+            end_entered(process, grace=END_S)
+            made.end_processes()
     result = records.read_json(folder / run / records.RESULT) if (folder / run / records.RESULT).exists() else {}
     row = {**cell, "run": run, "wait_s": wait_ms * 1e-3, "link_bytes_per_s": _rate(cell["rate"])}
+    if late:
+        return {**row, "failed": f"not finished after {limit_s:g} s"}
     if result.get("status") != "ok":
         return {**row, "failed": result.get("reason", "no record")}
-    times = [item["step_s"] for item in records.read_jsonl(folder / run / records.STEPS)][4:]
+    times = [item["step_s"] for item in records.read_jsonl(folder / run / records.STEPS)][FIRST:]
     parameters = 4.0 * result["model"]["trainable_parameters"]
     return {
         **row,
@@ -148,18 +166,22 @@ def _run(made: cluster.Cluster, cell: dict[str, Any], wait_ms: float, steps: int
     }
 
 
-def _follow(process: subprocess.Popen[bytes], made: cluster.Cluster, run: Path, count: int) -> float | None:
-    """Bytes a node sent in one step: the most of any node, between the fourth and the last step seen."""
+def _follow(
+    process: subprocess.Popen[bytes], made: cluster.Cluster, run: Path, count: int, limit_s: float
+) -> float | None:
+    """Bytes a node sent in one step: the most of any node, between the fourth and the last step seen.
+
+    Returns when the job has ended, or after `limit_s` seconds."""
     first: tuple[int, dict[str, tuple[int, int]]] | None = None
     last = first
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + limit_s
     seen = -1
     while process.poll() is None and time.monotonic() < deadline:
         path = run / records.STEPS
         steps = path.read_text().count("\n") if path.exists() else 0
         if steps != seen:
             seen, state = steps, (steps, made.wire_bytes())
-            if steps >= 4:
+            if steps >= FIRST:
                 first = first or state
                 last = state
         time.sleep(0.01)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import tempfile
 import time
@@ -19,6 +18,7 @@ from harness.recorded import RecordedRun
 from harness.study import STUDY, Study
 from harness.study_estimate import estimate_study, groups_of, plan_text
 from harness.turns import Stop
+from mpi import names
 from mpi.process import CTRL_C, INTERRUPTS, signals_ignored, signals_raise
 
 # What the worker fills in, or what does not decide the figures: two jobs that differ only here are one job.
@@ -196,7 +196,7 @@ def _clear(jobs: Sequence[Job], done: Mapping[str, RecordedRun]) -> None:
     """Removes the old records of `jobs`: interrupted, or failed and asked for again."""
     for job in jobs:
         if (old := done.get(job.run)) is not None:
-            shutil.rmtree(old.folder)
+            names.remove_folder(old.folder.parent, old.folder.name, kind="run")
 
 
 def _how(run: RecordedRun) -> str:

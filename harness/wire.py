@@ -21,8 +21,9 @@ import click
 
 from backends.exchange import theory
 from harness import records
+from harness.folders import study_folder
 from harness.job import Job, JobError
-from harness.options import apply_settings, results_root
+from harness.options import apply_settings
 from harness.parity_cells import Cell, cells_of
 from harness.parity_launch import train_cells
 from harness.wire_worker import TOTAL
@@ -50,6 +51,7 @@ HEADERS = ("engine", "workers", "accum.", "theory MB", "handed over MB", "sent M
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other job field.")
 def wire(**options: Any) -> None:
     """Measure the bytes that each engine and ZeRO stage puts on the wire in a step, beside ring theory."""
+    folder = study_folder(options["results"], options["study"]) if options["study"] else None
     if not options["hostfile"]:
         sys.exit(_on_virtual_nodes(options))
     from mpi import hostfile
@@ -75,8 +77,8 @@ def wire(**options: Any) -> None:
         cell.job(base).validate()
     say = None if options["as_json"] else (lambda text: click.echo(text, err=True))
     rows = measure(base, cells, hosts, say)
-    if options["study"]:
-        write(rows, base, results_root(options["results"]) / options["study"])
+    if folder is not None:
+        write(rows, base, folder)
     if options["as_json"]:
         click.echo(json.dumps(rows, indent=1))
     else:

@@ -1,4 +1,4 @@
-"""The launching side of `mpi.guard`: a guard here and one on every other node, their heart-beat, and what they tell.
+"""The launching side of `mpi.guard`: a guard here and one on every other node, and what they tell.
 
 A guard's ssh connection is also the life-line of its node: when the node is cut off, ssh gives up after
 ServerAliveInterval x ServerAliveCountMax seconds, long before most engines notice.
@@ -12,13 +12,16 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mpi import guard
+from mpi.launch import secrets_for
+from mpi.launchers.base import Launch
 
 READY_S = 15.0
 BEAT_S = 2.0
+SILENCE_S = 20.0  # after which a node takes itself for cut off
 _SSH = (
     *("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"),
     *("-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=3"),
@@ -28,15 +31,25 @@ _SSH = (
 class Guard:
     """One guard process. `node`: host name, empty for this machine. `problem()`: one line if its node is lost.
 
-    secrets: variables that it keeps for the workers there (`mpi.private`).
+    secrets: variables that it keeps for the workers there (`mpi.private`). others: of this machine's guard, those that
+    it beats for as long as this process is there, stopped or not.
     """
 
-    def __init__(self, node: str, tag: str, python: str, secrets: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        node: str,
+        tag: str,
+        python: str,
+        secrets: Mapping[str, str] | None = None,
+        others: Sequence[Guard] = (),
+    ) -> None:
         self.node = node
         self.version = ""
         self._said = ""
         self._errors = ""
-        argv: tuple[str, ...] = (python, "-I", "-S", "-c", Path(guard.__file__).read_text(), tag)
+        pipes = [other.input for other in others]
+        role = ("listen", f"{SILENCE_S:g}") if node else ("beat", f"{BEAT_S:g}", *map(str, pipes))
+        argv: tuple[str, ...] = (python, "-I", "-S", "-c", Path(guard.__file__).read_text(), tag, *role)
         if node:
             argv = (*_SSH, node, "exec " + shlex.join(argv))
         # Not with the job's tag in its environment: it must outlive what it ends.
@@ -47,7 +60,8 @@ class Guard:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environ,
-            start_new_session=True,
+            pass_fds=pipes,
+            start_new_session=True,  # a Ctrl-C or Ctrl-Z at the terminal is none for it
         )
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it has ended already: `problem` tells
@@ -66,11 +80,11 @@ class Guard:
     def ended(self) -> bool:
         return self._process.poll() is not None
 
-    def beat(self) -> None:
-        """Tells the guard that the job goes on."""
+    @property
+    def input(self) -> int:
+        """The pipe to its standard input."""
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # the pipe is full (a stalled connection) or closed: `problem` tells
-            os.write(self._process.stdin.fileno(), b"\n")
+        return self._process.stdin.fileno()
 
     def problem(self) -> str:
         """One line saying why the node cannot take part (any more), or the empty string."""
@@ -124,3 +138,11 @@ class Guard:
                 continue
         if not self.version and self._said.startswith("ready "):
             self.version = self._said.split()[2]
+
+
+def start_guards(guards: list[Guard], launch: Launch, python: str) -> None:
+    """Appends a guard for each of the launch's other nodes to `guards`, then this machine's. One by one, so that all
+    that have begun are in the list whatever interrupts this."""
+    for node in launch.remote:
+        guards.append(Guard(node, launch.tag, python, secrets_for(node, launch)))
+    guards.append(Guard("", launch.tag, python, secrets_for("", launch), others=list(guards)))

@@ -26,8 +26,8 @@ from pathlib import Path
 
 from mpi.failures import explain
 from mpi.guard import end_tagged, tagged
-from mpi.guards import BEAT_S, READY_S, Guard
-from mpi.launch import environment_of, secrets_for
+from mpi.guards import READY_S, Guard, start_guards
+from mpi.launch import environment_of
 from mpi.launchers.base import Launch
 from mpi.private import mask_bytes
 
@@ -131,7 +131,7 @@ def supervise(
         try:
             _write_files(launch)
             python = sys.executable
-            guards += [Guard(node, launch.tag, python, secrets_for(node, launch)) for node in ("", *launch.remote)]
+            start_guards(guards, launch, python)
             reason = _wait_ready(guards)
             code = 255 if reason else 0
             if not reason:
@@ -175,7 +175,6 @@ def _watch(
     on_poll: Callable[[], str | None],
 ) -> tuple[int, str]:
     """(exit code, reason) as soon as one command fails or all have ended; no reason where the output tells it."""
-    beat = 0.0
     while True:
         drain()
         codes = [process.poll() for process in running]
@@ -190,20 +189,17 @@ def _watch(
             _end_connections(launch.tag, guard.node)
         if asked := on_poll():
             return 1, asked
-        now = time.monotonic()
-        if now >= deadline:
+        if time.monotonic() >= deadline:
             return 124, f"not finished after {timeout:g} s: raise --timeout if the job needs longer"
-        if now >= beat:
-            beat = now + BEAT_S
-            for guard in guards:
-                guard.beat()
         time.sleep(_POLL_S)
 
 
 def _wait_ready(guards: list[Guard]) -> str:
     """One line naming the first node that did not answer, or the empty string."""
     deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline:
+    late = False
+    while not late:
+        late = time.monotonic() > deadline  # before the look: this process may have been stopped meanwhile
         if reason := next(filter(None, (guard.problem() for guard in guards)), ""):
             return reason
         if sum(guard.ready for guard in guards) == len(guards):

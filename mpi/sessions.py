@@ -19,6 +19,7 @@ from mpi import probe
 
 _T = TypeVar("_T")
 LOGIN_S = 8.0  # after which ssh gives up, where not told otherwise
+_OVERTIME = 100  # reads after a deadline: what waits there is read, endless noise is not
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "LogLevel=INFO")
 
 
@@ -34,6 +35,7 @@ class Session:
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
         )
         self._buffer = b""
+        self._overtime = _OVERTIME
         self._asked = 0
         self.noise: list[str] = []
 
@@ -50,6 +52,7 @@ class Session:
         """The probe's answer; ``{"error": ...}`` where it has none in time."""
         assert self._process.stdin is not None
         self._asked += 1
+        self._overtime = _OVERTIME
         try:
             self._process.stdin.write(json.dumps(request | {"number": self._asked}).encode() + b"\n")
             self._process.stdin.flush()
@@ -79,7 +82,9 @@ class Session:
         handle = self._process.stdout.fileno()
         while b"\n" not in self._buffer:
             rest = deadline - time.monotonic()
-            if rest <= 0 or not select.select([handle], [], [], rest)[0]:
+            if rest <= 0:  # what came in time is read, also where this process was stopped until after the deadline
+                self._overtime -= 1
+            if self._overtime < 0 or not select.select([handle], [], [], max(0.0, rest))[0]:
                 return None
             data = os.read(handle, 65536)
             if not data:

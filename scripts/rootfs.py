@@ -140,6 +140,8 @@ def chroot(root: Path, image: Image, command: list[str], binds: list[str], *, ex
     lines = [FILESYSTEM_MOUNTS]
     made: list[Path] = []
     for bind in binds:
+        if not os.path.isabs(bind) or os.path.normpath(bind) != bind or bind == "/":
+            raise RootfsError(f"--bind {bind}: name it by its whole path, without '..' or a '/' at its end")
         inside = root / bind.lstrip("/")
         if not inside.exists():
             # The outermost thing made, to be removed again: binds leave no trace in the image.

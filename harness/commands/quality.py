@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from harness.folders import study_folder
 from harness.job import JobError
-from harness.options import names_in, results_root
+from harness.options import names_in
 from harness.trained import BRANCHES, model_options
 
 
@@ -57,8 +58,8 @@ def quality(
     if files:
         if len(files) < len(runs) or name is None:
             raise JobError("give either quality.json files with a --name, or runs and studies")
+        place = study_folder(results, name, "folder")
         record = work.merge(files)
-        place = results_root(results) / name
         place.mkdir(parents=True, exist_ok=True)
         work.write(record, place)
         click.echo(work.markdown(record))
@@ -74,7 +75,7 @@ def quality(
         raise JobError(
             f"{', '.join(map(str, runs))}: no run that ended well keeps weights there: train with keep_weights"
         )
-    place = results_root(results) / (name or folders[0].parent.name)
+    place = study_folder(results, name or folders[0].resolve().parent.name, "folder")
     place.mkdir(parents=True, exist_ok=True)
     record = work.measure(folders, chosen, data=data, options=options)
     work.write(record, place)

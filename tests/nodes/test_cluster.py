@@ -14,6 +14,7 @@ import pytest
 
 from mpi.nodes import cluster, link
 from mpi.nodes.cluster import NodesError
+from mpi.nodes.processes import start_time
 
 HOST_FILES = ("/etc/hosts", "/etc/hostname", "/etc/shadow", "/etc/ssh/ssh_config", "/etc/passwd")
 
@@ -194,7 +195,7 @@ def test_up_that_fails_midway_leaves_nothing(monkeypatch):
     with pytest.raises(link.LinkError, match="planted"):
         cluster.up(name, 3)
     assert len(seen) == 2
-    assert all(cluster.start_time(pid) == -1 for pid in seen)
+    assert all(start_time(pid) == -1 for pid in seen)
     assert name not in cluster.names()
 
 
