@@ -91,10 +91,10 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         self.device = choose_device(device, facts.local_rank)
         if self.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed takes a GPU that it finds
-        # DeepSpeed reads these whoever launched it.
-        os.environ.setdefault("LOCAL_RANK", str(facts.local_rank))
-        os.environ.setdefault("RANK", str(facts.rank))
-        os.environ.setdefault("WORLD_SIZE", str(facts.world_size))
+        # DeepSpeed reads these whoever launched it, and must not find those of another launcher.
+        os.environ["LOCAL_RANK"] = str(facts.local_rank)
+        os.environ["RANK"] = str(facts.rank)
+        os.environ["WORLD_SIZE"] = str(facts.world_size)
         self._library = join(facts, self.device, timeout_s)
         self.engine: Any = None
         self._deepspeed = import_deepspeed()

@@ -30,7 +30,7 @@ from backends.process_group import choose_device
 from backends.step_backend import StepBackend
 from backends.torch_step import check_micro_batches
 
-_FOREIGN_LAUNCHERS = ("torchrun", "deepspeed", "srun", "mpich")
+_FOREIGN_LAUNCHERS = ("torchrun", "deepspeed", "srun", "mpich", "mvapich", "env")
 
 
 @declared(BackendError, "horovod: ")

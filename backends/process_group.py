@@ -29,6 +29,8 @@ def choose_device(device: str, local_rank: int) -> torch.device:
     """The device of this rank (``auto`` = CUDA where there is any), made current. Raises BackendError."""
     if device not in ("auto", "cpu", "cuda"):
         raise BackendError(f"unknown device '{device}': choose auto, cpu or cuda")
+    if local_rank < 0:
+        raise BackendError("which GPU is this rank's is not known: set LOCAL_RANK and LOCAL_WORLD_SIZE on every rank")
     count = torch.cuda.device_count() if device != "cpu" else 0
     if device == "cuda" and count == 0:
         raise BackendError(
@@ -90,6 +92,10 @@ def leave() -> None:
 
 def _store(facts: ProcessFacts, limit: timedelta) -> dist.Store:
     """The key-value store that the ranks meet at, and the interface gloo should use."""
+    if _kept:
+        _name_interface(meeting_point(facts)[0], facts)
+        _kept_joins.append(len(_kept_joins))  # each group has keys of its own
+        return dist.PrefixStore(f"join/{len(_kept_joins)}", _kept[0])
     if facts.master_addr and facts.master_port:
         address, port = facts.master_addr, facts.master_port
         _name_interface(address, facts)
@@ -101,16 +107,32 @@ def _store(facts: ProcessFacts, limit: timedelta) -> dist.Store:
         )
     if facts.launcher == "mpirun":
         return _store_over_mpi(facts, limit)
+    address, port = meeting_point(facts)
+    _name_interface(address, facts)
+    return dist.TCPStore(
+        address, port, facts.world_size, is_master=facts.rank == 0, timeout=limit, wait_for_workers=False
+    )
+
+
+def meeting_point(facts: ProcessFacts) -> tuple[str, int]:
+    """Where rank 0 listens, as the launcher says it, the same on every rank. Raises BackendError where it does not."""
+    if facts.master_addr and facts.master_port:
+        return facts.master_addr, facts.master_port
     if facts.launcher == "srun":
-        address, port = _slurm_master()
-        _name_interface(address, facts)
-        return dist.TCPStore(
-            address, port, facts.world_size, is_master=facts.rank == 0, timeout=limit, wait_for_workers=False
-        )
+        return _slurm_master()
     raise BackendError(
         f"launcher '{facts.launcher}' does not say where rank 0 is: set MASTER_ADDR and MASTER_PORT on every rank, "
         "or use torchrun, deepspeed, mpirun or srun"
     )
+
+
+_kept: list[dist.Store] = []
+_kept_joins: list[int] = []
+
+
+def keep_store(store: dist.Store) -> None:
+    """The ranks have met at `store`: `join` takes it, rank 0's port is in use."""
+    _kept[:] = [store]
 
 
 def _store_over_mpi(facts: ProcessFacts, limit: timedelta) -> dist.Store:

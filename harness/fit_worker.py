@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import resource
 import sys
@@ -21,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from backends.leaving import leave
 from backends.process import ProcessFacts, detect
 from harness import own_memory
 from harness.packed import unpack
@@ -71,8 +71,6 @@ def main(packed: str, out: str) -> int:
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(told))
     temporary.replace(file)
-    sys.stdout.flush()
-    sys.stderr.flush()
     return code
 
 
@@ -214,4 +212,4 @@ def _batch(job: Any, model: Any, rank: int, device: Any) -> Any:
 
 
 if __name__ == "__main__":
-    os._exit(main(sys.argv[1], sys.argv[2]))
+    leave(main(sys.argv[1], sys.argv[2]))

@@ -468,9 +468,9 @@ class Run:
         }
         records.write_json(self.folder / records.RESULT, records.finite(result))
 
-    def fail(self, reason: str, exit_code: int) -> None:
+    def fail(self, reason: str, exit_code: int, rank: int | None = None) -> None:
         """Rank 0: a failed result, unless the run had already ended well. A supervisor that is still there writes what
-        it knows over it."""
+        it knows over it. rank: the one whose failure it was, if not this one's."""
         if self.folder is None or self._finished:
             return
         try:
@@ -479,7 +479,7 @@ class Run:
                 {
                     "status": "failed",
                     "exit_code": exit_code,
-                    "reason": f"rank {self.facts.rank}: {reason}",
+                    "reason": f"rank {self.facts.rank if rank is None else rank}: {reason}",
                     "started": iso(self._started),
                     "ended": iso(time.time()),
                     "wall_s": time.time() - self._started,

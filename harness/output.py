@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness import words
+from harness.early_output import EarlyWatch, last_lines
+from harness.marks import LogPart, first_mark
 
 
 def write_line(text: str, stream: IO[str]) -> None:
@@ -29,12 +31,17 @@ def write_line(text: str, stream: IO[str]) -> None:
 
 
 class Output:
-    """Redirects this process's output. `screen` is the terminal for rank 0 of a hand-started job, else None."""
+    """Redirects this process's output. `screen` is the terminal for rank 0 of a hand-started job, else None; `log` the
+    file that the output goes to, None while there is none."""
 
     def __init__(self, *, rank: int, redirect: bool) -> None:
+        """redirect: the rank was started by hand. Then make this before any thread: a child process watches."""
         self.screen: IO[str] | None = None
+        self.log: Path | None = None
+        self._part: LogPart | None = None
         self._terminal: IO[str] | None = None
         self._buffer: Path | None = None
+        self._watch: EarlyWatch | None = None
         if not redirect:
             return
         sys.stdout.flush()
@@ -44,18 +51,35 @@ class Output:
             self.screen = self._terminal
         handle, name = tempfile.mkstemp(prefix="harness-log-")
         self._buffer = Path(name)
+        self._watch = EarlyWatch(self._buffer, self._terminal.fileno(), rank)
         self._redirect(handle)
 
+    @property
+    def by_hand(self) -> bool:
+        """Whether a person, not a supervisor, is to be told."""
+        return self._terminal is not None
+
     def attach(self, log: Path | None) -> None:
-        """From now on output goes to `log` (None: nowhere, on a node without the run folder)."""
-        if self._buffer is None:
+        """From now on output goes to `log`. None: this node has no run folder, the buffer is kept, and what its end
+        says if the rank fails."""
+        if self._buffer is None or log is None:
             return
         sys.stdout.flush()
         sys.stderr.flush()
         early = self._buffer.read_bytes()
-        self._redirect(os.open(os.devnull if log is None else log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644))
+        self.log, self._part = log, LogPart(log)
+        self._redirect(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644))
         os.write(1, early)
-        self._buffer.unlink(missing_ok=True)
+        self.close()
+
+    def first_cause(self) -> tuple[int, bool, str] | None:
+        """(rank, whether it is the user's mistake, text) of the rank whose failure brought the others down, where the
+        log says it."""
+        return None if self._part is None else first_mark(self._part.lines())
+
+    def early_lines(self) -> list[str]:
+        """The last lines of the output that no log has."""
+        return [] if self._buffer is None else last_lines(self._buffer)
 
     def say(self, text: str) -> None:
         """One line to the person at the terminal of a hand-started job; to the log otherwise."""
@@ -66,8 +90,13 @@ class Output:
         write_line(text, self._terminal or sys.stderr)
 
     def close(self) -> None:
+        """The buffer is not needed any more."""
+        if self._watch is not None:
+            self._watch.dismiss()
+            self._watch = None
         if self._buffer is not None:
             self._buffer.unlink(missing_ok=True)
+            self._buffer = None
 
     @staticmethod
     def _redirect(handle: int) -> None:

@@ -7,14 +7,13 @@ autotune.csv); the launching side hands it to the run, whose result repeats it.
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from backends.leaving import leave
 from backends.process import ProcessFacts
 from harness import records
 from harness.job import Job, JobError
@@ -43,8 +42,7 @@ def tune_and_leave(job: Job, facts: ProcessFacts, log: Path) -> None:
         _tune(job, facts, log)
         code = 0
     except BaseException as error:
-        from harness.marks import FAILURE_MARK
-        from harness.output import write_line
+        from harness.last_words import mark
         from mpi.errors import UserError
 
         user = isinstance(error, UserError)
@@ -52,11 +50,9 @@ def tune_and_leave(job: Job, facts: ProcessFacts, log: Path) -> None:
             traceback.print_exc()
         text = " ".join(str(error).split())[:500]
         kind = "" if user else f"{type(error).__name__}: "
-        write_line(f"{FAILURE_MARK} rank={facts.rank} user={int(user)} tuning phase: {kind}{text}", sys.stderr)
+        mark(facts.rank, f"tuning phase: {kind}{text}", user=user)
         code = 2 if user else 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    leave(code)
 
 
 def _tune(job: Job, facts: ProcessFacts, log: Path) -> None:
@@ -117,6 +113,7 @@ def _tune(job: Job, facts: ProcessFacts, log: Path) -> None:
         }
         records.write_json(log.with_name(FILE), told)
     backend.barrier()
+    backend.close()  # under mpirun, MPI that was started must be ended
 
 
 def tuned_settings(job: Job, tuned: Settings | None) -> Settings:

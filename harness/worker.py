@@ -9,30 +9,29 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import signal
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
 
+from backends.leaving import leave
+from backends.placement import placed
 from backends.process import ProcessFacts, detect
 from harness.foreign_options import explain
 from harness.job import Job, JobError
 from harness.job_run import Run
-from harness.marks import FAILURE_MARK
+from harness.last_words import mark, tell
+from harness.marks import is_consequence
 from harness.options import job_options, job_values, results_root, share_evenly
-from harness.output import Output, write_line
+from harness.output import Output
 from harness.packed import unpack
+from harness.terminated import TerminatedError, as_ended, begin_to_end, on_sigterm
 from harness.turns import NobodyConductsError, Turn
 from mpi import private
 from mpi.errors import UserError
-
-
-class TerminatedError(RuntimeError):
-    """The launcher or the system asked this process to end."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -44,6 +43,9 @@ class TerminatedError(RuntimeError):
 @click.option("--tune-log", hidden=True, type=click.Path(), help="Only the tuning phase: Horovod's log of it.")
 @click.option("--tuned", hidden=True, help="What the tuning phase found, JSON in base64.")
 @click.option("--tag", hidden=True, help="Unique text by which a supervisor finds this job's processes.")
+@click.option(
+    *("--local_rank", "--local-rank"), type=int, hidden=True, help="From deepspeed and torch.distributed.launch."
+)
 def worker(
     results: str | None,
     job_b64: str | None,
@@ -52,28 +54,26 @@ def worker(
     tune_log: str | None,
     tuned: str | None,
     tag: str | None,
+    local_rank: int | None,
     **options: Any,
 ) -> None:
     """Train one job as a worker of horovodrun, mpirun, deepspeed, torchrun or srun (alone: one worker)."""
-    facts = detect()
+    facts = detect(local_rank=local_rank)
+    # The launcher's own exit codes say nothing of ours: `leave` hands ours over without waiting for anybody.
     if jobs_file:
         listed = json.loads(Path(jobs_file).read_text())
         _bind_cores(Job.from_dict(listed[0]["job"]), facts)
-        os._exit(_one_by_one(listed, facts, results_root(results)))
-    if job_b64:
-        job = Job.from_dict(unpack(job_b64))
-        output = Output(rank=facts.rank, redirect=False)
-    else:
-        job = _job_under_launcher(options, facts)
-        output = Output(rank=facts.rank, redirect=True)
+        leave(_one_by_one(listed, facts, results_root(results)))
+    if not job_b64:
+        leave(_by_hand(options, facts, results))
+    job = Job.from_dict(unpack(job_b64))
     _bind_cores(job, facts)
-    # The launcher's own exit codes say nothing of ours: os._exit hands ours over without waiting for anybody.
     if tune_log:
         from harness.tuning import tune_and_leave
 
         tune_and_leave(job, facts, Path(tune_log))
-    found = unpack(tuned) if tuned else None
-    os._exit(_guarded(job, facts, output, results_root(results), Path(run_dir) if run_dir else None, tuned=found))
+    output, folder = Output(rank=facts.rank, redirect=False), Path(run_dir) if run_dir else None
+    leave(_guarded(job, facts, output, results_root(results), folder, tuned=unpack(tuned) if tuned else None))
 
 
 def main() -> None:
@@ -98,6 +98,19 @@ def _bind_cores(job: Job, facts: ProcessFacts) -> None:
         from harness.cores import bind
 
         bind(facts)
+
+
+def _by_hand(options: dict[str, Any], facts: ProcessFacts, results: str | None) -> int:
+    """Runs the job of a rank that no supervisor has started; returns its exit code."""
+    output = Output(rank=facts.rank, redirect=True)
+    on_sigterm(lambda error: leave(_end(error, facts, output)))
+    try:
+        facts = placed(facts)
+        job = _job_under_launcher(options, facts)
+        _bind_cores(job, facts)
+    except BaseException as raised:
+        return _fail(raised, facts, output)
+    return _guarded(job, facts, output, results_root(results), None)
 
 
 def _job_under_launcher(options: dict[str, Any], facts: ProcessFacts) -> Job:
@@ -134,10 +147,10 @@ def _one_by_one(listed: list[dict[str, Any]], facts: ProcessFacts, results: Path
             try:
                 turn.wait()
             except (NobodyConductsError, OSError) as error:
-                write_line(f"{FAILURE_MARK} rank={facts.rank} user=0 {_one_line(error)}", sys.stderr)
+                mark(facts.rank, _one_line(error), user=False)
                 return 1
             extra["waiting_processes"] = turn.waiting
-        code = _guarded(job, facts, output, results, Path(item["run_dir"]), leave=last, extra=extra)
+        code = _guarded(job, facts, output, results, Path(item["run_dir"]), last=last, extra=extra)
         if code:
             return code
         _release_memory()
@@ -187,37 +200,53 @@ def _guarded(
     results: Path,
     run_dir: Path | None,
     *,
-    leave: bool = True,
+    last: bool = True,
     tuned: dict[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> int:
-    """Runs the job; turns whatever goes wrong into a marker line, a failed result and an exit code. extra: further
-    parts of its result."""
-    signal.signal(signal.SIGTERM, _on_signal)
+    """Runs the job; turns whatever goes wrong into a marker line, a failed result and an exit code. last: the process
+    group is not needed any more. extra: further parts of its result."""
     run = _run_of(job)(job, facts, output, results, run_dir)
+    on_sigterm(lambda error: leave(_end(error, facts, output, run)))
     run.tuned = tuned
     run.extra |= extra or {}
     try:
-        run.work(leave=leave)
-        code = 0
+        run.work(leave=last)
     except BaseException as raised:
-        error = _as_ended(raised)
-        user = isinstance(error, UserError)
-        text = _one_line(error)
-        if not user and not isinstance(error, (KeyboardInterrupt, TerminatedError)):
-            import traceback
+        return _fail(raised, facts, output, run)
+    _close(output)
+    return 0
 
-            traceback.print_exc()
-        write_line(f"{FAILURE_MARK} rank={facts.rank} user={int(user)} {text}", sys.stderr)
-        recorded = _exit_code(error)
-        run.fail(text, recorded)
-        if run_dir is None and (facts.rank == 0 or not user):
-            output.complain(f"error: {text}" if user else f"rank {facts.rank} failed: {text}")
-        code = 1 if isinstance(error, TerminatedError) else recorded
+
+def _fail(raised: BaseException, facts: ProcessFacts, output: Output, run: Run | None = None) -> int:
+    """Says and records what ended this rank, unless another thread does; returns its exit code."""
+    if not begin_to_end():
+        time.sleep(60)  # the other thread ends this process
+    return _end(as_ended(raised), facts, output, run)
+
+
+def _end(error: BaseException, facts: ProcessFacts, output: Output, run: Run | None = None) -> int:
+    user = isinstance(error, UserError)
+    text = _one_line(error)
+    if not user and not isinstance(error, (KeyboardInterrupt, TerminatedError)):
+        import traceback
+
+        traceback.print_exception(error)
+    mark(facts.rank, text, user=user)
+    recorded = _exit_code(error)
+    if run is not None:
+        other = output.first_cause() if is_consequence(text) else None
+        # Nobody supervises a rank that was started by hand: the record is to say who failed first.
+        run.fail(*((text, recorded) if other is None else (other[2], 2 if other[1] else 1, other[0])))
+    tell(output, facts, text, user=user)
+    _close(output)
+    return 1 if isinstance(error, TerminatedError) else recorded
+
+
+def _close(output: Output) -> None:
     output.close()
     sys.stdout.flush()
     sys.stderr.flush()
-    return code
 
 
 def _run_of(job: Job) -> type[Run]:
@@ -227,22 +256,6 @@ def _run_of(job: Job) -> type[Run]:
     from harness.elastic import ElasticRun
 
     return ElasticRun
-
-
-_signals: list[int] = []
-
-
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    _signals.append(number)
-    raise TerminatedError(f"ended by signal {number}")
-
-
-def _as_ended(error: BaseException) -> BaseException:
-    """What ended the job: the signal, if one came. Raised at any place, inside an import say, its exception can come
-    out as quite another (seen: RecursionError), which would be taken for the cause."""
-    if _signals and not isinstance(error, TerminatedError):
-        return TerminatedError(f"ended by signal {_signals[0]}")
-    return error
 
 
 def _exit_code(error: BaseException) -> int:

@@ -7,23 +7,23 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness import worker
+from harness import terminated
 
 
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
     yield
-    worker._signals.clear()
+    terminated._signals.clear()
 
 
 def test_exception_that_a_signal_turned_into_another_is_still_the_signal() -> None:
-    with pytest.raises(worker.TerminatedError):
-        worker._on_signal(signal.SIGTERM, None)
-    found = worker._as_ended(RecursionError("maximum recursion depth exceeded"))
-    assert isinstance(found, worker.TerminatedError)
+    with pytest.raises(terminated.TerminatedError):
+        terminated._on_signal(signal.SIGTERM, None)
+    found = terminated.as_ended(RecursionError("maximum recursion depth exceeded"))
+    assert isinstance(found, terminated.TerminatedError)
     assert str(found) == "ended by signal 15"
 
 
 def test_exception_without_a_signal_is_the_cause() -> None:
     error = RuntimeError("out of memory")
-    assert worker._as_ended(error) is error
+    assert terminated.as_ended(error) is error

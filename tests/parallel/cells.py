@@ -62,5 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # mpirun wants MPI finalized by every rank, which the interpreter's own exit does; the others look at exit codes.
-    run_and_leave(main) if detect().launcher in ("torchrun", "deepspeed") else main()
+    run_and_leave(main)
