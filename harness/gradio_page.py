@@ -115,10 +115,11 @@ def _look(trained: Trained, path: str | None, good: list[str], category: str) ->
     if not path:
         raise gr.Error("First choose a picture.")
     (found,) = picture_paths([path])
-    normal = read_pictures(picture_paths(good))
+    good_paths = picture_paths(good)
+    normal = read_pictures(good_paths, trained, beside=[found])
     session = Session(trained, normal=normal)
     name = session.category_of(None, category)
-    (look,) = session.look(read_pictures([found]), [found.name], [name])
+    (look,) = session.look(read_pictures([found], trained, beside=good_paths), [found.name], [name])
     return session, Visit(look=look, conversation=session.talk(look))
 
 

@@ -26,7 +26,7 @@ def check_data(job: Job) -> None:
             simulation=job.defects,
             options=job.data_options,
         )
-        notes = list(dataset.notes)
+        notes = [*dataset.notes, *dataset.questions]
         if split == "test":
             notes += dataset.lacks(subset(len(dataset), job.eval_samples, job.seed))
         for note in notes:

@@ -90,7 +90,7 @@ def _picture(path: Path, caption: str, alt: str, *, colour: bool = False) -> dic
     try:
         with Image.open(path) as opened:
             image = opened.convert("L" if colour else "RGB")
-    except OSError:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow raises for damaged files
         return {}
     image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR if colour else Image.Resampling.LANCZOS)
     if colour:

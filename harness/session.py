@@ -6,6 +6,7 @@ Shared by `harness detect`, `chat` and `page`.
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from core_model.data.decoding import header
+from core_model.data.depth import question
 from core_model.data.dialogue import PLACES, STANDARD_QUESTION
 from core_model.data.listing import pictures_in
-from core_model.data.pictures import FilePicture, check, read_rgb, resize
+from core_model.data.options import DataOptions
+from core_model.data.pictures import read_rgb, resize
 from core_model.metrics import judge, places_in
 from harness.job import JobError
 from harness.overlay import Scale
@@ -183,7 +187,7 @@ def picture_paths(given: Sequence[str]) -> list[Path]:
     paths: list[Path] = []
     for text in given:
         path = Path(text)
-        if path.is_dir():
+        if os.path.isdir(path):
             inside, left_out = pictures_in(path)
             if not inside:
                 raise JobError(f"{text}: no pictures in this folder{''.join(f'; {note}' for note in left_out)}")
@@ -192,13 +196,18 @@ def picture_paths(given: Sequence[str]) -> list[Path]:
             paths += inside
         else:
             paths.append(path)
-    check(FilePicture(id=str(path), category="", kind="", path=path) for path in paths)
+    for path in paths:
+        header(path)
     return paths
 
 
-def read_pictures(paths: Sequence[Path]) -> list[np.ndarray]:
-    """uint8 (H, W, 3) each. Raises DataError for one that cannot be decoded to its end."""
-    return [read_rgb(path) for path in paths]
+def read_pictures(paths: Sequence[Path], trained: Trained, *, beside: Sequence[Path] = ()) -> list[np.ndarray]:
+    """uint8 (H, W, 3) each, as the data set of `trained` would read them (its data option ``white``). beside: pictures
+    that they are compared with, which say the same about white. Raises DataError for one that cannot be decoded to its
+    end, or deep ones that would be nearly black."""
+    white = float(DataOptions.from_mapping(trained.job.data_options).white)
+    question([path for path in (*paths, *beside) if header(path).deep], white)
+    return [read_rgb(path, white) for path in paths]
 
 
 def place_table(grid: np.ndarray) -> str:

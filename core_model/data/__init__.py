@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from core_model.data import instructions
@@ -33,7 +34,8 @@ def open_dataset(
 
     split: ``train``, ``val`` (needs option ``holdout`` or ``folds``) or ``test``. simulation: a recipe of
     `core_model.data.anomalies.RECIPES`, "" = the default. options: fields of `DataOptions`.
-    Every file of the split is looked at (headers only), so that a job fails before it starts. Raises DataError.
+    Every file of the split is looked at (headers, and a few masks), so that a job fails before it starts. Raises
+    DataError.
     """
     if split not in SPLITS:
         raise DataError(f"unknown split '{split}': choose one of {', '.join(SPLITS)}")
@@ -67,9 +69,22 @@ def open_dataset(
                 talks = instructions.read(chosen.instructions)
                 entries += instruction_entries(talks, len(pictures))
                 pictures += [talk.picture for talk in talks]
-    check(picture for picture in pictures if isinstance(picture, FilePicture))
+    if chosen.white:
+        pictures = [
+            replace(picture, white=chosen.white) if isinstance(picture, FilePicture) else picture
+            for picture in pictures
+        ]
+    questions = check(picture for picture in pictures if isinstance(picture, FilePicture))
     return Dataset(
-        layouts, pictures, entries, split=split, image_size=image_size, seed=seed, recipe=recipe, options=chosen
+        layouts,
+        pictures,
+        entries,
+        split=split,
+        image_size=image_size,
+        seed=seed,
+        recipe=recipe,
+        options=chosen,
+        questions=questions,
     )
 
 

@@ -34,6 +34,7 @@ class Dataset:
     pictures, each as it is and with simulated defects that never change) or ``test`` (real pictures and masks).
     pictures: those that the entries point to. groups: sizes of the consecutive groups of samples that take turns in
     training (`core_model.data.batches.GlobalBatches`): one, or pictures and general conversations.
+    questions: what the check of the files found doubtful, a line each.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class Dataset:
         seed: int,
         recipe: Recipe,
         options: DataOptions,
+        questions: Sequence[str] = (),
     ) -> None:
+        self.questions = tuple(questions)
         self.layouts, self.split, self.image_size = tuple(layouts), split, image_size
         self.seed, self.recipe, self.options = seed, recipe, options
         self._pictures, self._entries = tuple(pictures), tuple(entries)
@@ -114,6 +117,8 @@ class Dataset:
             picture = self._pictures[entry.position]
             counts.setdefault(picture.category, Counter())[picture.kind] += 1
         options = self.options.to_dict()
+        if not options["white"]:  # as before there was one: records stay comparable
+            del options["white"]
         if options["instructions"]:
             options["instructions"] = options["instructions"].rsplit("/", 1)[-1]
         return {

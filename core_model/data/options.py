@@ -24,7 +24,8 @@ class DataOptions:
     defective_share: chance that a training picture is given a defect. foreground: draw defects on the object where a
     category shows objects on a plain ground. augment: the study's type-2 augmentation, ``v4`` (none), ``v5`` or ``v6``;
     augment_like: the row of its table for categories that have none. instructions: json file of general visual
-    instructions, which then take every second global batch. cache_mib: memory for decoded pictures, a process.
+    instructions, which then take every second global batch. cache_mib: memory for decoded pictures, a process. white:
+    value that is white in pictures of more than 8 bits (4095 of 12 bits); 0 = the highest of the file's type.
     """
 
     categories: tuple[str, ...] = ()
@@ -40,6 +41,7 @@ class DataOptions:
     augment_like: str = ""
     instructions: str = ""
     cache_mib: int = 512
+    white: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.defective_share <= 1.0:
@@ -49,6 +51,8 @@ class DataOptions:
         for name, least in (("limit", 0), ("variants", 1), ("cache_mib", 0), ("fold", 0), ("folds", 0)):
             if getattr(self, name) < least:
                 raise DataError(f"data option {name} is {getattr(self, name)}: it must be at least {least}")
+        if not 0 <= self.white < float("inf"):
+            raise DataError(f"data option white is {self.white}: it must be a value of the pictures, such as 4095")
         if self.folds == 1 or self.fold >= max(1, self.folds):
             raise DataError(f"data options folds={self.folds}, fold={self.fold}: use folds >= 2 and fold 0..folds-1")
         if self.folds and self.holdout:

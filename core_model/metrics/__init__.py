@@ -15,6 +15,7 @@ __all__ = ["Figure", "Tally", "auroc", "evaluate", "f1_max", "judge", "places_in
 
 COUNTS = ("unusable_answers",)  # summed over the categories, where everything else is averaged
 CONTROL_MARGIN = 0.05
+LARGE_MASK = 0.5  # of the picture: an inverted mask covers more
 
 
 def evaluate(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -137,6 +138,12 @@ def _warnings(entries: Sequence[Mapping[str, Any]], mean: Mapping[str, float | N
     empty = sum(entry["mask"] is not None and not np.any(entry["mask"]) for entry in with_maps)
     if empty:
         warnings.append(f"{empty} defective pictures have an empty mask: the pixel figures take them for good surface")
+    large = [entry for entry in with_maps if entry["mask"] is not None and np.mean(entry["mask"]) > LARGE_MASK]
+    if large:
+        warnings.append(
+            f"the masks of {len(large)} of {len(with_maps)} defective pictures cover more than half of the picture, "
+            f"such as that of {large[0]['id']}: if they are inverted, the pixel figures are wrong"
+        )
     scores = np.array([float(entry["score"]) for entry in entries])
     if not np.isfinite(scores).all():
         warnings.append(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite")

@@ -33,7 +33,8 @@ def chat(run: str, image: str | None, normal: tuple[str, ...], category: str, **
     if image:
         picture_paths([image])  # a wrong path is said before the model is loaded
     good = picture_paths(normal)
-    session = Session(load(run, **options), normal=read_pictures(good))
+    trained = load(run, **options)
+    session = Session(trained, normal=read_pictures(good, trained))
     talk = Talk(session, category)
     if image:
         talk.say(talk.open(image))
@@ -86,7 +87,7 @@ class Talk:
         if more:
             return f"error: {path}: a folder; name one of its pictures, such as {found}"
         category = self._session.category_of(found, self._category)
-        (self._look,) = self._session.look(read_pictures([found]), [str(found)], [category])
+        (self._look,) = self._session.look(read_pictures([found], self._session.trained), [str(found)], [category])
         self._conversation = self._session.talk(self._look)
         return line(self._look)
 

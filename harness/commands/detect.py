@@ -58,11 +58,11 @@ def detect(
             raise JobError(f"--shots {shots} asks for more good pictures than --normal gives ({len(normal_paths)})")
         normal_paths = normal_paths[:shots]
     trained = load(weights, **options)
-    pictures = read_pictures(paths)
+    pictures = read_pictures(paths, trained, beside=normal_paths)
     if shots and not normal:
         good = _good_of_run(trained, shots, category)
     else:
-        good = read_pictures(normal_paths)
+        good = read_pictures(normal_paths, trained, beside=paths)
     session = Session(trained, normal=good, branch=branch)
     categories = [session.category_of(path, category) for path in paths]
     looks = session.look(pictures, [str(path) for path in paths], categories)
