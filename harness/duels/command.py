@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from harness import records
 from harness.duels import record as records_
 from harness.duels.estimate import FIRST_STAGE, duel_ratios, duels_needed
 from harness.duels.fight import Contender, Duel, Pace, fight
@@ -43,10 +44,15 @@ from harness.parity_cells import Cell, parse_engine
 @click.option("--seed", default=0, show_default=True, help="Of the order of blocks, and of the job.")
 @click.option("--study", default="duel", show_default=True, help="Folder in results/.")
 @click.option("--results", type=click.Path(), help="Results folder.")
+@click.option("--render", is_flag=True, help="Write duel.md and the differences anew from the record; run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other job field.")
 def duel(**options: Any) -> None:
     """Set engines beside each other: all live at once and take turns in blocks of a few steps, in random order."""
+    if options["render"]:
+        folder = results_root(options["results"]) / options["study"]
+        records_.write(records_.rendered_again(records.read_json(folder / records_.NAME)), folder)
+        return
     base = _base(options)
     contenders = contenders_of(
         options["engines"], options["workers"], base, weak=options["scaling"] == "weak", mode=options["mode"]
@@ -56,7 +62,7 @@ def duel(**options: Any) -> None:
     for contender in contenders:
         contender.cell.job(contender.job(base).with_(steps=pace.total)).validate()
     folder = results_root(options["results"]) / options["study"]
-    pairs = [(contenders[0].name, other.name) for other in contenders[1:]]
+    pairs = records_.asked_pairs(contenders)
 
     def say(text: str) -> None:
         click.echo(text, err=True)

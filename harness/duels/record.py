@@ -12,10 +12,14 @@ from harness import records, words
 from harness.duels.estimate import Block, DuelDifference, difference
 from harness.duels.fight import Contender, Duel, Pace
 from harness.job import Job
+from harness.parity_cells import Cell
 from harness.table import Table, markdown
 
 NAME = "duel.json"
+_SPREAD = ("sd between duels", "sd of a round")
+WAITING = 0.005  # share of the cores that a waiting engine keeps busy above which it is said
 ALIKE = 0.05  # a difference that is smaller than this for certain is none that anybody would choose by
+COMPARED, PARTED = 5, 0.005  # losses of the first steps that must agree, and to which share
 FOREIGN = 0.05  # share of the cores above which foreign load is said beside the verdict
 
 
@@ -26,7 +30,6 @@ def record_of(
     from harness.measure import environment
 
     blocks = [block for duel in duels for block in duel.blocks]
-    differences = [difference(blocks, a, b) for a, b in pairs]
     return {
         "job": base.to_dict(),
         "environment": environment(),
@@ -45,10 +48,56 @@ def record_of(
             for duel in duels
         ],
         "blocks": [asdict(block) for block in blocks],
-        "differences": [
-            asdict(item) | {"half_width": item.half_width, "verdict": verdict(item)} for item in differences
-        ],
+        "differences": differences_of(blocks, contenders, pairs, weak=base.scaling == "weak"),
     }
+
+
+def differences_of(
+    blocks: Sequence[Block], contenders: Sequence[Contender], pairs: Sequence[tuple[str, str]], *, weak: bool
+) -> list[dict[str, Any]]:
+    """A row a pair: the difference, its verdict, and where b has more workers the scaling efficiency against a."""
+    workers = {item.name: item.cell.workers for item in contenders}
+    rows = []
+    for a, b in pairs:
+        item = difference(blocks, a, b)
+        row = asdict(item) | {"half_width": item.half_width, "verdict": verdict(item)}
+        if weak and workers[b] > workers[a]:
+            share = workers[a] / workers[b]
+            ends = {name: None if value is None else (1 + value) * share for name, value in _ends(item).items()}
+            row["efficiency"] = ends
+        rows.append(row)
+    return rows
+
+
+def _ends(item: DuelDifference) -> dict[str, float | None]:
+    return {"value": item.value, "low": item.low, "high": item.high}
+
+
+def rendered_again(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with its differences made anew from its blocks, for every pair that `asked_pairs` names today."""
+    contenders = [_contender(item) for item in record["contenders"]]
+    weak = record["job"]["scaling"] == "weak"
+    pairs = asked_pairs(contenders)
+    return {**record, "differences": differences_of(blocks_of(record), contenders, pairs, weak=weak)}
+
+
+def _contender(item: Mapping[str, Any]) -> Contender:
+    cell: dict[str, Any] = {key: value for key, value in item.items() if key not in ("name", "global_batch")}
+    cell["settings"] = tuple(map(tuple, cell["settings"]))
+    return Contender(name=item["name"], cell=Cell(**cell), global_batch=item["global_batch"])
+
+
+def asked_pairs(contenders: Sequence[Contender]) -> list[tuple[str, str]]:
+    """Each against the first, and every Horovod against every DeepSpeed of as many workers: the project's question."""
+    first, *others = contenders
+    pairs = [(first.name, other.name) for other in others]
+    for deepspeed in contenders:
+        for horovod in contenders:
+            engines = (deepspeed.cell.backend, horovod.cell.backend)
+            if engines == ("deepspeed", "horovod") and deepspeed.cell.workers == horovod.cell.workers:
+                pair = (deepspeed.name, horovod.name)
+                pairs += [pair] if first.name not in pair else []
+    return pairs
 
 
 def write(record: Mapping[str, Any], folder: Path) -> None:
@@ -123,14 +172,17 @@ def remarks(record: Mapping[str, Any]) -> list[str]:
         for name in (item["name"] for item in record["contenders"])
     }
     for name, busy in waiting.items():
-        if busy > 0.005:
-            found.append(f"{name} kept {busy:.3f} cores busy while it waited for its turn.")
+        if busy > WAITING * cores:
+            found.append(f"{name} kept {busy:.2f} of {cores} cores busy while it waited for its turn.")
     found += _parted_losses(record)
     return found
 
 
 def _parted_losses(record: Mapping[str, Any]) -> list[str]:
-    """Contenders of one global batch train the same samples from the same weights: their losses must agree."""
+    """Contenders of one global batch train the same samples from the same weights: their first losses must agree.
+
+    Later ones part by rounding alone in bf16 and fp16, and the faster the learning rate, the sooner.
+    """
     told = record["duels"][0]["told"] if record["duels"] else {}
     by_batch: dict[int, list[tuple[str, list[float]]]] = {}
     for item in record["contenders"]:
@@ -140,10 +192,17 @@ def _parted_losses(record: Mapping[str, Any]) -> list[str]:
     found = []
     for (reference, first), *others in by_batch.values():
         for name, losses in others:
-            pairs = [(a, b) for a, b in zip(first, losses, strict=False) if a is not None and b is not None]
+            pairs = [
+                (a, b)
+                for a, b in zip(first[:COMPARED], losses[:COMPARED], strict=True)
+                if a is not None and b is not None
+            ]
             gap = max((abs(a - b) / max(abs(a), 1e-6) for a, b in pairs), default=math.nan)
-            if not gap < 0.02:
-                found.append(f"Losses of {name} and {reference} part by up to {gap:.1%}: is it the same training?")
+            if not gap < PARTED:
+                found.append(
+                    f"The first {COMPARED} losses of {name} and {reference} differ by up to {gap:.1%}: is it the same "
+                    "training?"
+                )
     return found
 
 
@@ -184,6 +243,7 @@ def _differences_table(record: Mapping[str, Any]) -> Table:
                 f"{item['value'] * 100:+.2f} %",
                 _bounds(item, 2),
                 item["verdict"],
+                _efficiency(item),
                 str(item["duels"]),
                 str(item["rounds"]),
                 *(words.DASH if value is None else f"{value * 100:.2f} %" for value in spread),
@@ -192,11 +252,31 @@ def _differences_table(record: Mapping[str, Any]) -> Table:
     return Table(
         id="differences",
         title="Differences",
-        columns=["", "samples/s", "interval", "verdict", "duels", "rounds", "sd between duels", "sd of a round"],
+        columns=[
+            "",
+            "samples/s",
+            "interval",
+            "verdict",
+            "efficiency",
+            "duels",
+            "rounds",
+            "sd between duels",
+            "sd of a round",
+        ],
         rows=rows,
         note="interval: Student's t over the duels, by Stein's rule (harness/duels/estimate.py). alike: the whole "
-        f"interval lies within {ALIKE:.0%}; undecided: it holds zero and reaches further.",
+        f"interval lies within {ALIKE:.0%}; undecided: it holds zero and reaches further. efficiency: throughput over "
+        "that of the other times the ratio of workers, measured side by side, with the same interval.",
     )
+
+
+def _efficiency(item: Mapping[str, Any]) -> str:
+    ends = item.get("efficiency")
+    if not ends:
+        return words.DASH
+    if ends["low"] is None:
+        return f"{ends['value']:.1%}"
+    return f"{ends['value']:.1%} ({ends['low']:.1%} to {ends['high']:.1%})"
 
 
 def _bounds(item: Mapping[str, Any], digits: int = 1) -> str:

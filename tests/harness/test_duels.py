@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -122,6 +123,41 @@ def test_who_is_missing_and_who_is_stuck_is_named_in_time() -> None:
     assert seat.next_block() == 3
     with pytest.raises(DuelError, match="hung up"):  # the coordinator is gone: nobody waits for it
         seat.next_block()
+
+
+def test_the_question_is_asked_and_efficiency_is_against_what_ran_beside() -> None:
+    found = contenders_of("single@1,horovod@2,deepspeed:1@2", 2, Job(global_batch=8), weak=True, mode="matched")
+    pairs = record.asked_pairs(found)
+    assert pairs[2:] == [("deepspeed ZeRO-1@2", "horovod@2")]
+    made = blocks({"single@1": [[1.0], [1.0]]}, samples=8)
+    made += blocks({"horovod@2": [[1.25], [1.25]], "deepspeed ZeRO-1@2": [[1.6], [1.6]]}, samples=16)
+    rows = record.differences_of(made, found, pairs, weak=True)
+    assert rows[0]["value"] == pytest.approx(0.6)
+    assert rows[0]["efficiency"]["value"] == pytest.approx(0.8)
+    assert rows[1]["efficiency"]["value"] == pytest.approx(0.625)
+    assert "efficiency" not in rows[2]
+    told = {
+        "job": {"scaling": "weak"},
+        "contenders": [{"name": item.name, "global_batch": item.global_batch, **asdict(item.cell)} for item in found],
+        "blocks": [asdict(block) for block in made],
+    }
+    assert record.rendered_again(told)["differences"] == rows
+
+
+def test_losses_that_part_in_the_first_steps_are_said_later_ones_are_rounding() -> None:
+    names = ["a", "b"]
+    told = {
+        "contenders": [{"name": name, "global_batch": 8} for name in names],
+        "environment": {"cpu": {"usable_cores": 2}},
+        "duels": [{"foreign_cores": 0.0, "waiting_cores": {"a": 0.2}, "told": {}}],
+    }
+    losses = {"a": [9.0, 8.0, 7.0, 6.0, 5.0, 1.0], "b": [9.0, 8.0, 7.0, 6.0, 5.0, 1.4]}
+    told["duels"][0]["told"] = {name: {"losses": losses[name]} for name in names}  # type: ignore[index]
+    assert record.remarks(told) == ["a kept 0.20 of 2 cores busy while it waited for its turn."]
+    losses["b"][3] = 6.6
+    assert "first 5 losses of b and a differ by up to 10.0%" in record.remarks(told)[1]
+    told["duels"][0]["foreign_cores"] = 0.5  # type: ignore[index]
+    assert "Other programs kept up to 0.50 of 2 cores busy" in record.remarks(told)[0]
 
 
 def test_contenders_by_their_text() -> None:
