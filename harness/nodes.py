@@ -183,10 +183,12 @@ def _run(argv: list[str], environ: Mapping[str, str]) -> int:
     Ctrl-C reaches the whole foreground group by itself; nsenter hands nothing on.
     """
     process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []  # signals that came while it was being started
 
     def hand_on(number: int, _frame: object) -> None:
         if process is None:
-            sys.exit(128 + number)
+            early.append(number)
+            return
         while not (inside := processes.children(process.pid)) and processes.start_time(process.pid) >= 0:
             time.sleep(0.01)  # it has not entered yet
         processes.send(inside, number)
@@ -194,6 +196,8 @@ def _run(argv: list[str], environ: Mapping[str, str]) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, hand_on)
     process = subprocess.Popen(argv, env=environ)
+    for came in early:
+        hand_on(came, None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     code = process.wait()
     return code if code >= 0 else 128 - code
