@@ -1,19 +1,27 @@
-"""results/README.md: the studies that were really run, one line each, written by the program."""
+"""results/README.md: the studies that were really run, one line each, written by the program.
+
+It stands between the markers ``<!-- studies -->`` and ``<!-- end -->``. A README.md without them is somebody else's,
+and left alone.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-from harness import measured, notes, records, words
+from harness import marked, measured, notes, records, words
 from harness.compare import Comparison, summarize_study
 from harness.findings import findings
+from harness.job import JobError
 from harness.options import results_root
 from harness.readme import fill
 from harness.verdict import setting, verdict
 
+_STUDIES = "<!-- studies -->"
+_BEFORE_MARKERS = "# Studies\n\nWritten by `harness index` from the records in this folder; do not edit."  # ... it had
 _HEAD = """# Studies
 
 Written by `harness index` from the records in this folder; do not edit. Each study's folder holds every run (job,
@@ -23,9 +31,29 @@ Re-check one with `harness check results/NAME`.
 
 
 def write_index(results: Path) -> Path:
-    """Writes `results`/README.md from the studies there are, leaving out folders without runs; returns its path."""
+    """Writes the index of the studies that there are into `results`/README.md and returns its path.
+
+    Folders without runs are left out. Raises JobError where that file is not the program's, or cannot be written."""
+    if not results.is_dir():
+        raise JobError(f"{results}: no such folder: name the one that holds the studies by --results")
+    path = results / "README.md"
+    text = marked.read(path) if path.exists() else ""
+    if not text or text.startswith(_BEFORE_MARKERS):
+        text = f"{_STUDIES}\n{marked.END}\n"
+    elif not any(line.rstrip() == _STUDIES for line in text.splitlines()):
+        raise JobError(
+            f"{path}: it is not from this program and left alone: put a line '{_STUDIES}' and a line '{marked.END}' "
+            "into it where the index is to stand, or name another --results"
+        )
+    index = "\n".join(_parts(results))
+    filled = marked.replace_parts(path, text, re.compile(re.escape(_STUDIES) + r"[ \t]*"), lambda _marker, _old: index)
+    marked.write(path, filled)
+    return path
+
+
+def _parts(results: Path) -> list[str]:
     parts = [_HEAD]
-    for study in sorted(results.iterdir()) if results.is_dir() else ():
+    for study in sorted(results.iterdir()):
         if not study.is_dir():
             continue
         try:
@@ -38,9 +66,7 @@ def write_index(results: Path) -> Path:
             parts.append(f"## {study.name}\n\nDamaged: {error}\n")
     if len(parts) == 1:
         parts.append("No study has been run yet.\n")
-    path = results / "README.md"
-    path.write_text("\n".join(parts))
-    return path
+    return parts
 
 
 def _entry(study: Path, comparison: Comparison) -> str:
@@ -68,7 +94,10 @@ def _measured_entry(study: Path, found: measured.Headline) -> str:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--results", type=click.Path(), help="Results folder (default: the repository's results/).")
 def index(results: str | None, **_: Any) -> None:
-    """Write results/README.md, and the measured part of the README beside results/, from the studies that are there."""
+    """Write results/README.md, and the measured part of the README beside results/, from the studies that are there.
+
+    Only between this program's own markers; a README.md without them is left alone.
+    """
     root = results_root(results)
     click.echo(str(write_index(root)))
     readme = root.parent / "README.md"

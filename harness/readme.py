@@ -12,41 +12,43 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from harness import notes, records, words
+from harness import marked, notes, records, words
 from harness.answers import answers, seen_from
 from harness.compare import Comparison, summarize_study
 from harness.findings import findings
 from harness.table import markdown, without_empty_columns
 from harness.tables import comparison_table
 from harness.verdict import LIBRARIES, setting, verdict
+from mpi import names
 
-_BLOCK = re.compile(r"(<!-- study (?P<name>[\w.-]+)(?P<short> short)? -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
-
-_ANSWERS = re.compile(r"(<!-- answers (?P<names>[\w. -]+?) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+_OPENING = re.compile(
+    r"<!-- (?:study (?P<study>[\w.-]+)(?P<short> short)?|answers (?P<names>[\w.-]+(?: [\w.-]+)*)) -->[ \t]*"
+)
+_NOT_YET = "(not run yet: results/{})\n"
 
 
 def fill(readme: Path, results: Path) -> bool:
-    """Replaces the blocks of `readme` whose study is in `results`; True where its text changed."""
-    text = readme.read_text()
+    """Writes the parts of `readme` whose study is in `results`; True where its text changed.
+
+    A part that has text stays as it is where its study is not there: the file may be about other results. Raises
+    JobError where a marker has no end (`harness.marked`).
+    """
+    text = marked.read(readme)
     summarize = cache(summarize_study)  # a study may stand in several blocks
 
-    def block(match: re.Match[str]) -> str:
-        study = results / match["name"]
-        body = (
-            _body(study, summarize(study), readme.parent, short=bool(match["short"]))
-            if records.runs_of(study)
-            else f"(not run yet: results/{match['name']})\n"
-        )
-        return f"{match[1]}{body}{match['end']}"
+    def body(match: re.Match[str], old: str) -> str:
+        named = [match["study"]] if match["study"] else match["names"].split()
+        studies = [results / name for name in named if not names.fault("study", name)]
+        there = [study for study in studies if records.runs_of(study)]
+        if not there:
+            return old or (_NOT_YET.format(match["study"]) if match["study"] else old)
+        if match["names"]:
+            return markdown(answers(there, readme.parent, summarize))
+        return _body(there[0], summarize(there[0]), readme.parent, short=bool(match["short"]))
 
-    def answered(match: re.Match[str]) -> str:
-        studies = [results / name for name in match["names"].split()]
-        table = answers([study for study in studies if records.runs_of(study)], readme.parent, summarize)
-        return f"{match[1]}{markdown(table)}{match['end']}"
-
-    filled = _ANSWERS.sub(answered, _BLOCK.sub(block, text))
+    filled = marked.replace_parts(readme, text, _OPENING, body)
     if filled != text:
-        readme.write_text(filled)
+        marked.write(readme, filled)
     return filled != text
 
 

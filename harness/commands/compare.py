@@ -114,17 +114,16 @@ def compare(
     folder = run_study(
         study, root, retry_failed=retry_failed, share=share_processes, turns=take_turns, concurrent=concurrent
     )
-    sys.exit(finish(folder, root))
+    sys.exit(finish(folder))
 
 
-def finish(folder: Path, results: Path) -> int:
-    """Writes comparison.csv, plots, report.html and the index, prints the table and the verdict. Exit code 0, or 1
+def finish(folder: Path) -> int:
+    """Writes comparison.csv, plots and report.html, prints the table and the verdict. Exit code 0, or 1
     where a run of the study failed."""
     from rich.console import Console
 
     from harness.compare import summarize_study
     from harness.findings import findings
-    from harness.index import write_index
     from harness.plots import write_plots
     from harness.report import write_report
     from harness.verdict import verdict
@@ -134,7 +133,6 @@ def finish(folder: Path, results: Path) -> int:
     comparison.write_csv(folder / "comparison.csv")
     write_plots(comparison, folder)
     page = write_report(comparison, folder / "report.html")
-    write_index(results)
     console = Console()
     console.print(comparison.table())
     for sentence in verdict(comparison, found):
