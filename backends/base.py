@@ -201,6 +201,19 @@ class Backend(ABC):
     def availability(cls) -> Availability:
         """Usable here or the reason why not. Must not import the engine when this module is imported."""
 
+    @classmethod  # noqa: B027 - an engine that can do everything has nothing to check
+    def check_job(
+        cls, settings: EngineSettings, optimization: Optimization, *, world_size: int, micro_batch: int, launcher: str
+    ) -> None:
+        """Raises BackendError for what this engine cannot do, before anything is started: called where a job is
+        launched, without ranks. launcher: as the ranks will see it (`ProcessFacts.launcher`). micro_batch: 0 where it
+        changes in the run."""
+
+    @classmethod
+    def start_note(cls, settings: EngineSettings, optimization: Optimization) -> str:
+        """One line on what makes the start long on this machine, "" for nothing: said where a job is launched."""
+        return ""
+
     # -- training ------------------------------------------------------------------------------------------------
     @abstractmethod
     def prepare(self, model: torch.nn.Module, optimization: Optimization) -> None:

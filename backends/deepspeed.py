@@ -27,18 +27,20 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from backends.base import Availability, Backend, BackendError, Optimization, StepReport
+from backends.base import Availability, Backend, BackendError, EngineSettings, Optimization, StepReport
 from backends.checkpoint import read_manifest, write_manifest
-from backends.deepspeed_build import build_adam
+from backends.deepspeed_build import build_adam, to_compile
+from backends.deepspeed_check import check_configuration
 from backends.deepspeed_config import (
     CHANGE_ONE,
     DeepSpeedSettings,
-    explain_dead_keys,
+    check_wire,
     from_job,
+    lowers_wire,
     merge,
-    read_user_config,
 )
 from backends.deepspeed_facts import departures, levelled, native_rule, zero_facts
+from backends.deepspeed_json import check_keys, user_config
 from backends.deepspeed_library import (
     forget,
     forget_autocast,
@@ -86,8 +88,7 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         self, settings: DeepSpeedSettings, facts: ProcessFacts, *, device: str = "auto", timeout_s: float = 300.0
     ) -> None:
         super().__init__(settings, facts, device=device, timeout_s=timeout_s)
-        self._user = read_user_config(settings.config) if settings.config else {}
-        explain_dead_keys(settings.extra, "deepspeed extra")
+        self._user = user_config(settings)
         self.device = choose_device(device, facts.local_rank)
         if self.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed takes a GPU that it finds
@@ -109,6 +110,21 @@ class DeepSpeedBackend(TorchCollectives, Backend):
                 usable=False, reason="DeepSpeed is not installed: pip install deepspeed, or run make setup"
             )
         return Availability(usable=True, version=importlib.metadata.version("deepspeed"))
+
+    @classmethod
+    def check_job(
+        cls, settings: EngineSettings, optimization: Optimization, *, world_size: int, micro_batch: int, launcher: str
+    ) -> None:
+        super().check_job(settings, optimization, world_size=world_size, micro_batch=micro_batch, launcher=launcher)
+        assert isinstance(settings, DeepSpeedSettings)
+        check_configuration(settings, optimization, world_size=world_size, micro_batch=micro_batch)
+
+    @classmethod
+    def start_note(cls, settings: EngineSettings, optimization: Optimization) -> str:
+        assert isinstance(settings, DeepSpeedSettings)
+        if settings.implementation(optimization) != "deepspeed":
+            return ""
+        return to_compile("cpu_adam" if settings.offload_optimizer != "none" else "fused_adam")
 
     # -- training ------------------------------------------------------------------------------------------------
     def prepare(self, model: torch.nn.Module, optimization: Optimization) -> None:
@@ -166,21 +182,14 @@ class DeepSpeedBackend(TorchCollectives, Backend):
 
     def _configuration(self, optimization: Optimization, named: dict[str, torch.nn.Parameter]) -> dict[str, Any]:
         """The job's configuration, with the user's json and the extra keys under it."""
-        wire = self.settings.communication_data_type
-        safe: list[str] | None = None
-        if optimization.precision != "fp32" and optimization.precision_mode == "matched" and wire not in ("", "fp32"):
-            if wire != optimization.precision:
-                raise BackendError(
-                    f"deepspeed under {optimization.precision} autocast exchanges fp32 or {optimization.precision}, "
-                    f"not {wire}: "
-                    f"use communication_data_type={optimization.precision}"
-                )
-            safe = owners(self._module)
+        check_wire(self.settings, optimization)
+        safe = owners(self._module) if lowers_wire(self.settings, optimization) else None
         job = from_job(self.settings, optimization, world_size=self.world_size, safe_modules=safe)
-        user = {**self._user, **self.settings.extra}
-        if not user:
+        if not self._user:
             return job
-        return merge(user, job, origin=self.settings.config or "deepspeed extra", optimization=optimization)
+        origin = self.settings.config or "deepspeed extra"
+        check_keys(self._user, origin)
+        return merge(self._user, job, origin=origin, optimization=optimization)
 
     def _optimizer_device(self) -> torch.device:
         """Where the optimizer's state lives: decides between torch's fused and foreach kernels."""

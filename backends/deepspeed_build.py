@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,11 +39,26 @@ def build_adam(*, on_cpu: bool, limit_s: float = _LIMIT_S) -> None:
     builder: Any = get_accelerator().create_op_builder("CPUAdamBuilder" if on_cpu else "FusedAdamBuilder")
     if builder is None:
         return
-    folder = _extensions()
+    folder = extensions_folder()
+    folder.mkdir(parents=True, exist_ok=True)
     with alone(folder, limit_s):
         for leftover in folder.rglob(f"{builder.name}/lock"):
             leftover.unlink(missing_ok=True)
+        said = to_compile(builder.name, folder)
+        if said:
+            print(said, file=sys.stderr, flush=True)
+        began = time.monotonic()
         builder.load(verbose=False)
+        if said:
+            print(f"compiled {builder.name} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+
+def to_compile(name: str, folder: Path | None = None) -> str:
+    """One line where DeepSpeed's extension `name` (cpu_adam, fused_adam) is still to be compiled, "" where it is there.
+    folder: of the extensions; None = the one that the workers will use."""
+    if any((folder or extensions_folder()).rglob(f"{name}/{name}.so")):
+        return ""
+    return f"DeepSpeed compiles its optimizer ({name}) on first use: one to three minutes, later runs find it"
 
 
 def without_letters(architectures: str) -> str:
@@ -51,12 +67,16 @@ def without_letters(architectures: str) -> str:
     return re.sub(r"(\d+\.\d+)[a-z]+", r"\1", architectures)
 
 
-def _extensions() -> Path:
+def extensions_folder() -> Path:
+    """Where compiled extensions are: as named by TORCH_EXTENSIONS_DIR; else in the virtual environment, where
+    scripts/warm_deepspeed.py has compiled them; else torch's own default, which clones share."""
+    if named := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(named)
+    if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
+        return Path(sys.prefix) / "torch_extensions"
     from torch.utils.cpp_extension import get_default_build_root
 
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return Path(get_default_build_root())
 
 
 @contextmanager

@@ -2,21 +2,19 @@
 
 Keys that the job decides (batch split, accumulation, clipping, precision, optimizer, schedule, and every setting that
 was asked for) are owned by the job: a json may say "auto" there, or the same value, and is refused by name otherwise.
-All other keys pass through to DeepSpeed untouched. Keys that today's DeepSpeed no longer has are explained.
+All other keys pass through to DeepSpeed untouched; `backends.deepspeed_json` has read and checked them.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from backends.base import BackendError, EngineSettings, Optimization
-from backends.declared import declared
+from backends.declared import declared, unknown
 
 CHANGE_ONE = 'change one of them, or write "auto"'
 
@@ -75,41 +73,23 @@ class DeepSpeedSettings(EngineSettings):
         return "deepspeed" if optimization.precision_mode == "native" and optimization.optimizer != "sgd" else "torch"
 
 
-# Keys of older DeepSpeed files (or of other tools' files) that would be ignored or refused today -> what to write.
-DEAD_KEYS = {
-    "opt_level": "it belonged to Apex amp, which DeepSpeed dropped; remove it, the job's --precision decides",
-    "amp": "Apex amp was dropped from DeepSpeed; remove it, the job's --precision decides",
-    "bf16.enable": "it is spelled bf16.enabled; as written DeepSpeed would refuse it or train in fp32",
-    "bfloat16.enable": "it is spelled bf16.enabled",
-    "fp16.enable": "it is spelled fp16.enabled",
-    "fp16.opt_level": "it belonged to Apex amp, which DeepSpeed dropped; remove it",
-    "bf16.opt_level": "it belonged to Apex amp, which DeepSpeed dropped; remove it",
-    "zero_allow_comm_data_type": "never a DeepSpeed key; the wire type is communication_data_type",
-    "fp32_allreduce": "replaced by communication_data_type: fp32",
-    "disable_allgather": "use zero_optimization.allgather_partitions",
-    "allgather_size": "use zero_optimization.allgather_bucket_size",
-    "zero_optimization.cpu_offload": 'replaced by zero_optimization.offload_optimizer: {"device": "cpu"}',
-    "zero_optimization.cpu_offload_params": 'replaced by zero_optimization.offload_param: {"device": "cpu"}',
-    "zero_optimization.cpu_offload_param": 'replaced by zero_optimization.offload_param: {"device": "cpu"}',
-    "zero_optimization.cpu_offload_use_pin_memory": "replaced by pin_memory inside offload_optimizer and offload_param",
-    "zero_optimization.stage3_gather_fp16_weights_on_model_save": "now stage3_gather_16bit_weights_on_model_save",
-    "nebula": "removed from DeepSpeed (issue 8489); checkpoints would silently be written without it",
-    "compression_training": "removed from DeepSpeed (issue 8489)",
-    "quantize_training": "removed from DeepSpeed (issue 8489)",
-    "sparse_gradients": "removed from DeepSpeed (issue 8489)",
-    "eigenvalue": "removed from DeepSpeed (issue 8489)",
-    "sparse_attention": "removed from DeepSpeed (issue 8489)",
-    "elasticity": "removed from DeepSpeed (issue 8489)",
-    "graph_harvesting": "removed from DeepSpeed (issue 8489)",
-    "curriculum_learning": "moved to data_efficiency; this harness decides the data order",
-    "progressive_layer_drop": "removed from DeepSpeed (issue 8489)",
-    "zero_optimization.mics_shard_size": "MiCS was removed from DeepSpeed (issue 8489)",
-    "zero_optimization.mics_hierarchical_params_gather": "MiCS was removed from DeepSpeed (issue 8489)",
-    "zero_optimization.zeropp_loco_param": "LoCo-Zero++ was removed from DeepSpeed (issue 8489)",
-}
-
 # Filled in by the job, but only known once a batch is seen: checked at the first step.
 BATCH_KEYS = ("train_micro_batch_size_per_gpu", "train_batch_size")
+
+
+def lowers_wire(settings: DeepSpeedSettings, optimization: Optimization) -> bool:
+    """Whether gradients travel in the low type that autocast computes in."""
+    matched = optimization.precision != "fp32" and optimization.precision_mode == "matched"
+    return matched and settings.communication_data_type not in ("", "fp32")
+
+
+def check_wire(settings: DeepSpeedSettings, optimization: Optimization) -> None:
+    """Raises BackendError for a type on the wire that autocast cannot have."""
+    if lowers_wire(settings, optimization) and settings.communication_data_type != optimization.precision:
+        raise BackendError(
+            f"deepspeed under {optimization.precision} autocast exchanges fp32 or {optimization.precision}, "
+            f"not {settings.communication_data_type}: use communication_data_type={optimization.precision}"
+        )
 
 
 def from_job(
@@ -203,37 +183,18 @@ def optimizer_block(optimization: Optimization) -> dict[str, Any]:
     return {"type": "AdamW", "params": params}
 
 
-def read_user_config(path: str) -> dict[str, Any]:
-    """A user's DeepSpeed json. Raises BackendError where it is missing, no json, or written for an older DeepSpeed."""
-    try:
-        config = json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise BackendError(f"{path}: no such DeepSpeed configuration file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BackendError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise BackendError(f"{path}: a DeepSpeed configuration is a JSON object")
-    explain_dead_keys(config, path)
-    return config
-
-
-def explain_dead_keys(config: Mapping[str, Any], origin: str) -> None:
-    """Raises BackendError for the first key of `config` that is in DEAD_KEYS, with what to write instead."""
-    for key, advice in DEAD_KEYS.items():
-        node: Any = config
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-            if node is None:
-                break
-        else:
-            raise BackendError(f"{origin}: key '{key}' is not one of today's DeepSpeed: {advice}")
-
-
 def merge(
     user: Mapping[str, Any], job: Mapping[str, Any], *, origin: str, optimization: Optimization
 ) -> dict[str, Any]:
     """`user` with the job's values put in. Raises BackendError that names the first value in disagreement."""
     user = dict(user)
+    if user.get("gradient_allreduce_op", "auto") not in ("mean", "auto"):
+        raise BackendError(
+            f"{origin}: 'gradient_allreduce_op' is {user['gradient_allreduce_op']!r}, but every engine here averages "
+            "gradients over the workers: remove it"
+        )
+    if user.get("gradient_allreduce_op") == "auto":
+        user.pop("gradient_allreduce_op")
     deferred = {key: user.pop(key) for key in BATCH_KEYS if key in user and user[key] != "auto"}
     for key in BATCH_KEYS:
         user.pop(key, None)
@@ -290,9 +251,13 @@ def _same(given: Any, wanted: Any) -> bool:
 
 
 def _no_auto_left(node: Any, origin: str, prefix: str) -> None:
-    for key, value in node.items():
+    """Hugging Face's "auto" that no setting of the job decides: in zero_optimization it is DeepSpeed's own default, as
+    DeepSpeed itself reads it; elsewhere it is refused."""
+    for key, value in list(node.items()):
         if isinstance(value, Mapping):
             _no_auto_left(value, origin, f"{prefix}{key}.")
+        elif value == "auto" and prefix.startswith("zero_optimization."):
+            del node[key]
         elif value == "auto":
             raise BackendError(
                 f"{origin}: '{prefix}{key}' is \"auto\" but nothing in the job decides it: give a value or remove it"
@@ -329,11 +294,20 @@ def _check_precision(user: dict[str, Any], optimization: Optimization, origin: s
             user.pop(block)
 
 
+def _check_block(block: Mapping[str, Any], name: str, known: tuple[str, ...], origin: str) -> None:
+    for key in block:
+        if key not in known:
+            raise BackendError(f"{origin}: {unknown('key', f'{name}.{key}', [f'{name}.{item}' for item in known])}")
+    if not isinstance(block.get("params") or {}, Mapping):
+        raise BackendError(f"{origin}: '{name}.params' is {block['params']!r}, DeepSpeed takes an object there")
+
+
 def _check_optimizer(user: dict[str, Any], optimization: Optimization, origin: str) -> None:
     """The optimizer block must say what the job says; the job's optimizer is what is built."""
     block = user.pop("optimizer", None)
     if not isinstance(block, Mapping):
         return
+    _check_block(block, "optimizer", ("type", "params", "legacy_fusion"), origin)
     kind, params = block.get("type", "auto"), dict(block.get("params") or {})
     # DeepSpeed's own reading of the name: Adam is AdamW unless adam_w_mode is false.
     meaning = {"adamw": "adamw", "adam": "adamw" if params.get("adam_w_mode", True) else "adam", "sgd": "sgd"}
@@ -367,6 +341,7 @@ def _check_scheduler(user: dict[str, Any], optimization: Optimization, origin: s
     block = user.pop("scheduler", None)
     if not isinstance(block, Mapping):
         return
+    _check_block(block, "scheduler", ("type", "params"), origin)
     meaning = {
         "WarmupDecayLR": "warmup_linear",
         "WarmupCosineLR": "warmup_cosine",

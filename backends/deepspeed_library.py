@@ -5,22 +5,20 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from torch.nn import functional
+
+from backends.deepspeed_build import extensions_folder
 
 
 def import_deepspeed() -> Any:
     """DeepSpeed prints configuration and flattening notes at INFO on every rank; warnings are enough."""
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
-    if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
-        # Where scripts/warm_deepspeed.py has compiled the extensions; the user-wide default is shared between clones.
-        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_folder()))
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

@@ -30,6 +30,7 @@ from backends.process_group import choose_device
 from backends.step_backend import StepBackend
 from backends.torch_step import check_micro_batches
 
+_OVER_MPI = "adasum is implemented over MPI only"
 _FOREIGN_LAUNCHERS = ("torchrun", "deepspeed", "srun", "mpich", "mvapich", "env")
 
 
@@ -122,7 +123,7 @@ class HorovodBackend(StepBackend):
         self, settings: EngineSettings, facts: ProcessFacts, *, device: str = "auto", timeout_s: float = 300.0
     ) -> None:
         super().__init__(settings, facts, device=device, timeout_s=timeout_s)
-        check_launcher(facts)
+        check_launcher(facts.launcher, facts.world_size)
         self.device = choose_device(device, facts.local_rank)
         variables = self.settings.environment(timeout_s)
         if facts.world_size == 1 and facts.launcher != "mpirun":
@@ -163,10 +164,22 @@ class HorovodBackend(StepBackend):
             )
         return Availability(usable=True, version=importlib.metadata.version("horovod"))
 
+    @classmethod
+    def check_job(
+        cls, settings: EngineSettings, optimization: Optimization, *, world_size: int, micro_batch: int, launcher: str
+    ) -> None:
+        check_launcher(launcher, world_size)
+        if getattr(settings, "op", "") == "adasum" and world_size > 1:
+            _check_adasum(world_size, optimization)
+            if launcher == "horovodrun":
+                raise BackendError(f"{_OVER_MPI}: use --launcher mpirun or horovodrun-mpi")
+
     # -- the step ------------------------------------------------------------------------------------------------
     def prepare(self, model: torch.nn.Module, optimization: Optimization) -> None:
         if self._adasum:
-            _check_adasum(self._hvd, self.world_size, optimization)
+            _check_adasum(self.world_size, optimization)
+            if not self._hvd.mpi_built() or not self._hvd.mpi_enabled():
+                raise BackendError(f"{_OVER_MPI}: launch with mpirun or horovodrun --mpi")
         # hvd.broadcast_optimizer_state is NOT called on the fresh optimizer: to make state to broadcast, it takes a
         # step with zero gradients (horovod/torch/functions.py), which decays the weights and puts Adam's step count at
         # 1. A fresh optimizer is the same on every rank anyway; a restored one is read by every rank from the same
@@ -340,22 +353,20 @@ def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
 
 
-def check_launcher(facts: ProcessFacts) -> None:
-    """Raises BackendError where ranks were started by a launcher that Horovod cannot find its peers under."""
-    if facts.world_size > 1 and facts.launcher in _FOREIGN_LAUNCHERS:
+def check_launcher(launcher: str, world_size: int) -> None:
+    """Raises BackendError where ranks are started by a launcher that Horovod cannot find its peers under."""
+    if world_size > 1 and launcher in _FOREIGN_LAUNCHERS:
         raise BackendError(
-            f"engine 'horovod' does not run under {facts.launcher}: "
-            f"start it with horovodrun -np {facts.world_size} ... or mpirun (Open MPI)"
+            f"engine 'horovod' does not run under {launcher}: "
+            f"start it with horovodrun -np {world_size} ... or mpirun (Open MPI)"
         )
 
 
-def _check_adasum(hvd: Any, world_size: int, optimization: Optimization) -> None:
+def _check_adasum(world_size: int, optimization: Optimization) -> None:
     """What Horovod's Adasum optimizer cannot do, refused by name (horovod/torch/optimizer.py: it steps inside the
     backward hooks, on local gradients, and reduces the update)."""
     if world_size & (world_size - 1):
         raise BackendError(f"adasum needs a power of two of workers, not {world_size}: use 2, 4, 8 ... or op=average")
-    if not hvd.mpi_built() or not hvd.mpi_enabled():
-        raise BackendError("adasum is implemented over MPI only: launch with mpirun or horovodrun --mpi")
     if optimization.clip_norm is not None:
         raise BackendError(
             "adasum updates inside the backward pass, so gradients cannot be clipped: use --clip-norm none"

@@ -11,12 +11,25 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from backends.base import BackendError, EngineSettings, Optimization
+
 
 class TorchCollectives:
     """Mixed into a Backend whose __init__ joined a group. Expects `rank` and `world_size`."""
 
     rank: int
     world_size: int
+
+    @classmethod
+    def check_job(
+        cls, settings: EngineSettings, optimization: Optimization, *, world_size: int, micro_batch: int, launcher: str
+    ) -> None:
+        """See `Backend.check_job`. horovodrun's own controller tells ranks nothing that torch could meet by."""
+        if world_size > 1 and launcher == "horovodrun":
+            raise BackendError(
+                "horovodrun (gloo) does not tell its ranks where rank 0 is: use --launcher torchrun, deepspeed, mpirun "
+                "or srun with this engine"
+            )
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         total = tensor.detach().clone()

@@ -55,6 +55,25 @@ def build(
     return assemble(chosen, random_weights=random_weights, seed=seed, device=device, frozen_dtype=frozen_dtype)
 
 
+def outline(
+    preset: str,
+    *,
+    image_size: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    version: str = "",
+) -> nn.Module | None:
+    """The model as `build` would make it, without a single weight (on torch's meta device): what cannot be built raises
+    ModelError in a moment, without reading a checkpoint. None for parts of a hub, which their files alone describe."""
+    if preset in MODELS:
+        return build(preset, overrides=overrides, device="meta")
+    chosen = presets.spec(preset, overrides=overrides, version=version)
+    if image_size:
+        chosen = replace(chosen, image_size=image_size)
+    if chosen.encoder.startswith("clip:") or chosen.language.startswith("hub:"):
+        return None
+    return assemble(replace(chosen, weights=""), random_weights=True, device="meta")
+
+
 def draw_ahead(preset: str, *, overrides: Mapping[str, Any] | None = None, seed: int = 0) -> None:
     """Draws the start weights that `build` will want on a GPU, where a preset keeps them; nothing for the others."""
     if preset in MODELS:

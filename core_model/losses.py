@@ -6,18 +6,20 @@ loss, Lin et al. 2017; dice, Milletari et al. 2016 (V-Net); their sum with cross
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from backends.declared import declared
 from core_model.errors import ModelError
 
-MAP_LOSSES = ("focal", "combined_focal")
+_Weight = Annotated[float, Field(ge=0)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared(ModelError, "model.losses: ")
 class LossWeights:
     """What is added up. The first four fields are the paper's (all 1, gamma 2); the rest is the study's future work.
 
@@ -26,17 +28,13 @@ class LossWeights:
     map_loss: ``focal`` or ``combined_focal``, which balances defect and background and adapts its gamma.
     """
 
-    cross_entropy: float = 1.0
-    focal: float = 1.0
-    dice: float = 1.0
-    gamma: float = 2.0
-    verdict_weight: float = 1.0
-    defective_weight: float = 1.0
-    map_loss: str = "focal"
-
-    def __post_init__(self) -> None:
-        if self.map_loss not in MAP_LOSSES:
-            raise ModelError(f"unknown map loss '{self.map_loss}': choose one of {', '.join(MAP_LOSSES)}")
+    cross_entropy: _Weight = 1.0
+    focal: _Weight = 1.0
+    dice: _Weight = 1.0
+    gamma: _Weight = 2.0
+    verdict_weight: _Weight = 1.0
+    defective_weight: _Weight = 1.0
+    map_loss: Literal["focal", "combined_focal"] = "focal"
 
 
 def token_cross_entropy(

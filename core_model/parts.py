@@ -103,6 +103,14 @@ def make_language(spec: ModelSpec, place: Placement) -> tuple[nn.Module, Tokeniz
     raise ModelError(f"unknown language model '{spec.language}': llama-tiny, smollm2-135m, vicuna-7b or hub:NAME")
 
 
+def check_weights(spec: ModelSpec) -> None:
+    """Raises ModelError where published checkpoints are wanted and their folder is not named or not there."""
+    if spec.encoder == "imagebind-huge" or spec.language == "vicuna-7b":
+        folder = _folder(spec)
+        if not folder.is_dir():
+            raise ModelError(f"{folder}: no such folder of published checkpoints (model.weights)")
+
+
 def _folder(spec: ModelSpec) -> Path:
     if not spec.weights:
         raise ModelError(

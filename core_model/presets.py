@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from backends.declared import unknown
 from core_model.errors import ModelError
 from core_model.models import MODELS
 from core_model.spec import ModelSpec
@@ -96,9 +97,8 @@ def _override(chosen: ModelSpec, overrides: Mapping[str, Any]) -> ModelSpec:
     changes = {}
     for name, value in overrides.items():
         if name not in known:
-            raise ModelError(f"unknown model field '{name}': choose one of {', '.join(sorted(known))}")
-        if isinstance(known[name], tuple):
-            items = value.split(",") if isinstance(value, str) else value
-            value = tuple(int(i) if isinstance(known[name][0], int) else str(i).strip() for i in items)
+            raise ModelError(unknown("model field", name, known))
+        if isinstance(known[name], tuple) and not isinstance(value, (list, tuple)):
+            value = [item.strip() for item in str(value).split(",")]  # as it comes from --set
         changes[name] = value
     return replace(chosen, **changes)

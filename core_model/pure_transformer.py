@@ -8,14 +8,16 @@ the same contract (``forward(batch)`` -> mean over samples of a per-sample loss)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from backends.declared import declared, unknown
 from core_model.batch import Batch, Sample
 from core_model.compiled import compile_blocks
 from core_model.errors import ModelError
@@ -23,19 +25,21 @@ from core_model.frozen import materialize
 from core_model.llama import Llama, LlamaConfig
 from core_model.tokenizer import HashTokenizer
 
+_Count = Annotated[int, Field(ge=1)]
 
-@dataclass(frozen=True, kw_only=True)
+
+@declared(ModelError, "model: ")
 class TransformerSpec:
     """Shape of the trained transformer; the default has 607,968,768 parameters."""
 
-    width: int = 1536
-    layers: int = 18
-    heads: int = 12
-    kv_heads: int = 12
-    mlp: int = 4096
-    vocab: int = 32_000
-    length: int = 256  # tokens a sample
-    image_size: int = 56  # pictures are not looked at; small ones are quickly made
+    width: _Count = 1536
+    layers: _Count = 18
+    heads: _Count = 12
+    kv_heads: _Count = 12
+    mlp: _Count = 4096
+    vocab: _Count = 32_000
+    length: _Count = 256  # tokens a sample
+    image_size: Annotated[int, Field(ge=8)] = 56  # pictures are not looked at; small ones are quickly made
 
     def config(self) -> LlamaConfig:
         return LlamaConfig(
@@ -142,6 +146,8 @@ def build_transformer(overrides: Mapping[str, Any], *, seed: int, device: torch.
     For a GPU the drawn weights are kept: runs that share a process (a study's) draw the same ones again and again,
     seven seconds each for 600 M."""
     spec = _spec(overrides)
+    if torch.device(device).type == "meta":
+        return TrainedTransformer(spec, _empty(spec).requires_grad_(True).train())
     drawn = _draw(spec, seed) if torch.device(device).type == "cpu" else _copy(_kept(spec, seed), device)
     return TrainedTransformer(spec, drawn.requires_grad_(True).train())
 
@@ -152,17 +158,26 @@ def draw_ahead(overrides: Mapping[str, Any], *, seed: int) -> None:
 
 
 def _spec(overrides: Mapping[str, Any]) -> TransformerSpec:
-    spec = TransformerSpec()
+    known = asdict(TransformerSpec())
     for name in overrides:
-        if not hasattr(spec, name):
-            raise ModelError(f"unknown model field '{name}': choose one of {', '.join(asdict(spec))}")
-    return replace(spec, **{name: int(value) for name, value in overrides.items()})
+        if name not in known:
+            raise ModelError(unknown("model field", name, known))
+    spec = TransformerSpec(**overrides)
+    if spec.width % spec.heads or spec.heads % spec.kv_heads:
+        raise ModelError(
+            f"model: width {spec.width}, heads {spec.heads}, kv_heads {spec.kv_heads}: width must be a multiple of "
+            "heads, heads of kv_heads"
+        )
+    return spec
 
 
 def _draw(spec: TransformerSpec, seed: int) -> Llama:
+    return materialize(_empty(spec), device="cpu", dtype=torch.float32, seed=seed)
+
+
+def _empty(spec: TransformerSpec) -> Llama:
     with torch.device("meta"):
-        llama = Llama(spec.config())
-    return materialize(llama, device="cpu", dtype=torch.float32, seed=seed)
+        return Llama(spec.config())
 
 
 _kept = lru_cache(maxsize=1)(_draw)

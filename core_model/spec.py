@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from backends.declared import declared
+from core_model.errors import ModelError
 
 FROZEN_SEED = 20_240_815  # random frozen weights are alike in all runs: they stand for pretrained ones
 
 
-@dataclass(frozen=True, kw_only=True)
+_Count = Annotated[int, Field(ge=1)]
+
+
+@declared(ModelError, "model: ")
 class ModelSpec:
     """Every choice of a model. The overrides of a job (``--set model.FIELD=VALUE``) replace single fields.
 
@@ -25,24 +33,24 @@ class ModelSpec:
     preset: str
     encoder: str
     language: str
-    image_size: int
-    taps: tuple[int, ...]
-    text: str = "learned"
-    text_width: int = 64
+    image_size: Annotated[int, Field(ge=8)]
+    taps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    text: Literal["learned", "language", "tower"] = "learned"
+    text_width: _Count = 64
     decoder_layers: tuple[str, ...] = ("linear",)
-    scale: float = 100.0
+    scale: Annotated[float, Field(gt=0)] = 100.0
     learned_scale: bool = False
     per_image_normalization: bool = False
-    prompt_channels: tuple[int, ...] = (4, 16, 64, 256, 1024)
-    projection: str = "two_stage"
-    joint: int = 512
+    prompt_channels: Annotated[tuple[_Count, ...], Field(min_length=1)] = (4, 16, 64, 256, 1024)
+    projection: Literal["two_stage", "mlp"] = "two_stage"
+    joint: _Count = 512
     train_projection: bool = True
-    lora: int = 0
-    lora_alpha: int = 32
+    lora: Annotated[int, Field(ge=0)] = 0
+    lora_alpha: _Count = 32
     detach_map: bool = False
     cuda_graphs: bool = True
     scoring: str = "top1"
-    max_tokens: int = 512
+    max_tokens: _Count = 512
     losses: Mapping[str, Any] = field(default_factory=dict)
     weights: str = ""
     version: str = ""

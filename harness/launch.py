@@ -19,7 +19,6 @@ from typing import Any
 
 import click
 
-import backends
 import mpi.launch
 import mpi.network
 import mpi.process
@@ -32,6 +31,7 @@ from harness.job import Job, JobError
 from harness.marks import LogPart, first_mark, is_consequence, silent_ranks
 from harness.output import Progress
 from harness.packed import pack
+from harness.preflight import launcher_of, preflight, start_note
 from harness.recorded import SHARED_LOG, RecordedRun
 from harness.turns import NobodyConductsError, Stop, Turn
 from mpi.launchers.base import Launch
@@ -41,35 +41,6 @@ WORKER = ROOT / "harness" / "run.py"
 DAY_S = 86400.0
 # Held while a job runs and given back for its end: result.json can be written on a disk that has filled up meanwhile.
 _ROOM, _ROOM_BYTES = ".room", 1 << 16
-
-
-def preflight(job: Job) -> Job:
-    """The validated job, if it can work here. Raises JobError, BackendError, DataError or HostfileError otherwise:
-    unknown or missing engine, too many workers, no data."""
-    job = job.validate()
-    backends.load(job.backend)
-    backends.settings_from(job.backend, dict(job.engine))
-    from core_model.models import MODELS
-
-    if job.preset not in MODELS:
-        from core_model.presets import spec
-
-        spec(job.preset, overrides=dict(job.model), version=job.version)
-    if job.nodes == 1:
-        _check_capacity(job)
-    if job.tune_steps:
-        from harness.tuning import budget
-
-        budget(job.tune_steps)
-    if job.data != "textures":
-        from harness.lacking import check_data
-
-        check_data(job)
-    if job.init_weights:
-        from harness.build import weights_file
-
-        weights_file(Path(job.init_weights))
-    return job
 
 
 def launch_of(job: Job, folder: Path, scratch: Path, launcher_args: Sequence[str] = ()) -> Launch:
@@ -87,13 +58,8 @@ def _launch(
     """The command that starts workers with `arguments` as `job` wants them started. network: where it need not be
     looked up."""
     hosts = hosts_of(job)
-    launcher = mpi.launch.default_launcher(job.backend) if job.launcher == "auto" else job.launcher
-    if launcher == "auto" or (job.backend == "single" and launcher != "local"):
-        launcher = "local"
-    watched: Path | str = ""
-    if job.elastic is not None:
-        launcher = "horovodrun-elastic"
-        watched = find_hostfile(job.hostfile)
+    launcher = launcher_of(job)
+    watched: Path | str = "" if job.elastic is None else find_hostfile(job.hostfile)
     network = network or mpi.network.find([host.name for host in hosts])
     tag = mpi.launch.new_tag()
     environ = dict(os.environ)
@@ -175,6 +141,8 @@ def run_job(
                 return folder
             launch = _launch(job, [*arguments, "--tuned", pack(tuned)], Path(scratch), launcher_args)
         watcher = _Watcher(job, folder, show, on_rows)
+        if show and (note := start_note(job)):
+            click.echo(note, err=True)
 
         def poll() -> None:
             if stop is not None:
@@ -351,17 +319,6 @@ def _tell_the_truth(
             "tail": list(outcome.tail)[-10:],
         },
     )
-
-
-def _check_capacity(job: Job) -> None:
-    gpus = len(list(Path("/proc/driver/nvidia/gpus").iterdir())) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
-    on_gpu = job.device == "cuda" or (job.device == "auto" and gpus > 0)
-    limit, what = (gpus, "GPUs") if on_gpu else (len(os.sched_getaffinity(0)), "cores")
-    if job.slots > limit and not (job.oversubscribe and not on_gpu):
-        remedy = "" if on_gpu else ", or add --oversubscribe (it is recorded)"
-        raise JobError(
-            f"{job.slots} slots were asked for, this machine has {limit} {what}: use --slots {max(1, limit)}{remedy}"
-        )
 
 
 def _iso(seconds: float) -> str:

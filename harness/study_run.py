@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import tempfile
 import time
@@ -54,6 +55,17 @@ def find_finished(study: Path, jobs: Sequence[Job]) -> dict[str, RecordedRun]:
     return found
 
 
+def preflight_all(jobs: Sequence[Job], *, here: bool = True) -> None:
+    """All that can be refused of any job is refused before the first run: of jobs that differ by seed, repeat and name
+    alone, one is looked at. here: they are to run on this machine, not only planned."""
+    from harness import launch
+    from harness.preflight import check_choices
+
+    alike = {json.dumps(job.with_(seed=0, repeat=0, run="").to_dict(), sort_keys=True): job for job in jobs}
+    for job in alike.values():
+        launch.preflight(job) if here else check_choices(job)
+
+
 def interrupted(run: RecordedRun) -> bool:
     """Whether the run was stopped from outside, or never began, so that it says nothing of its engine."""
     return _was_ended(run) or run.result.get("status") == "running" or not (run.folder / records.RESULT).exists()
@@ -87,8 +99,7 @@ def run_study(
     folder = results / study.name
     done = find_finished(folder, study.jobs)
     todo = [job for job in study.jobs if due(done.get(job.run), retry_failed)]
-    for job in {(job.backend, job.world_size): job for job in todo}.values():
-        launch.preflight(job)  # all that can be refused is refused before the first run
+    preflight_all(todo)
     _write_study(folder, study)
     seconds, source = estimate_study(study, todo, results, share=share, turns=turns)
     _say(show, plan_text(study, len(todo), seconds, source))

@@ -13,7 +13,7 @@ from harness.job import JobError
 from harness.options import job_options, job_values, results_root
 from harness.study import Study
 from harness.study_estimate import estimate_study, plan_text
-from harness.study_run import due, find_finished, run_study
+from harness.study_run import due, find_finished, preflight_all, run_study
 
 
 def _list(text: str | None, kind: type = str) -> list[Any] | None:
@@ -106,6 +106,7 @@ def compare(
     if dry_run:
         done = find_finished(root / study.name, study.jobs)
         todo = [job for job in study.jobs if due(done.get(job.run), retry_failed)]
+        preflight_all(todo, here=False)
         told = estimate_study(study, todo, root, share=share_processes, turns=take_turns)
         click.echo(plan_text(study, len(todo), *told))
         for job in study.jobs:
