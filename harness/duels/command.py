@@ -14,8 +14,9 @@ from harness import records
 from harness.duels import record as records_
 from harness.duels.estimate import FIRST_STAGE, duel_ratios, duels_needed
 from harness.duels.fight import Contender, Duel, Pace, fight
+from harness.folders import study_folder
 from harness.job import Job, JobError
-from harness.options import apply_settings, results_root
+from harness.options import apply_settings
 from harness.parity_cells import Cell, parse_engine
 
 
@@ -49,8 +50,8 @@ from harness.parity_cells import Cell, parse_engine
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other job field.")
 def duel(**options: Any) -> None:
     """Set engines beside each other: all live at once and take turns in blocks of a few steps, in random order."""
+    folder = study_folder(options["results"], options["study"])
     if options["render"]:
-        folder = results_root(options["results"]) / options["study"]
         records_.write(records_.rendered_again(records.read_json(folder / records_.NAME)), folder)
         return
     base = _base(options)
@@ -61,7 +62,6 @@ def duel(**options: Any) -> None:
     wanted, budget = share(options["until"]), seconds(options["budget"])
     for contender in contenders:
         contender.cell.job(contender.job(base).with_(steps=pace.total)).validate()
-    folder = results_root(options["results"]) / options["study"]
     pairs = records_.asked_pairs(contenders)
 
     def say(text: str) -> None:

@@ -28,6 +28,7 @@ COMMANDS = {
     "parity": ("parity", "--study"),
     "wire": ("wire", "--study"),
     "overhead": ("overhead", "--study"),
+    "duel": ("duel", "--study"),
     "predict": ("predict", "--study"),
     "scaling": ("nodes", "scaling", "--study"),
 }
