@@ -49,6 +49,8 @@ _ORIENTATION = 0x0112  # the EXIF tag
 # TIFF tags
 _SUBFILE, _BITS, _PHOTOMETRIC, _CHANNELS, _PLANES, _SAMPLE_FORMAT = 254, 258, 262, 277, 284, 339
 _TIFF_MAGIC = (b"II*\0", b"MM\0*")
+# JPEG 2000: a file, a bare stream; the marker of the image's size, 42 bytes after which stand the bits of a value
+_JP2_MAGIC, _JP2_SIZE, _JP2_HEAD = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), b"\xff\x4f\xff\x51", 4096
 _LOSSY = frozenset({"JPEG", "MPO", "WEBP", "JPEG2000"})
 _WEBP_LOSSLESS, _WEBP_HEAD = b"VP8L", 64  # the chunk that says so stands in these first bytes
 
@@ -91,7 +93,7 @@ def header(path: Path, what: str = "image") -> Header:
         with opened as picture:
             _not_too_large(path, picture.size)
             _single(path, picture)
-            deep, kind = _is_deep(picture), picture.format or ""
+            deep, kind = _is_deep(path, picture), picture.format or ""
             if deep:
                 _plain_tiff(path, _tiff_tags(picture))
             stored = picture.size
@@ -116,10 +118,10 @@ def read(path: Path, what: str = "image", *, colour: bool = True) -> Raster:
         with opened as picture:
             _not_too_large(path, picture.size)
             lossy = _is_lossy(path, picture)
-            if _is_deep(picture) and picture.format in ("PNG", "TIFF"):
+            if _is_deep(path, picture) and (picture.format in ("PNG", "TIFF") or picture.mode == "RGB"):
                 # Pillow drops the lower 8 of 16 bits of colours, and has no unsigned 32 bits.
                 turned = 1  # OpenCV turns TIFF files by itself
-                if picture.format == "PNG":
+                if picture.format != "TIFF":
                     picture.load()  # an EXIF part may follow the pixels
                     turned = _orientation(picture)
                 raster = _by_opencv(path, _tiff_tags(picture))
@@ -162,7 +164,7 @@ def _by_pillow(picture: Image.Image, *, lossy: bool, colour: bool) -> Raster:
 def _by_opencv(path: Path, tags: Mapping[int, Any]) -> Raster:
     """A file that Pillow reads in part or not at all: a TIFF with these tags, upright, or a PNG, as it is stored."""
     data = path.read_bytes()
-    if not data.startswith((*_TIFF_MAGIC, b"\x89PNG")):
+    if not data.startswith((*_TIFF_MAGIC, b"\x89PNG", *_JP2_MAGIC)):
         raise UnidentifiedImageError("not an image")
     _plain_tiff(path, tags)
     if wholeness.tiff_is_whole(len(data), tags) is False:
@@ -179,13 +181,18 @@ def _by_opencv(path: Path, tags: Mapping[int, Any]) -> Raster:
     return Raster(values=np.ascontiguousarray(values[..., 2::-1]), alpha=alpha, lossy=False)
 
 
-def _is_deep(picture: Image.Image) -> bool:
+def _is_deep(path: Path, picture: Image.Image) -> bool:
     """Whether its values do not fit 8 bits without a choice of white."""
     if picture.mode.startswith(("I", "F")):
         return True
     if picture.format == "TIFF":
         tags = _tiff_tags(picture)
         return max(tags.get(_BITS, (1,))) > 8 or any(kind in (2, 3) for kind in tags.get(_SAMPLE_FORMAT, (1,)))
+    if picture.format == "JPEG2000":  # other depths than 16 say where their white is, and Pillow heeds it
+        with path.open("rb") as file:
+            head = file.read(_JP2_HEAD)
+        size = head.find(_JP2_SIZE)
+        return size >= 0 and len(head) > size + 42 and (head[size + 42] & 0x7F) + 1 == 16
     tiles: Any = getattr(picture, "tile", ())
     return picture.format == "PNG" and bool(tiles) and ";16" in str(tiles[0].args)
 

@@ -15,7 +15,7 @@ EIGHT = np.floor(RAMP * 255.999).astype(np.uint8)
 
 def save(path, values):
     if values.ndim == 3:
-        assert cv2.imwrite(str(path), values[..., ::-1].copy())
+        assert cv2.imwrite(str(path), values[..., ::-1].copy())  # JPEG 2000: nearly lossless
     else:
         Image.fromarray(values).save(path)
 
@@ -29,6 +29,7 @@ KINDS = {
     "12 of 16.tif": (np.floor(RAMP * 4095.999).astype(np.uint16), 4095),
     "12 of 16, colour.png": (coloured(np.floor(RAMP * 4095.999).astype(np.uint16)), 4095),
     "12 of 16, colour.tif": (coloured(np.floor(RAMP * 4095.999).astype(np.uint16)), 4095),
+    "12 of 16, colour.jp2": (coloured(np.floor(RAMP * 4095.999).astype(np.uint16)), 4095),
     "16.png": (np.floor(RAMP * 65535.999).astype(np.uint16), 0),
     "16, colour.tif": (coloured(np.floor(RAMP * 65535.999).astype(np.uint16)), 0),
     "float.tif": (RAMP.astype(np.float32), 0),
