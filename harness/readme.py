@@ -1,8 +1,9 @@
 """The measured part of README.md: filled by `harness index` from the records, never typed by hand.
 
 README.md holds a pair of comment lines a study, ``<!-- study NAME -->`` and ``<!-- end -->``; what stands between them
-is replaced by the study's setting, verdict, notes and table; ``<!-- study NAME short -->``: by setting and verdict;
-``<!-- answers NAME NAME ... -->``: by the table of `harness.answers`.
+is replaced by the study's setting, verdict, notes and table (of duels: by their differences);
+``<!-- study NAME short -->``: by setting and verdict; ``<!-- answers NAME NAME ... -->``: by the table of
+`harness.answers`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from harness import marked, notes, records, words
 from harness.answers import answers, seen_from
 from harness.compare import Comparison, summarize_study
+from harness.duels import record as duels
 from harness.findings import findings
 from harness.table import markdown, without_empty_columns
 from harness.tables import comparison_table
@@ -40,6 +42,8 @@ def fill(readme: Path, results: Path) -> bool:
         named = [match["study"]] if match["study"] else match["names"].split()
         studies = [results / name for name in named if not names.fault("study", name)]
         there = [study for study in studies if records.runs_of(study)]
+        if match["study"] and studies and (studies[0] / duels.NAME).exists():
+            return _duel_body(studies[0], readme.parent)
         if not there:
             return old or (_NOT_YET.format(match["study"]) if match["study"] else old)
         if match["names"]:
@@ -65,6 +69,19 @@ def _body(study: Path, comparison: Comparison, root: Path, *, short: bool) -> st
     table = replace(without_empty_columns(comparison_table(comparison)), title="", note="")
     lines += ["", markdown(table).strip(), "", links, ""]
     return "\n".join(lines)
+
+
+def _duel_body(study: Path, root: Path) -> str:
+    record = records.read_json(study / duels.NAME)
+    where = seen_from(root, study)
+    versions = record["environment"].get("versions") or {}
+    used = {"torch", *(item["backend"] for item in record["contenders"])}
+    told = [f"{name} {versions[package]}" for package, name in LIBRARIES.items() if package in used & versions.keys()]
+    lines = [f"*{duels.setting(record)} {', '.join(told)}.*", ""]
+    lines += [markdown(replace(without_empty_columns(duels.differences_table(record)), title="", note="")).strip(), ""]
+    lines += [f"- {text}" for text in duels.remarks(record)]
+    lines += notes.markdown(notes.notes_in(study), f"{where.parent}/")
+    return "\n".join([*lines, "", f"[figures and memory]({where}/duel.md), [records]({where}/{duels.NAME})", ""])
 
 
 def _versions(comparison: Comparison) -> str:

@@ -127,23 +127,29 @@ def totals(record: Mapping[str, Any]) -> dict[str, float]:
 
 def page(record: Mapping[str, Any]) -> str:
     """Markdown: the verdicts first, then the tables."""
+    sentences = "\n".join(f"- {sentence(item)}" for item in record["differences"])
+    notes = "\n".join(f"- {text}" for text in remarks(record))
+    parts = [
+        "# Duels",
+        setting(record),
+        sentences,
+        markdown(_totals_table(record)),
+        markdown(differences_table(record)),
+        notes,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def setting(record: Mapping[str, Any]) -> str:
+    """What was trained where, and how many duels of which form: two sentences."""
     from harness.verdict import machine
 
     job, pace = record["job"], record["pace"]
     place = machine(dict(record.get("environment") or {}))
     what = f"{job['preset']} on {job['data']}, {job['precision']} ({job['precision_mode']}), {job['scaling']} scaling"
-    sentences = "\n".join(f"- {sentence(item)}" for item in record["differences"])
-    notes = "\n".join(f"- {text}" for text in remarks(record))
     rounds = f"{words.plural(len(record['duels']), 'duel')} of {pace['rounds']} rounds"
-    parts = [
-        "# Duels",
-        f"{what}; {place}. {rounds}; a block is {pace['steps']} optimizer steps after a warm-up of {pace['warmup']}.",
-        sentences,
-        markdown(_totals_table(record)),
-        markdown(_differences_table(record)),
-        notes,
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    block = f"a block is {pace['steps']} optimizer steps after a warm-up of {pace['warmup']}"
+    return f"{what}; {place}. {rounds}; {block}."
 
 
 def headline(record: Mapping[str, Any]) -> str:
@@ -233,7 +239,8 @@ def _totals_table(record: Mapping[str, Any]) -> Table:
     )
 
 
-def _differences_table(record: Mapping[str, Any]) -> Table:
+def differences_table(record: Mapping[str, Any]) -> Table:
+    """A row a pair."""
     rows = []
     for item in record["differences"]:
         spread = [item["sd_between"], item["sd_within"]]
