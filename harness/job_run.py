@@ -262,12 +262,13 @@ class Run:
 
     def _record_environment(self, dataset: Any, model: Any, hashes: dict[str, Any]) -> None:
         from harness.measure import environment
+        from harness.shared_gpus import gpu_of, sharing
 
-        facts = self.backend.gather(
-            {**asdict(self.facts), "device": str(self.backend.device), "cpus": len(os.sched_getaffinity(0))}
-        )
+        device, cpus = self.backend.device, len(os.sched_getaffinity(0))
+        facts = self.backend.gather({**asdict(self.facts), "device": str(device), "gpu": gpu_of(device), "cpus": cpus})
         if self.folder is None:
             return
+        self.warnings += sharing(facts or [])
         self.environment = environment()
         self.environment["ranks"] = facts
         records.write_json(self.folder / records.ENVIRONMENT, self.environment)

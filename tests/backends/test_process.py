@@ -7,9 +7,10 @@ import socket
 import pytest
 
 from backends.placement import place_among
-from backends.process import UNKNOWN, RankError, detect
+from backends.process import _LAUNCHERS, UNKNOWN, RankError, detect
 from backends.process_group import own_addresses
 from mpi.errors import UserError
+from mpi.launch import RANK_VARIABLES
 
 CASES = {
     "horovodrun": {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"},
@@ -190,3 +191,9 @@ def test_local_rank_of_the_command_line() -> None:
 )
 def test_ranks_of_a_machine(machines: str, given: list[int], expected: list[tuple[int, int]]) -> None:
     assert [place_among(machines, given, rank) for rank in range(len(machines))] == expected
+
+
+def test_no_variable_that_makes_a_process_a_rank_is_handed_down() -> None:
+    """`harness run` inside a rank of srun, mpirun or a pod with RANK and WORLD_SIZE starts ranks of its own."""
+    names = {name for each in _LAUNCHERS for name in (each.rank, each.local_rank)}
+    assert names <= RANK_VARIABLES

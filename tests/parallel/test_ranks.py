@@ -129,3 +129,12 @@ def test_why_rank_1_failed_reaches_the_terminal(launcher: str, fault: str, tmp_p
         result = result_of(results)
         assert (result["status"], result["exit_code"]) == ("failed", 2)
         assert result["reason"].startswith(f"rank 1: {told}")
+
+
+def test_a_tuning_phase_under_mpirun_ends_well(tmp_path: Path) -> None:
+    """Its processes leave MPI too; they ended the run by "exiting improperly"."""
+    harness = str(Path(sys.executable).parent / "harness")
+    tuned = ("--backend", "horovod", "--slots", "2", "--autotune", "40", "--launcher", "mpirun")
+    ended = run_command((harness, "run", *tuned, *TINY, "--results", str(tmp_path)), tmp_path / "log.txt", limit_s=200)
+    assert ended.code == 0, ended.output
+    assert result_of(tmp_path)["status"] == "ok"
