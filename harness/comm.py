@@ -23,6 +23,7 @@ from harness.folders import check_writable
 from harness.hosts import find_hostfile, slots_from_hostfile
 from harness.job import JobError
 from harness.options import names_in
+from harness.ranges import COUNT, SECONDS, WHOLE
 from mpi import hostfile
 from mpi.launch import command, missing_program, render
 from mpi.network import expected, find, free_port
@@ -41,16 +42,24 @@ _SIZE = re.compile(r"(\d+)\s*([kKmMgG]?)i?[bB]?")
 @click.option("--ops", default=",".join(OPERATIONS), show_default=True, help="Operations.")
 @click.option("--min", "smallest", default="1k", show_default=True, help="Smallest size (of the larger buffer).")
 @click.option("--max", "largest", default="4M", show_default=True, help="Largest size.")
-@click.option("--step", default=4, show_default=True, help="Each size is so many times the one before.")
-@click.option("--budget", default=0.2, show_default=True, help="Seconds of repetitions for each operation and size.")
-@click.option("--nodes", type=int, default=1, show_default=True, help="Hosts, from the hostfile in its order.")
-@click.option("--slots", type=int, default=0, help="Workers a host (default: 2 here, the hostfile's slots for more).")
+@click.option(
+    "--step",
+    type=click.IntRange(min=2),
+    default=4,
+    show_default=True,
+    help="Each size is so many times the one before.",
+)
+@click.option(
+    "--budget", type=SECONDS, default=0.2, show_default=True, help="Seconds of repetitions for each operation and size."
+)
+@click.option("--nodes", type=COUNT, default=1, show_default=True, help="Hosts, from the hostfile in its order.")
+@click.option("--slots", type=WHOLE, default=0, help="Workers a host (default: 2 here, the hostfile's slots for more).")
 @click.option("--hostfile", "hosts_path", default="", help="Hosts as 'name slots=N' lines.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--rate", default="", help="The link's rate for the plot: 1gbit, 25gbit.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results/comm"), show_default=True)
 @click.option("--add", is_flag=True, help="Keep what OUT/comm.json holds of other libraries.")
-@click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds for each library.")
+@click.option("--timeout", type=SECONDS, default=300.0, show_default=True, help="Seconds for each library.")
 @click.option("--dry-run", is_flag=True, help="Print the commands only.")
 def comm(
     via: str,

@@ -20,6 +20,7 @@ import click
 
 from harness.doctor_checks import CHECKS, PACKAGES, Finding, Report, Wanted, bits, judge, rate_limits
 from harness.hosts import find_hostfile
+from harness.ranges import WHOLE
 from mpi import hostfile, probe
 from mpi.launchers.base import JOB_TAG
 from mpi.nodes.link import bytes_per_second
@@ -41,10 +42,16 @@ _PORTS = range(20011, 32000, 7)  # where jobs look for theirs
 @click.option("--data", default="", help="Data folder that every node must have alike (names and sizes are compared).")
 @click.option("--results", default="results", show_default=True, help="Folder that rank 0 writes to.")
 @click.option("--backend", "engines", multiple=True, help="Engine that must be installed everywhere; may be repeated.")
-@click.option("--port", "ports", type=int, multiple=True, help="Port that must be free on every node; may be repeated.")
+@click.option(
+    "--port",
+    "ports",
+    type=click.IntRange(1, 65535),
+    multiple=True,
+    help="Port that must be free on every node; may be repeated.",
+)
 @click.option("--expect-rate", default="", help="Rate that every link should reach at least 70 % of: 1gbit, 25gbit.")
-@click.option("--min-disk", type=int, default=1024, show_default=True, help="MiB that must be free for results.")
-@click.option("--min-shm", type=int, default=64, show_default=True, help="MiB that must be free in /dev/shm.")
+@click.option("--min-disk", type=WHOLE, default=1024, show_default=True, help="MiB that must be free for results.")
+@click.option("--min-shm", type=WHOLE, default=64, show_default=True, help="MiB that must be free in /dev/shm.")
 @click.option("--no-links", is_flag=True, help="Leave out measuring the links.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def doctor(

@@ -25,6 +25,7 @@ from harness.fit_try import Try, run_try
 from harness.folders import study_folder
 from harness.job import Job, JobError
 from harness.launch import preflight
+from harness.ranges import COUNT, SECONDS
 
 FILE = "fit.json"
 _Z = "deepspeed:zero_stage="
@@ -205,7 +206,11 @@ def _line(cell: Mapping[str, Any], one: Try) -> str:
 @click.option("--workers", default="1,2", show_default=True, help="Workers on this machine, comma-separated.")
 @click.option("--resolution", default=0.05, show_default=True, type=click.FloatRange(0.005, 1.0), help="Grid's step.")
 @click.option("--memory-gib", type=click.FloatRange(min=0.01), help="Limit a worker to this (default: its device's).")
-@click.option("--host-gib", type=float, help="Host memory for offloaded state of all workers (default: what is free).")
+@click.option(
+    "--host-gib",
+    type=click.FloatRange(0, min_open=True),
+    help="Host memory for offloaded state of all workers (default: what is free).",
+)
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]), help="Where.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Default: bf16 on a GPU, fp32 on a CPU.")
 @click.option(
@@ -224,9 +229,9 @@ def _line(cell: Mapping[str, Any], one: Try) -> str:
     "--vocab", default=32_000, show_default=True, type=click.IntRange(min=16), help="Vocabulary of the shapes."
 )
 @click.option("--steps", default=3, show_default=True, type=click.IntRange(min=2), help="Optimizer steps a try.")
-@click.option("--try-s", default=120.0, show_default=True, type=float, help="Seconds that one try may last.")
-@click.option("--budget-s", type=float, help="Seconds for the whole: ends cleanly with what was found by then.")
-@click.option("--threads", type=int, help="CPU threads a worker (default: 1; with GPUs the cores are shared out).")
+@click.option("--try-s", default=120.0, show_default=True, type=SECONDS, help="Seconds that one try may last.")
+@click.option("--budget-s", type=SECONDS, help="Seconds for the whole: ends cleanly with what was found by then.")
+@click.option("--threads", type=COUNT, help="CPU threads a worker (default: 1; with GPUs the cores are shared out).")
 @click.option("--oversubscribe", is_flag=True, help="Allow more workers than cores.")
 @click.option("--retry", is_flag=True, help="Try failed cells again (out of memory is no failure).")
 @click.option("--fresh", is_flag=True, help="Drop the recorded tries instead of going on from them.")

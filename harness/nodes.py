@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from harness.ranges import COUNT, WHOLE
 from mpi.nodes import cluster, processes
 
 _NAME = click.option(
@@ -49,11 +50,11 @@ def nodes() -> None:
 
 
 @nodes.command()
-@click.argument("count", type=int)
+@click.argument("count", type=COUNT)
 @_NAME
 @click.option("--rate", default="", help="Rate of each link, each way: 100mbit, 1gbit, 2.5gbit. Default: unlimited.")
-@click.option("--cores-per-node", type=int, default=0, help="CPUs a node may use. Default: all of them, shared.")
-@click.option("--slots", type=int, default=1, show_default=True, help="Slots a node in the hostfile that is printed.")
+@click.option("--cores-per-node", type=WHOLE, default=0, help="CPUs a node may use. Default: all of them, shared.")
+@click.option("--slots", type=COUNT, default=1, show_default=True, help="Slots a node in the hostfile that is printed.")
 def up(count: int, name: str, rate: str, cores_per_node: int, slots: int) -> None:
     """Make COUNT nodes, called a, b, c ..."""
     began = time.monotonic()

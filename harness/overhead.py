@@ -17,6 +17,7 @@ from harness.folders import study_folder
 from harness.job import Job, JobError
 from harness.options import apply_settings
 from harness.parity_cells import Cell
+from harness.ranges import COUNT, SECONDS
 
 ENGINES = ("single", "ddp", "horovod", "deepspeed")  # with a loop in harness/handwritten.py
 
@@ -55,12 +56,14 @@ def ratio_of(cell: Cell, harness: list[float], handwritten: list[float], seed: i
 @click.option("--workers", default="1,2", show_default=True, help="Worker counts, comma-separated.")
 @click.option("--preset", default="tiny", show_default=True)
 @click.option("--data", default="textures", show_default=True)
-@click.option("--steps", default=200, show_default=True, help="Timed steps of each loop.")
-@click.option("--global-batch", default=16, show_default=True)
+@click.option("--steps", type=COUNT, default=200, show_default=True, help="Timed steps of each loop.")
+@click.option("--global-batch", type=COUNT, default=16, show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--study", default="overhead", show_default=True, help="Folder in results/ ('' = none).")
 @click.option("--results", type=click.Path(), help="Results folder.")
-@click.option("--limit", "limit_s", default=900.0, show_default=True, help="Seconds that one launch may take.")
+@click.option(
+    "--limit", "limit_s", type=SECONDS, default=900.0, show_default=True, help="Seconds that one launch may take."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other job field.")
 def overhead(**options: Any) -> None:

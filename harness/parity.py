@@ -19,6 +19,7 @@ from harness.options import apply_settings
 from harness.parity_cells import Cell, cells_of
 from harness.parity_judge import Verdict, cause_of, judge, row_of
 from harness.parity_launch import train_cells
+from harness.ranges import COUNT, SECONDS, SEED
 
 ENGINES = "ddp,fsdp2,horovod,deepspeed:0,deepspeed:1,deepspeed:2,deepspeed:3"
 # What DeepSpeed's stage 3 computes like the others, at the price of memory: shows that its other rounding is the cause.
@@ -42,7 +43,9 @@ Say = Callable[[str], None]
 @click.option(
     "--precision-mode", default="matched", show_default=True, help="matched, native or both, comma-separated."
 )
-@click.option("--overflow-at", type=int, default=-1, help="Plant an fp16 overflow on one rank at this step.")
+@click.option(
+    "--overflow-at", type=click.IntRange(min=-1), default=-1, help="Plant an fp16 overflow on one rank at this step."
+)
 @click.option(
     "--full",
     is_flag=True,
@@ -52,12 +55,12 @@ Say = Callable[[str], None]
 @click.option("--loss-scale", is_flag=True, help="Only the figure of the fp16 loss scale, with a planted overflow.")
 @click.option("--preset", default="tiny", show_default=True, help="As for `harness run`.")
 @click.option("--data", default="textures", show_default=True, help="As for `harness run`.")
-@click.option("--steps", default=20, show_default=True, help="Optimizer steps of every training.")
-@click.option("--global-batch", default=16, show_default=True, help="Samples a step, over all workers.")
-@click.option("--seed", default=0, show_default=True, help="Decides weights and data.")
+@click.option("--steps", type=COUNT, default=20, show_default=True, help="Optimizer steps of every training.")
+@click.option("--global-batch", type=COUNT, default=16, show_default=True, help="Samples a step, over all workers.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Decides weights and data.")
 @click.option("--study", default="parity", show_default=True, help="Folder in results/ for the table ('' = none).")
 @click.option("--results", type=click.Path(), help="Results folder.")
-@click.option("--limit", "limit_s", type=float, help="Seconds that one launch may take (default: by its trainings).")
+@click.option("--limit", "limit_s", type=SECONDS, help="Seconds that one launch may take (default: by its trainings).")
 @click.option("--keep", type=click.Path(), help="Keep weights and logs of every cell in this folder.")
 @click.option("--resume", is_flag=True, help="Train only what is not in the --keep folder yet.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")

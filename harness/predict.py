@@ -16,6 +16,7 @@ import click
 
 from harness.folders import study_folder
 from harness.job import JobError
+from harness.ranges import AMOUNT, COUNT
 from harness.records import RecordError, read_json, runs_of, write_json, write_text
 from harness.scaling_report import median_step, name_of
 from harness.table import Table, markdown
@@ -25,11 +26,17 @@ LARGEST = 512
 
 @click.command()
 @click.option("--study", default="scaling-nodes", show_default=True, help="Of `harness nodes scaling` or `compare`.")
-@click.option("--to", "largest", default=LARGEST, show_default=True, help="Largest number of nodes that is drawn.")
+@click.option(
+    "--to", "largest", type=COUNT, default=LARGEST, show_default=True, help="Largest number of nodes that is drawn."
+)
 @click.option("--rate", default="1gbit", show_default=True, help="Link rate of the drawing; 'unlimited' for none.")
-@click.option("--compute-ms", default=0.0, help="Computing a step in the drawing (default: the study's weak runs').")
-@click.option("--parameters", default=0.0, help="Trained fp32 parameters in the drawing (default: the study's).")
-@click.option("--rounds", default=50, show_default=True, help="Resamplings for the uncertainty.")
+@click.option(
+    "--compute-ms", type=AMOUNT, default=0.0, help="Computing a step in the drawing (default: the study's weak runs')."
+)
+@click.option(
+    "--parameters", type=AMOUNT, default=0.0, help="Trained fp32 parameters in the drawing (default: the study's)."
+)
+@click.option("--rounds", type=COUNT, default=50, show_default=True, help="Resamplings for the uncertainty.")
 @click.option("--results", default=None, help="Results folder.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def predict(

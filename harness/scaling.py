@@ -23,6 +23,7 @@ from harness import records
 from harness.folders import study_folder
 from harness.job import JobError
 from harness.options import names_in
+from harness.ranges import AMOUNT, COUNT
 from mpi.names import remove_folder
 from mpi.nodes import cluster
 from mpi.nodes.link import bytes_per_second
@@ -49,10 +50,12 @@ def ring_bytes(parameter_bytes: float, ranks: int) -> float:
 @click.option("--engines", default="horovod,deepspeed-z0,deepspeed-z1,deepspeed-z2", show_default=True)
 @click.option("--nodes", "counts", default="1,2,4", show_default=True)
 @click.option("--rates", default="unlimited,1gbit,100mbit", show_default=True)
-@click.option("--emulate-compute", "emulate_ms", default=100.0, show_default=True, help="ms a step and worker.")
+@click.option(
+    "--emulate-compute", "emulate_ms", type=AMOUNT, default=100.0, show_default=True, help="ms a step and worker."
+)
 @click.option("--scalings", default="weak,strong", show_default=True, help="strong: the wait is shared by the workers.")
-@click.option("--steps", default=20, show_default=True)
-@click.option("--repeats", default=1, show_default=True)
+@click.option("--steps", type=COUNT, default=20, show_default=True)
+@click.option("--repeats", type=COUNT, default=1, show_default=True)
 @click.option(
     "--width", "widths", default="16384", show_default=True, help="Of the tiny preset's projection: 97 weights each."
 )

@@ -19,6 +19,7 @@ import click
 
 from harness.job import Job, JobError
 from harness.options import job_options, make_job
+from harness.ranges import COUNT
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = Path(__file__).resolve().parent / "templates" / "mpijob.schema.json"
@@ -69,7 +70,7 @@ def slurm(
 @click.option("--data-claim", default="", help="PersistentVolumeClaim that is seen at /data.")
 @click.option("--cpus", default="4", show_default=True, help="CPUs a worker pod.")
 @click.option("--memory", default="16Gi", show_default=True, help="Memory a worker pod.")
-@click.option("--limit-s", default=3600, show_default=True, help="Seconds after which Kubernetes ends it.")
+@click.option("--limit-s", type=COUNT, default=3600, show_default=True, help="Seconds after which Kubernetes ends it.")
 @click.pass_context
 def mpijob(
     context: click.Context,

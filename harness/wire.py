@@ -26,6 +26,7 @@ from harness.job import Job, JobError
 from harness.options import apply_settings
 from harness.parity_cells import Cell, cells_of
 from harness.parity_launch import train_cells
+from harness.ranges import COUNT
 from harness.wire_worker import TOTAL
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,8 +44,10 @@ HEADERS = ("engine", "workers", "accum.", "theory MB", "handed over MB", "sent M
 @click.option("--precision-mode", default="matched", show_default=True, help="matched, native, comma-separated.")
 @click.option("--hostfile", type=click.Path(exists=True), help="Hosts to use (default: virtual nodes, needs root).")
 @click.option("--preset", default="tiny", show_default=True, help="As for `harness run`.")
-@click.option("--width", default=16384, show_default=True, help="Of the tiny preset's projection: 97 weights each.")
-@click.option("--global-batch", default=16, show_default=True, help="Samples a step, over all workers.")
+@click.option(
+    "--width", type=COUNT, default=16384, show_default=True, help="Of the tiny preset's projection: 97 weights each."
+)
+@click.option("--global-batch", type=COUNT, default=16, show_default=True, help="Samples a step, over all workers.")
 @click.option("--study", default="wire", show_default=True, help="Folder in results/ for the table ('' = none).")
 @click.option("--results", type=click.Path(), help="Results folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")

@@ -1,16 +1,21 @@
-"""What can be chosen about a data set besides its name: one frozen dataclass, checked when it is made."""
+"""What can be chosen about a data set besides its name: declared once, checked when it is made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, fields
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from backends.declared import declared, unknown
 from core_model.data.augment import COUNTS, TABLE
 from core_model.data.errors import DataError
 
+_Count = Annotated[int, Field(ge=0)]
 
-@dataclass(frozen=True, kw_only=True)
+
+@declared(DataError, "data option ")
 class DataOptions:
     """Which pictures:
     categories: use these only; empty = all. domains: of AeBAD, use these only in testing; empty = all.
@@ -30,29 +35,20 @@ class DataOptions:
 
     categories: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
-    limit: int = 0
-    holdout: float = 0.0
-    folds: int = 0
-    fold: int = 0
-    variants: int = 1
-    defective_share: float = 0.5
+    limit: _Count = 0
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    folds: _Count = 0
+    fold: _Count = 0
+    variants: Annotated[int, Field(ge=1)] = 1
+    defective_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     foreground: bool = True
     augment: str = ""
     augment_like: str = ""
     instructions: str = ""
-    cache_mib: int = 512
-    white: float = 0.0
+    cache_mib: _Count = 512
+    white: Annotated[float, Field(ge=0)] = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.defective_share <= 1.0:
-            raise DataError(f"data option defective_share is {self.defective_share}: it must lie in 0..1")
-        if not 0.0 <= self.holdout < 1.0:
-            raise DataError(f"data option holdout is {self.holdout}: it must be at least 0 and below 1")
-        for name, least in (("limit", 0), ("variants", 1), ("cache_mib", 0), ("fold", 0), ("folds", 0)):
-            if getattr(self, name) < least:
-                raise DataError(f"data option {name} is {getattr(self, name)}: it must be at least {least}")
-        if not 0 <= self.white < float("inf"):
-            raise DataError(f"data option white is {self.white}: it must be a value of the pictures, such as 4095")
         if self.folds == 1 or self.fold >= max(1, self.folds):
             raise DataError(f"data options folds={self.folds}, fold={self.fold}: use folds >= 2 and fold 0..folds-1")
         if self.folds and self.holdout:
@@ -66,34 +62,15 @@ class DataOptions:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> DataOptions:
         """From a job's ``data_options``. Raises DataError for an unknown name or a value of the wrong type."""
-        known = {field.name: type(field.default) for field in fields(cls)}
+        known = {field.name for field in fields(cls)}
         ready: dict[str, Any] = {}
         for name, value in values.items():
             if name not in known:
-                raise DataError(f"unknown data option '{name}': known options are {', '.join(sorted(known))}")
-            ready[name] = _as(known[name], name, value)
+                raise DataError(unknown("data option", name, known))
+            if name in ("categories", "domains") and isinstance(value, str):  # as it comes from --set
+                value = [part.strip() for part in value.split(",") if part.strip()]
+            ready[name] = value
         return cls(**ready)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def _as(kind: type, name: str, value: Any) -> Any:
-    """`value` as the option's type; texts are parsed, as they come from ``--set name=value``."""
-    if kind is tuple:
-        parts = value.split(",") if isinstance(value, str) else list(value)
-        return tuple(str(part).strip() for part in parts if str(part).strip())
-    if kind is bool:
-        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        if str(value).lower() not in words:
-            raise DataError(f"data option {name} is '{value}': expected true or false")
-        return words[str(value).lower()]
-    if kind is str:
-        return str(value)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise DataError(f"data option {name} is '{value}': expected a number") from None
-    if kind is int and number != int(number):
-        raise DataError(f"data option {name} is '{value}': expected a whole number")
-    return kind(number)

@@ -14,6 +14,7 @@ import click
 from harness import records
 from harness.job import JobError
 from harness.output import Progress
+from harness.ranges import SEED
 from harness.trained import BRANCHES, Trained, branch_of, load, model_options
 
 OUT = "eval.json"
@@ -31,7 +32,7 @@ OUT = "eval.json"
 )
 @click.option("--split", type=click.Choice(["test", "val"]), default="test", show_default=True, help="val: held-out.")
 @click.option("--samples", type=click.IntRange(min=0), default=0, help="Pictures to use, by seed; 0 = all.")
-@click.option("--seed", type=int, help="Decides the shots and the samples (default: the run's).")
+@click.option("--seed", type=SEED, help="Decides the shots and the samples (default: the run's).")
 @click.option("--no-answers", is_flag=True, help="Leave the questions out: maps and scores only.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help=f"Folder to write {OUT} to.")

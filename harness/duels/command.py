@@ -18,6 +18,7 @@ from harness.folders import study_folder
 from harness.job import Job, JobError
 from harness.options import apply_settings
 from harness.parity_cells import Cell, parse_engine
+from harness.ranges import COUNT, SEED, WHOLE
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -28,21 +29,23 @@ from harness.parity_cells import Cell, parse_engine
     help="Comma-separated: NAME, deepspeed:STAGE, +KEY=VALUE for settings, @N for workers. The others are told against "
     "the first. The same engine twice is a calibration.",
 )
-@click.option("--workers", default=1, show_default=True, help="Workers of engines without @N.")
+@click.option("--workers", type=COUNT, default=1, show_default=True, help="Workers of engines without @N.")
 @click.option("--preset", default="small", show_default=True)
 @click.option("--data", default="textures", show_default=True)
-@click.option("--global-batch", default=8, show_default=True, help="Samples a step; weak scaling: a step and worker.")
+@click.option(
+    "--global-batch", type=COUNT, default=8, show_default=True, help="Samples a step; weak scaling: a step and worker."
+)
 @click.option("--scaling", type=click.Choice(["strong", "weak"]), default="strong", show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--mode", type=click.Choice(["matched", "native"]), default="matched", show_default=True)
 @click.option("--random-weights", is_flag=True, help="Build the preset without pretrained weights.")
-@click.option("--steps", default=3, show_default=True, help="Optimizer steps of a block.")
-@click.option("--rounds", default=10, show_default=True, help="Rounds of a duel: one block of each engine.")
-@click.option("--warmup", default=5, show_default=True, help="Steps of each engine before the first round.")
+@click.option("--steps", type=COUNT, default=3, show_default=True, help="Optimizer steps of a block.")
+@click.option("--rounds", type=COUNT, default=10, show_default=True, help="Rounds of a duel: one block of each engine.")
+@click.option("--warmup", type=WHOLE, default=5, show_default=True, help="Steps of each engine before the first round.")
 @click.option("--until", "until", default="2%", show_default=True, help="Half of the interval that is asked for.")
-@click.option("--duels", "most", default=12, show_default=True, help="Duels at most.")
+@click.option("--duels", "most", type=COUNT, default=12, show_default=True, help="Duels at most.")
 @click.option("--budget", default="15m", show_default=True, help="Time after which no further duel begins.")
-@click.option("--seed", default=0, show_default=True, help="Of the order of blocks, and of the job.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the order of blocks, and of the job.")
 @click.option("--study", default="duel", show_default=True, help="Folder in results/.")
 @click.option("--results", type=click.Path(), help="Results folder.")
 @click.option("--render", is_flag=True, help="Write duel.md and the differences anew from the record; run nothing.")

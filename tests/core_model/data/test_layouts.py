@@ -161,7 +161,7 @@ def test_what_is_named_wrongly_is_said_with_the_choices(tmp_path):
             opened(spec)
     for options, said in (
         ({"colour": 1}, "unknown data option 'colour'"),
-        ({"limit": "many"}, "limit is 'many'"),
+        ({"limit": "many"}, "limit: 'many' is not a whole number"),
         ({"holdout": 1.5}, "below 1"),
         ({"folds": 3, "fold": 3}, "fold 0..folds-1"),
         ({"folds": 3, "holdout": 0.2}, "give one of them"),
