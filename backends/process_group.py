@@ -63,12 +63,12 @@ def join(facts: ProcessFacts, device: torch.device, timeout_s: float) -> str:
             )
         return kind
     limit = timedelta(seconds=timeout_s)
-    join_limit = timedelta(seconds=min(timeout_s, _JOIN_LIMIT_S))
+    join_s = min(timeout_s, _JOIN_LIMIT_S)
     try:
         if facts.world_size == 1:
             store: dist.Store = dist.HashStore()
         else:
-            store = _store(facts, join_limit)
+            store = _store(facts, timedelta(seconds=join_s))
         # device_id binds the communicator to this GPU now, so that the first collective is not the one that sets it up.
         # A lone rank has no peer: later groups would split a communicator that was never made.
         bound: dict[str, Any] = {"device_id": device} if device.type == "cuda" and facts.world_size > 1 else {}
@@ -78,7 +78,7 @@ def join(facts: ProcessFacts, device: torch.device, timeout_s: float) -> str:
     except (RuntimeError, ValueError, OSError) as error:  # DistStoreError and friends are RuntimeErrors
         reason = str(error).splitlines()[0][:200]
         raise BackendError(
-            f"rank {facts.rank} of {facts.world_size} could not join the others within {join_limit.seconds} s "
+            f"rank {facts.rank} of {facts.world_size} could not join the others within {join_s:g} s "
             f"({reason}): are all ranks alive, and is rank 0's port reachable from {facts.hostname}?"
         ) from None
     return kind

@@ -59,7 +59,15 @@ _SIZE = re.compile(r"(\d+)\s*([kKmMgG]?)i?[bB]?")
 @click.option("--rate", default="", help="The link's rate for the plot: 1gbit, 25gbit.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results/comm"), show_default=True)
 @click.option("--add", is_flag=True, help="Keep what OUT/comm.json holds of other libraries.")
-@click.option("--timeout", type=SECONDS, default=300.0, show_default=True, help="Seconds for each library.")
+@click.option(
+    "--time-limit",
+    "--timeout",
+    "time_limit",
+    type=SECONDS,
+    default=300.0,
+    show_default=True,
+    help="Seconds for each library: not all of them end a wait by themselves.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the commands only.")
 def comm(
     via: str,
@@ -75,7 +83,7 @@ def comm(
     rate: str,
     out: Path,
     add: bool,
-    timeout: float,
+    time_limit: float,
     dry_run: bool,
 ) -> None:
     """Measure collectives through MPI, gloo, NCCL and both engines."""
@@ -95,7 +103,7 @@ def comm(
     code = 0
     for name in names:
         with tempfile.TemporaryDirectory(prefix="harness-comm-") as scratch:
-            result, code = _run(name, hosts, worker, Path(scratch), timeout, dry_run)
+            result, code = _run(name, hosts, worker, Path(scratch), time_limit, dry_run)
         if result is None:
             continue
         measured.append(result)
@@ -131,7 +139,7 @@ def _hosts(nodes: int, slots: int, path: str) -> tuple[hostfile.Host, ...]:
 
 
 def _run(
-    name: str, hosts: Sequence[hostfile.Host], worker: Sequence[str], scratch: Path, timeout: float, dry_run: bool
+    name: str, hosts: Sequence[hostfile.Host], worker: Sequence[str], scratch: Path, limit_s: float, dry_run: bool
 ) -> tuple[dict[str, Any] | None, int]:
     """One library's rows (None for a dry run), and the exit code of an interrupt, else 0; ``reason`` says in one line
     why there are no rows, or fewer."""
@@ -161,7 +169,7 @@ def _run(
             row = json.loads(match.group(1))
             (about.update(row["transport"]) if "transport" in row else rows.append(row))
 
-    outcome = supervise(launch, log_path=scratch / "log.txt", timeout=timeout, on_line=take)
+    outcome = supervise(launch, log_path=scratch / "log.txt", timeout=limit_s, limit_name="--time-limit", on_line=take)
     reason = outcome.reason
     rows.sort(key=lambda row: (OPERATIONS.index(row["operation"]), row["bytes"]))
     wrong = [row["operation"] for row in rows if row.get("correct") is False]

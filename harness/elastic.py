@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from core_model.data.batches import GlobalBatches
 from core_model.trainer import Plan, Trainer, in_turn
 from harness import records
 from harness.checkpoints import cut_steps
-from harness.folders import claim_run_folder
+from harness.folders import claim_run_folder, write_running
+from harness.holding import HeldError, hold
 from harness.job import Job
 from harness.job_run import Run, flops_of, iso
 
@@ -182,7 +184,10 @@ class ElasticRun(Run):
         self.environment = environment() | {"ranks": facts}
         records.write_json(self.folder / records.ENVIRONMENT, self.environment)
         records.write_json(self.folder / records.JOB, self.job.to_dict())
-        records.write_json(self.folder / records.RESULT, {"status": "running", "started": iso(self._started)})
+        if self._by_hand:
+            with suppress(HeldError):  # the first rank before is still there, and of this job
+                hold(self.folder)
+        write_running(self.folder, started=iso(self._started))
         cut_steps(self.folder, step)
         hosts = [fact["host"] for fact in facts]
         records.append_jsonl(

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,12 @@ def run_try(job: Job, *, memory_gib: float | None, limit_s: float, log: Path | N
             threads=job.threads,
             env=_RETURN_MEMORY,
             start_timeout=int(min(120, limit_s)),
-            operation_timeout=int(job.timeout_s),
+            operation_timeout=ceil(job.timeout_s),
         )
         killed = out_of_memory_kills()
         printed = log or Path(scratch) / "log.txt"
         start = printed.stat().st_size if printed.exists() else 0
-        outcome = mpi.process.supervise(launch, log_path=printed, timeout=limit_s, grace=2.0)
+        outcome = mpi.process.supervise(launch, log_path=printed, timeout=limit_s, limit_name="--try-s", grace=2.0)
         if outcome.interrupted:
             raise KeyboardInterrupt
         ranks = [_read(out / f"rank-{rank}.json") for rank in range(job.slots)]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.checkpoints import check_resumable
+from harness.holding import hold, recorded_holder, release
 from harness.job import Job, JobError
 from harness.options import results_root
-from harness.records import JOB, is_run, write_json
+from harness.records import JOB, RESULT, is_run, write_json
 from mpi import names
 
 
@@ -40,10 +44,11 @@ def check_writable(folder: Path) -> None:
 
 
 def claim_run_folder(job: Job, results: Path) -> tuple[Job, Path]:
-    """Makes results/STUDY/RUN and writes job.json; returns the job with its `run` name and the folder.
+    """Makes results/STUDY/RUN, holds it for this process (`harness.holding`; released by whoever ends its record) and
+    writes job.json; returns the job with its `run` name and the folder.
 
     A taken name gets -2, -3, ...; with `job.resume` an existing run's folder is used again.
-    Raises JobError where the folder cannot be made.
+    Raises JobError where the folder cannot be made, or another process works on it.
     """
     check_name("study", job.study)
     base = check_name("run", job.run or job.default_run_name())
@@ -56,20 +61,52 @@ def claim_run_folder(job: Job, results: Path) -> tuple[Job, Path]:
                 raise JobError(
                     f"{folder}: no run to resume there: leave --resume out, or name it by --study and --run-name"
                 )
-            check_resumable(job, folder)
+            hold(folder, f"run {job.study}/{base}")
         else:
-            number = 1
-            while True:
-                try:
-                    folder.mkdir()
-                    break
-                except FileExistsError:
-                    number += 1
-                    folder = study / f"{base}-{number}"
-        job = job.with_(run=folder.name)
-        write_json(folder / JOB, job.to_dict())
+            folder = _new_folder(study, base)
+            hold(folder, f"run {job.study}/{folder.name}")
+        try:
+            if job.resume:
+                check_resumable(job, folder)
+            job = job.with_(run=folder.name)
+            write_json(folder / JOB, job.to_dict())
+        except BaseException:
+            release(folder)
+            raise
     except OSError as error:
         raise JobError(
             f"{error.filename or study}: cannot write results there ({error.strerror}): use --results FOLDER"
         ) from None
     return job, folder
+
+
+def claim_run_folders(jobs: Sequence[Job], results: Path) -> list[tuple[Job, Path]]:
+    """`claim_run_folder` for each, or for none: what was made is removed where one cannot be had."""
+    claimed: list[tuple[Job, Path]] = []
+    try:
+        for job in jobs:
+            claimed.append(claim_run_folder(job, results))
+    except BaseException:
+        for job, folder in claimed:
+            if not job.resume:
+                shutil.rmtree(folder, ignore_errors=True)
+            release(folder)
+        raise
+    return claimed
+
+
+def write_running(folder: Path, **facts: Any) -> None:
+    """result.json of a run that is under way, with who ends the record (None where nobody holds the folder)."""
+    write_json(folder / RESULT, {"status": "running", **facts, "holder": recorded_holder(folder)})
+
+
+def _new_folder(study: Path, base: str) -> Path:
+    """Raises OSError where it cannot be made."""
+    folder, number = study / base, 1
+    while True:
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = study / f"{base}-{number}"

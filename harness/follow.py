@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import records
+from harness.holding import gone_text, has_lost_its_writer
 
 
 class Tail:
@@ -59,8 +60,18 @@ class Follower:
         return self._resources.read()
 
     def result(self) -> dict[str, Any]:
-        """result.json as it is now; ``{"status": "running"}`` before there is one."""
+        """result.json as it is now; ``{"status": "running"}`` before there is one. Where it says running, but the
+        process that was to end the record is gone: failed, with that as its reason (the file stays as it is)."""
+        found = self._recorded()
+        if not has_lost_its_writer(self.folder, found):
+            return found
+        found = self._recorded()  # it may have ended well between the two looks
+        if found["status"] != "running":
+            return found
+        return {**found, "status": "failed", "reason": gone_text(found)}
+
+    def _recorded(self) -> dict[str, Any]:
         try:
-            return records.read_json(self.folder / records.RESULT)
+            return {"status": "running", **records.read_json(self.folder / records.RESULT)}
         except records.RecordError:
             return {"status": "running"}

@@ -63,6 +63,9 @@ class Job:
     bind_cores: Annotated[bool, Field(description="Keep every rank to cores of its own, near its GPU.")] = False
     concurrent: Annotated[int, _least(1, "Runs at a time on this machine: above 1, times are no figures.")] = 1
     timeout_s: Annotated[float, Field(gt=0, description="Seconds that any single wait may last.")] = 300.0
+    time_limit_s: Annotated[
+        float, _least(0, "Seconds after which the run is ended and counts as failed; 0 = no limit.")
+    ] = 0.0
     engine: Annotated[Mapping[str, Any], Field(description="Settings of the engine.")] = field(default_factory=dict)
 
     # model

@@ -17,7 +17,7 @@ from typing import Any
 from backends.process import ProcessFacts
 from harness import own_memory, records, words
 from harness.ending import end_lines
-from harness.folders import claim_run_folder
+from harness.folders import claim_run_folder, write_running
 from harness.job import Job, JobError
 from harness.output import Output, Progress
 
@@ -29,6 +29,7 @@ class Run:
         self.job, self.facts, self.output, self.results = job, facts, output, results
         self.folder = run_dir if facts.rank == 0 else None
         self._claimed = run_dir is not None
+        self._by_hand = run_dir is None  # no supervisor: rank 0 holds the folder and ends the record
         self._run_dir = run_dir
         self._started = time.time()
         self._finished = False
@@ -170,7 +171,7 @@ class Run:
             log = Path(claimed[1]) / records.LOG
             self.output.attach(log if log.parent.is_dir() else None)
         if self.folder is not None:
-            records.write_json(self.folder / records.RESULT, {"status": "running", "started": iso(self._started)})
+            write_running(self.folder, started=iso(self._started))
 
     def _batches(self, model: Any, dataset: Any) -> tuple[Any, str]:
         """This rank's loader factory (start step -> iterable) and the fingerprint of the global sample order."""

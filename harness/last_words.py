@@ -5,6 +5,7 @@ The first rank that fails must be heard: the launcher ends the others at once, s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -22,7 +23,8 @@ _TURN_S = 2.0
 
 def mark(rank: int, text: str, *, user: bool) -> None:
     """The line that a supervisor finds in log.txt. user: the user can mend it."""
-    write_line(f"{FAILURE_MARK} rank={rank} user={int(user)} {text}", sys.stderr)
+    with contextlib.suppress(OSError):  # the supervisor is gone: the record is still to be ended
+        write_line(f"{FAILURE_MARK} rank={rank} user={int(user)} {text}", sys.stderr)
 
 
 def tell(output: Output, facts: ProcessFacts, text: str, *, user: bool) -> None:

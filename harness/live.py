@@ -128,10 +128,11 @@ def watch(
     console: Console | None = None,
     poll_s: float = 0.5,
     on_rows: Callable[[list[dict[str, Any]]], None] | None = None,
-    limit_s: float = 86400.0,
+    limit_s: float = float("inf"),
 ) -> dict[str, Any]:
-    """Shows the run in `folder` until it ends (or `limit_s` has passed) and returns its result. Ctrl-C stops watching,
-    not the run. Where the output is no terminal, one line every ten seconds. on_rows: also gets the new rows."""
+    """Shows the run in `folder` until it ends, or the process that records it is gone (or `limit_s` has passed), and
+    returns its result. Ctrl-C stops watching, not the run. Where the output is no terminal, one line every ten seconds.
+    on_rows: also gets the new rows."""
     from rich.console import Console
     from rich.live import Live
 
@@ -154,7 +155,9 @@ def watch(
                 spoken = time.monotonic()
                 step = view.step_s()
                 rate = f", {words.number(view.rows[-1]['samples'] / step)} samples/s" if step else ""
-                console.print(f"{view.status}: {view.done}/{view.total} steps{rate}", highlight=False)
+                why = f": {view.reason}" if view.reason else ""
+                line = f"{view.status}: {view.done}/{view.total} steps{rate}{why}"
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
             if view.status != "running" or time.monotonic() - began > limit_s:
                 return result
             time.sleep(poll_s)

@@ -21,7 +21,12 @@ _F = Callable[..., Any]
 # Fields without an option of their own: tables (by --set), and what a study decides.
 _NO_OPTION = TABLES | {"concurrent", "repeat"}
 # Options that are not called as their field is.
-_FLAGS = {"timeout_s": "--timeout", "emulate_compute_ms": "--emulate-compute", "run": "--run-name"}
+_FLAGS = {
+    "timeout_s": "--timeout",
+    "time_limit_s": "--time-limit",
+    "emulate_compute_ms": "--emulate-compute",
+    "run": "--run-name",
+}
 _PATHS = frozenset({"hostfile", "init_weights"})
 
 # Settings of an engine that have an option, each behind a field of the job: (field, flag, engine, metavar, help).
@@ -112,6 +117,13 @@ def job_options(command: _F) -> _F:
     for option in reversed(list(_options())):
         command = option(command)
     return command
+
+
+def time_limit_option(command: _F) -> _F:
+    """The option of a command that launches, but is not described by the options of a job: the limit of one launch."""
+    text = "Seconds after which a launch is ended and counts as failed; 0 = no limit."
+    kind = FieldType("time_limit_s", "--time-limit")
+    return click.option("--time-limit", "time_limit_s", type=kind, default=0.0, show_default=True, help=text)(command)
 
 
 def parse_value(text: str) -> Any:

@@ -7,6 +7,7 @@ to its log.txt from then on, also for output of C++ code; only rank 0 keeps a co
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -28,6 +29,12 @@ def write_line(text: str, stream: IO[str]) -> None:
     """
     stream.write(text + "\n")
     stream.flush()
+
+
+def tell(text: str, *, err: bool = True) -> None:
+    """`text` for the person at the terminal, where that still listens: a job does not end because its reader has."""
+    with contextlib.suppress(OSError):
+        write_line(text, sys.stderr if err else sys.stdout)
 
 
 class Output:
@@ -83,11 +90,13 @@ class Output:
 
     def say(self, text: str) -> None:
         """One line to the person at the terminal of a hand-started job; to the log otherwise."""
-        write_line(text, self.screen or sys.stderr)
+        with contextlib.suppress(OSError):
+            write_line(text, self.screen or sys.stderr)
 
     def complain(self, text: str) -> None:
-        """One line that must reach the terminal, from any rank."""
-        write_line(text, self._terminal or sys.stderr)
+        """One line that must reach the terminal, from any rank, where there still is one."""
+        with contextlib.suppress(OSError):
+            write_line(text, self._terminal or sys.stderr)
 
     def close(self) -> None:
         """The buffer is not needed any more."""
@@ -106,13 +115,15 @@ class Output:
 
 
 class Progress:
-    """A line of progress with the time left: rewritten in place on a terminal, one every few seconds elsewhere."""
+    """A line of progress with the time left: rewritten in place on a terminal, one every few seconds elsewhere. It
+    falls silent where nobody reads it any more (a closed pipe): the job goes on."""
 
     def __init__(self, screen: IO[str], *, total: int, every_s: float = 10.0) -> None:
         self._screen, self._total = screen, total
         self._tty = screen.isatty()
         self._every_s = 0.0 if self._tty else every_s
         self._last = -1e9
+        self._silent = False
 
     def update(self, done: int, text: str, step_s: float) -> None:
         """`done` steps are finished, the last ones took `step_s` seconds each."""
@@ -122,8 +133,7 @@ class Progress:
         self._last = now
         left = step_s * (self._total - done)
         line = f"step {done}/{self._total}  {text}  {clock(left)} left"
-        self._screen.write(f"\r\x1b[2K{line}" if self._tty else line + "\n")
-        self._screen.flush()
+        self._write(f"\r\x1b[2K{line}" if self._tty else line + "\n")
 
     def tell(self, row: Mapping[str, Any], samples: int) -> None:
         """The step of `row` (of steps.jsonl) is finished; the global batch has `samples`."""
@@ -133,7 +143,16 @@ class Progress:
 
     def close(self) -> None:
         if self._tty:
-            self._screen.write("\n")
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        if self._silent:
+            return
+        try:
+            self._screen.write(text)
+            self._screen.flush()
+        except OSError:
+            self._silent = True
 
 
 def clock(seconds: float) -> str:

@@ -15,9 +15,9 @@ import numpy as np
 from harness import overhead_record
 from harness.folders import study_folder
 from harness.job import Job, JobError
-from harness.options import apply_settings
+from harness.options import apply_settings, time_limit_option
 from harness.parity_cells import Cell
-from harness.ranges import COUNT, SECONDS
+from harness.ranges import COUNT
 
 ENGINES = ("single", "ddp", "horovod", "deepspeed")  # with a loop in harness/handwritten.py
 
@@ -61,15 +61,13 @@ def ratio_of(cell: Cell, harness: list[float], handwritten: list[float], seed: i
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--study", default="overhead", show_default=True, help="Folder in results/ ('' = none).")
 @click.option("--results", type=click.Path(), help="Results folder.")
-@click.option(
-    "--limit", "limit_s", type=SECONDS, default=900.0, show_default=True, help="Seconds that one launch may take."
-)
+@time_limit_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other job field.")
 def overhead(**options: Any) -> None:
     """Time the harness's step against a hand-written loop on the same engine and model, interleaved in one run."""
     values: dict[str, Any] = {name: options[name] for name in ("preset", "data", "steps", "global_batch", "precision")}
-    values |= {"eval_samples": -1, "schedule": "constant"}
+    values |= {"eval_samples": -1, "schedule": "constant", "time_limit_s": options["time_limit_s"]}
     apply_settings(values, options["settings"])
     base = Job.from_dict(values)
     cells = []
@@ -88,7 +86,7 @@ def overhead(**options: Any) -> None:
     found: list[Overhead] = []
     rows: list[dict[str, Any]] = []
     for group in groups(cells):
-        found += measure(base, group, options["limit_s"], quiet=options["as_json"])
+        found += measure(base, group, quiet=options["as_json"])
         rows = [row_of(item) for item in found]
         if folder is not None:  # after each: what is measured is kept, whatever comes
             overhead_record.write(rows, base, folder)
@@ -99,14 +97,14 @@ def overhead(**options: Any) -> None:
     sys.exit(1 if any(item.low > overhead_record.LIMIT for item in found) else 0)
 
 
-def measure(base: Job, cells: list[Cell], limit_s: float, *, quiet: bool = True) -> list[Overhead]:
+def measure(base: Job, cells: list[Cell], *, quiet: bool = True) -> list[Overhead]:
     """Runs the cells under their launchers. Raises JobError where one fails."""
     from harness.parity_launch import train_cells
 
     with tempfile.TemporaryDirectory(prefix="harness-overhead-") as temporary:
         out = Path(temporary)
         say = None if quiet else (lambda text: click.echo(text, err=True))
-        failures = train_cells(base, cells, out, limit_s=limit_s, say=say, module="harness.overhead_worker")
+        failures = train_cells(base, cells, out, say=say, module="harness.overhead_worker")
         for cell, reason in failures.items():
             raise JobError(f"{cell.engine} on {cell.workers} workers failed: {reason}")
         found = []

@@ -15,11 +15,11 @@ from click.core import ParameterSource
 
 from harness.folders import check_writable, study_folder
 from harness.job import Job, JobError
-from harness.options import apply_settings
+from harness.options import apply_settings, time_limit_option
 from harness.parity_cells import Cell, cells_of
 from harness.parity_judge import Verdict, cause_of, judge, row_of
 from harness.parity_launch import train_cells
-from harness.ranges import COUNT, SECONDS, SEED
+from harness.ranges import COUNT, SEED
 
 ENGINES = "ddp,fsdp2,horovod,deepspeed:0,deepspeed:1,deepspeed:2,deepspeed:3"
 # What DeepSpeed's stage 3 computes like the others, at the price of memory: shows that its other rounding is the cause.
@@ -60,7 +60,7 @@ Say = Callable[[str], None]
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Decides weights and data.")
 @click.option("--study", default="parity", show_default=True, help="Folder in results/ for the table ('' = none).")
 @click.option("--results", type=click.Path(), help="Results folder.")
-@click.option("--limit", "limit_s", type=SECONDS, help="Seconds that one launch may take (default: by its trainings).")
+@time_limit_option
 @click.option("--keep", type=click.Path(), help="Keep weights and logs of every cell in this folder.")
 @click.option("--resume", is_flag=True, help="Train only what is not in the --keep folder yet.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
@@ -68,7 +68,7 @@ Say = Callable[[str], None]
 def parity(**options: Any) -> None:
     """Train the same few steps on every engine and world size and compare the weights with a single process's."""
     values: dict[str, Any] = {name: options[name] for name in ("preset", "data", "steps", "global_batch", "seed")}
-    values |= {"lr": 1e-3, "warmup_steps": 2, "eval_samples": -1}
+    values |= {"lr": 1e-3, "warmup_steps": 2, "eval_samples": -1, "time_limit_s": options["time_limit_s"]}
     apply_settings(values, options["settings"])
     base = Job.from_dict(values)
     folder = study_folder(options["results"], options["study"]) if options["study"] else None
@@ -82,9 +82,7 @@ def parity(**options: Any) -> None:
         raise JobError("--resume needs --keep FOLDER: there it finds what is done")
     if options["keep"]:
         check_writable(Path(options["keep"]).absolute())
-    verdicts = run_parity(
-        base, cells, limit_s=options["limit_s"], keep=options["keep"], resume=options["resume"], say=say
-    )
+    verdicts = run_parity(base, cells, keep=options["keep"], resume=options["resume"], say=say)
     if folder is not None:
         from harness.parity_report import write_study
 
@@ -143,7 +141,6 @@ def run_parity(
     base: Job,
     cells: Sequence[Cell],
     *,
-    limit_s: float | None = None,
     keep: str | None = None,
     resume: bool = False,
     say: Say | None = None,
@@ -160,7 +157,7 @@ def run_parity(
         done = _kept(base, out) if resume else set()
         (out / JOB_FILE).write_text(json.dumps(base.to_dict()))
         todo = [cell for cell in [*references, *cells] if cell.name not in done]
-        failures = train_cells(base, todo, out, limit_s=limit_s, say=say)
+        failures = train_cells(base, todo, out, say=say)
         for reference in references:
             if reference in failures:
                 raise JobError(

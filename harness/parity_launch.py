@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from math import ceil
 from pathlib import Path
 
 import mpi.launch
@@ -14,24 +15,21 @@ from harness.launch import ROOT
 from harness.parity_cells import PARITY_WORKER, Cell, worker_argv
 from mpi import hostfile
 
-START_S, CELL_S = 120.0, 60.0  # what a launch may take: its start, and each training
-
 
 def train_cells(
     base: Job,
     cells: Sequence[Cell],
     out: Path,
     *,
-    limit_s: float | None = None,
     say: Callable[[str], None] | None = None,
     module: str = PARITY_WORKER,
     hosts: Sequence[hostfile.Host] = (),
 ) -> dict[Cell, str]:
     """Runs `module` over `cells`, which writes OUT/NAME.json for each. Returns why cells failed.
 
-    hosts: where to run, one worker on each of the first ones; default: all workers on this machine. limit_s: what one
-    launch may take (default: by the number of its cells). A cell that ends its launch is given up, the launch's other
-    cells are started again without it.
+    hosts: where to run, one worker on each of the first ones; default: all workers on this machine. The job's time
+    limit is that of one launch. A cell that ends its launch is given up, the launch's other cells are started again
+    without it.
     """
     failures: dict[Cell, str] = {}
     for cell in cells:  # of an earlier call with the same folder: never judged as if they were new
@@ -43,7 +41,7 @@ def train_cells(
             if say is not None:
                 text = f"{todo[0].backend}, {todo[0].workers} worker{'s' if todo[0].workers > 1 else ''}"
                 say(f"{text}: {len(todo)} training{'s' if len(todo) > 1 else ''}")
-            reason = _launch(module, base, todo, out, limit_s or START_S + CELL_S * len(todo), hosts)
+            reason = _launch(module, base, todo, out, hosts)
             missing = [cell for cell in todo if not (out / f"{cell.name}.json").exists()]
             if not missing or len(missing) == len(todo):  # all done, or it is not one cell's fault
                 failures |= dict.fromkeys(missing, reason or "no result")
@@ -62,9 +60,7 @@ def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
     return list(groups.values())
 
 
-def _launch(
-    module: str, base: Job, cells: Sequence[Cell], out: Path, limit_s: float, hosts: Sequence[hostfile.Host]
-) -> str:
+def _launch(module: str, base: Job, cells: Sequence[Cell], out: Path, hosts: Sequence[hostfile.Host]) -> str:
     """Runs one launch to its end; returns why it failed, or nothing. Raises KeyboardInterrupt where it was ended."""
     first = cells[0]
     chosen = hostfile.take(hosts, first.workers, 1) if hosts else hostfile.local(first.workers)
@@ -79,10 +75,11 @@ def _launch(
             master_port=mpi.network.free_port(network.address),
             cwd=ROOT,
             threads=base.threads,
-            operation_timeout=int(base.timeout_s),
+            operation_timeout=ceil(base.timeout_s),
         )
         log = out / f"{first.backend}-w{first.workers}.log"
-        outcome = mpi.process.supervise(launch, log_path=log, timeout=limit_s)
+        limit = base.time_limit_s or None
+        outcome = mpi.process.supervise(launch, log_path=log, timeout=limit, limit_name="--time-limit")
     if outcome.interrupted:  # Ctrl-C or SIGTERM here: no cell's fault, and nothing more is to be started
         raise KeyboardInterrupt
     return "" if outcome.ok else outcome.reason

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import contract as contracts
-from harness import measure, records
+from harness import holding, measure, records
 
 ENGINE_NAMES = {
     "single": "Single process",
@@ -112,7 +112,8 @@ class RecordedRun:
         if self.ok:
             return ""
         if self.result.get("status") == "running":
-            return "still running, or killed before it could say why"
+            lost = holding.has_lost_its_writer(self.folder, self.result)
+            return holding.gone_text(self.result) if lost else "still running, or killed before it could say why"
         return self.result.get("reason") or "no reason recorded"
 
     @property

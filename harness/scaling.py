@@ -21,6 +21,7 @@ import click
 
 from harness import records
 from harness.folders import study_folder
+from harness.holding import check_free
 from harness.job import JobError
 from harness.options import names_in
 from harness.ranges import AMOUNT, COUNT
@@ -129,6 +130,7 @@ def _run(
 
     A job that fails, or is ended after `limit_s` seconds, gives a row with its reason and no times."""
     run = f"{cell['engine']}-n{cell['nodes']}-{cell['rate']}-{cell['scaling']}-{cell['width']}-r{cell['repeat']}"
+    check_free(folder / run, f"run {folder.name}/{run}")
     remove_folder(folder, run, kind="run")  # of a study that was interrupted here: it has no row
     with tempfile.NamedTemporaryFile("w", suffix=".hostfile") as hosts:
         hosts.write(made.hostfile())

@@ -14,7 +14,9 @@ from typing import Any, NoReturn
 import click
 
 from harness import records, words
+from harness.holding import check_free, hold, release
 from harness.job import Job, JobError
+from harness.output import tell
 from harness.recorded import RecordedRun
 from harness.study import STUDY, Study
 from harness.study_estimate import estimate_study, groups_of, plan_text
@@ -23,7 +25,7 @@ from mpi import names
 from mpi.process import CTRL_C, INTERRUPTS, signals_ignored, signals_raise
 
 # What the worker fills in, or what does not decide the figures: two jobs that differ only here are one job.
-_FILLED_IN = ("run", "image_size", "launcher", "resume", "timeout_s", "hostfile", "study")
+_FILLED_IN = ("run", "image_size", "launcher", "resume", "timeout_s", "time_limit_s", "hostfile", "study")
 
 
 def same_job(asked: Job, recorded: Mapping[str, Any]) -> bool:
@@ -91,26 +93,62 @@ def run_study(
     share: the runs of a repeat that want the same engine and workers use the same processes, one after another.
     turns: those of all repeats do, and all processes start at the same time (`harness.turns`).
     concurrent: so many runs at a time, for studies of quality on a machine with room; their times are never shown."""
-    from harness import launch
 
     if concurrent > 1:
         study = replace(study, jobs=tuple(job.with_(concurrent=concurrent) for job in study.jobs))
 
     folder = results / study.name
-    done = find_finished(folder, study.jobs)
-    todo = [job for job in study.jobs if due(done.get(job.run), retry_failed)]
+    check_free(folder, f"study {study.name}")
+    todo, done = what_is_left(folder, study, retry_failed)
+    _check_free(todo, done)
     preflight_all(todo)
-    _write_study(folder, study)
-    seconds, source = estimate_study(study, todo, results, share=share, turns=turns)
-    _say(show, plan_text(study, len(todo), seconds, source))
-    if concurrent > 1 or turns:
-        # As Ctrl-C: what runs in other processes must be told to end.
-        with signals_raise(lambda _: KeyboardInterrupt(), signal.SIGTERM, signal.SIGHUP):
-            if concurrent > 1:
-                _run_at_once(todo, done, results, concurrent, show)
-            else:
-                _run_in_turns(todo, done, results, show)
-        return folder
+    _take_study(folder, study)
+    try:
+        # Once more: another process may have had the study meanwhile.
+        todo, done = what_is_left(folder, study, retry_failed)
+        _check_free(todo, done)
+        seconds, source = estimate_study(study, todo, results, share=share, turns=turns)
+        _say(show, plan_text(study, len(todo), seconds, source))
+        if concurrent > 1 or turns:
+            # As Ctrl-C: what runs in other processes must be told to end.
+            with signals_raise(lambda _: KeyboardInterrupt(), signal.SIGTERM, signal.SIGHUP):
+                if concurrent > 1:
+                    _run_at_once(todo, done, results, concurrent, show)
+                else:
+                    _run_in_turns(todo, done, results, show)
+        else:
+            _run_one_by_one(study, todo, done, results, share=share, seconds=seconds, show=show)
+    finally:
+        release(folder)
+    return folder
+
+
+def what_is_left(folder: Path, study: Study, retry_failed: bool) -> tuple[list[Job], dict[str, RecordedRun]]:
+    """The jobs to run, and the best recorded run of each that has one."""
+    done = find_finished(folder, study.jobs)
+    return [job for job in study.jobs if due(done.get(job.run), retry_failed)], done
+
+
+def _check_free(todo: Sequence[Job], done: Mapping[str, RecordedRun]) -> None:
+    """Raises HeldError where another process works on a run that would be done again."""
+    for job in todo:
+        if (old := done.get(job.run)) is not None:
+            check_free(old.folder, f"run {old.study}/{old.name}")
+
+
+def _run_one_by_one(
+    study: Study,
+    todo: Sequence[Job],
+    done: Mapping[str, RecordedRun],
+    results: Path,
+    *,
+    share: bool,
+    seconds: float | None,
+    show: bool,
+) -> None:
+    """Runs `todo` in its order; share: those of a repeat that can by the same processes. seconds: what it will take."""
+    from harness import launch
+
     began = time.monotonic()
     finished = 0
     for group in groups_of(todo) if share else [[job] for job in todo]:
@@ -129,7 +167,6 @@ def run_study(
                 _stop()
             if not run.ok:
                 _say(show, _how(run))
-    return folder
 
 
 def _run_at_once(
@@ -195,8 +232,11 @@ def _run_in_turns(todo: Sequence[Job], done: Mapping[str, RecordedRun], results:
         stopped = stopped or _was_ended(run)
         _say(show, f"{run.name}: {_how(run)}")
 
+    def on_wait(names: list[str]) -> None:
+        _say(show, f"waiting for the processes of {words.joined(names)} to start")
+
     try:
-        take_turns(todo, groups, results, on_turn=on_turn, on_end=on_end)
+        take_turns(todo, groups, results, on_turn=on_turn, on_end=on_end, on_wait=on_wait)
     except KeyboardInterrupt:
         stopped = True
     if stopped:
@@ -207,6 +247,7 @@ def _clear(jobs: Sequence[Job], done: Mapping[str, RecordedRun]) -> None:
     """Removes the old records of `jobs`: interrupted, or failed and asked for again."""
     for job in jobs:
         if (old := done.get(job.run)) is not None:
+            check_free(old.folder, f"run {old.study}/{old.name}")
             names.remove_folder(old.folder.parent, old.folder.name, kind="run")
 
 
@@ -230,9 +271,11 @@ def _left(seconds: float | None) -> str:
     return f", about {words.duration(seconds)} left for the study" if seconds else ""
 
 
-def _write_study(folder: Path, study: Study) -> None:
+def _take_study(folder: Path, study: Study) -> None:
+    """The study's folder, held for this process, with its study.json."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        hold(folder, f"study {study.name}")
         records.write_json(folder / STUDY, study.to_dict())
     except OSError as error:
         raise JobError(f"{folder}: cannot write results there ({error.strerror}): use --results FOLDER") from None
@@ -240,4 +283,4 @@ def _write_study(folder: Path, study: Study) -> None:
 
 def _say(show: bool, text: str) -> None:
     if show:
-        click.echo(text, err=True)
+        tell(text)

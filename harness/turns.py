@@ -9,7 +9,8 @@ result says how many processes waited beside a run.
 
 The two sides speak by files in one folder on this machine: ``ready-NAME-RANK`` is made by each process that has
 imported what its first run needs, so that no start runs beside a run that is timed; ``begin-NAME`` by the conductor,
-``end-NAME`` by the run's rank 0, ``stop`` by an interrupted conductor; ``conductor`` holds the process id without which
+``end-NAME`` by the run's rank 0, ``late-NAME`` by a conductor that waits no longer for a start, ``stop`` by an
+interrupted one; ``conductor`` holds the process id without which
 nobody need wait.
 """
 
@@ -19,7 +20,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -31,7 +32,8 @@ from harness.job import Job
 from mpi.process import signals_ignored
 
 POLL_S = 0.02
-START_LIMIT_S = 180.0  # after which the first run begins although not all processes are ready: one may never be
+START_LIMIT_S = 900.0  # after which processes that have not started are ended: no run is timed beside a start
+_SAY_AFTER_S = 30.0  # of waiting for them
 _CONDUCTOR, _STOP = "conductor", "stop"
 
 
@@ -78,6 +80,18 @@ class Turn:
         """The conductor's word to all of the study's supervisors."""
         return Stop(self.folder / _STOP)
 
+    def give_up(self) -> None:
+        """The conductor's word that this run's processes have taken too long to start: they are to be ended."""
+        self._given_up.touch()
+
+    @property
+    def is_given_up(self) -> bool:
+        return self._given_up.exists()
+
+    @property
+    def _given_up(self) -> Path:
+        return self.folder / f"late-{self.name}"
+
     @property
     def _begins(self) -> Path:
         return self.folder / f"begin-{self.name}"
@@ -122,14 +136,16 @@ def take_turns(
     *,
     on_turn: Callable[[int, Job], None],
     on_end: Callable[[Job, Path], None],
+    on_wait: Callable[[list[str]], None] | None = None,
 ) -> None:
     """Runs `jobs` in their order by processes that start once for each of `groups` (jobs with one `process_key`). The
-    first begins when all processes have started.
+    first begins when all processes have started; those that have not after START_LIMIT_S are ended before, and their
+    runs recorded as failed: none is ever timed beside processes that start.
 
-    on_turn: gets each job and its number when it begins. on_end: gets each job and its folder when all processes have
-    ended, so that its record is final. A run that fails ends the processes of its group; what is left of that group is
-    recorded as failed, the other groups go on. After an interrupt all processes are ended, then KeyboardInterrupt is
-    raised.
+    on_wait: gets the names of the runs whose processes are waited for, once, when that takes long. on_turn: gets each
+    job and its number when it begins. on_end: gets each job and its folder when all processes have ended, so that its
+    record is final. A run that fails ends the processes of its group; what is left of that group is recorded as failed,
+    the other groups go on. After an interrupt all processes are ended, then KeyboardInterrupt is raised.
     """
     processes = sum(group[0].world_size for group in groups)
     interrupted = False
@@ -142,7 +158,8 @@ def take_turns(
             for group in groups:
                 started[pool.submit(_run_group, list(group), results, turns)] = group
             by_job = {job.run: future for future, group in started.items() for job in group}
-            until_ready([(turns[group[0].run], group[0].world_size, future) for future, group in started.items()])
+            starting = [(turns[group[0].run], group[0].world_size, future) for future, group in started.items()]
+            until_ready(starting, on_wait)
             for number, job in enumerate(jobs):
                 on_turn(number, job)
                 _one_turn(turns[job.run], by_job[job.run])
@@ -177,12 +194,22 @@ def ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def until_ready(starting: Sequence[tuple[Turn, int, Future[list[Path]]]]) -> None:
-    """Until every group's processes have started, or ended; START_LIMIT_S at most."""
-    limit = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < limit:
-        if all(turn.is_ready(processes) or future.done() for turn, processes, future in starting):
+def until_ready(
+    starting: Sequence[tuple[Turn, int, Future[list[Path]]]], on_wait: Callable[[list[str]], None] | None = None
+) -> None:
+    """Until every group's processes have started, or ended. Those that have not started after START_LIMIT_S are told to
+    end, and their end is waited for."""
+    began, said = time.monotonic(), on_wait is None
+    while late := [(turn, future) for turn, size, future in starting if not (turn.is_ready(size) or future.done())]:
+        waited = time.monotonic() - began
+        if waited > START_LIMIT_S:
+            for turn, _ in late:
+                turn.give_up()
+            wait([future for _, future in late])  # their supervisors' own waits have limits
             return
+        if waited > _SAY_AFTER_S and not said and on_wait is not None:
+            said = True
+            on_wait([turn.name for turn, _ in late])
         time.sleep(POLL_S)
 
 

@@ -23,7 +23,7 @@ from backends.exchange import theory
 from harness import records
 from harness.folders import study_folder
 from harness.job import Job, JobError
-from harness.options import apply_settings
+from harness.options import apply_settings, time_limit_option
 from harness.parity_cells import Cell, cells_of
 from harness.parity_launch import train_cells
 from harness.ranges import COUNT
@@ -50,6 +50,7 @@ HEADERS = ("engine", "workers", "accum.", "theory MB", "handed over MB", "sent M
 @click.option("--global-batch", type=COUNT, default=16, show_default=True, help="Samples a step, over all workers.")
 @click.option("--study", default="wire", show_default=True, help="Folder in results/ for the table ('' = none).")
 @click.option("--results", type=click.Path(), help="Results folder.")
+@time_limit_option
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other job field.")
 def wire(**options: Any) -> None:
@@ -61,7 +62,7 @@ def wire(**options: Any) -> None:
 
     hosts = hostfile.parse_file(options["hostfile"])
     values: dict[str, Any] = {name: options[name] for name in ("preset", "global_batch")}
-    values |= {"steps": TOTAL, "eval_samples": -1}
+    values |= {"steps": TOTAL, "eval_samples": -1, "time_limit_s": options["time_limit_s"]}
     if options["preset"] == "tiny":
         values["model"] = {"joint": options["width"]}
     apply_settings(values, options["settings"])

@@ -21,6 +21,7 @@ from backends.leaving import leave
 from backends.placement import placed
 from backends.process import ProcessFacts, detect
 from harness.foreign_options import explain
+from harness.holding import release
 from harness.job import Job, JobError
 from harness.job_run import Run
 from harness.last_words import mark, tell
@@ -126,6 +127,8 @@ def _job_under_launcher(options: dict[str, Any], facts: ProcessFacts) -> Job:
         return job_by_hand(values, facts.world_size)
     share_evenly(values, facts.world_size)
     job = Job.from_dict(values).validate()
+    if job.time_limit_s:
+        raise JobError("--time-limit ends a run from outside: use `harness run`, or the launcher's own limit")
     if job.elastic is not None or job.tune_steps:
         flags = "--min-np and --max-np" if job.elastic else "--autotune"
         raise JobError(f"{flags} decide how processes are started: use `harness run`, or horovodrun's own options")
@@ -214,7 +217,7 @@ def _guarded(
         run.work(leave=last)
     except BaseException as raised:
         return _fail(raised, facts, output, run)
-    _close(output)
+    _close(output, run)
     return 0
 
 
@@ -239,11 +242,13 @@ def _end(error: BaseException, facts: ProcessFacts, output: Output, run: Run | N
         # Nobody supervises a rank that was started by hand: the record is to say who failed first.
         run.fail(*((text, recorded) if other is None else (other[2], 2 if other[1] else 1, other[0])))
     tell(output, facts, text, user=user)
-    _close(output)
+    _close(output, run)
     return 1 if isinstance(error, TerminatedError) else recorded
 
 
-def _close(output: Output) -> None:
+def _close(output: Output, run: Run | None) -> None:
+    if run is not None and run.folder is not None:
+        release(run.folder)  # where no supervisor holds it
     output.close()
     sys.stdout.flush()
     sys.stderr.flush()

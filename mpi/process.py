@@ -33,8 +33,8 @@ from mpi.private import mask_bytes
 
 _TAIL_LINES = 400
 _POLL_S = 0.1
-_ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)  # the terminal was closed, Ctrl-C, a polite kill
-INTERRUPTS = tuple(128 + number for number in _ENDING)  # exit codes, as a shell gives them
+ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)  # the terminal was closed, Ctrl-C, a polite kill
+INTERRUPTS = tuple(128 + number for number in ENDING)  # exit codes, as a shell gives them
 CTRL_C = 128 + signal.SIGINT
 # After a launcher has said that a node failed: time for the others to end by themselves and say why.
 _FAILURE_GRACE_S = 3.0
@@ -47,7 +47,7 @@ class Outcome:
     returncode: 0, or the first failing command's exit status (negative: signal), 124 for a time-out, 130 for Ctrl-C,
     143 for a SIGTERM, 129 for a SIGHUP, 255 for a lost node. reason: empty if all went well, else one line. tail: last
     lines printed. orphans: processes that the guards had to end after the launcher had ended. seconds: from start to
-    clean end.
+    clean end. decided: it was ended from here, by a limit or `on_poll`: what its processes say of that is no cause.
     """
 
     returncode: int
@@ -55,6 +55,7 @@ class Outcome:
     tail: tuple[str, ...] = ()
     orphans: int = 0
     seconds: float = 0.0
+    decided: bool = False
 
     @property
     def ok(self) -> bool:
@@ -74,21 +75,34 @@ class _InterruptedError(Exception):
         self.number = number
 
 
+class _NotInstalledError(Exception):
+    """A command of the launch is not there. Its own class: callbacks may miss files too."""
+
+
+@contextlib.contextmanager
+def _programs_needed() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise _NotInstalledError(error.filename) from None
+
+
 def supervise(
     launch: Launch,
     *,
     log_path: Path,
-    timeout: float,
+    timeout: float | None = None,
+    limit_name: str = "the limit",
     on_line: Callable[[str], None] | None = None,
     on_poll: Callable[[], str | None] | None = None,
     grace: float = 5.0,
 ) -> Outcome:
     """Runs `launch`, appends its output to `log_path` and returns when every process of it has ended.
 
-    timeout: seconds until the job is ended from here. on_line: gets each line of output. on_poll: called about ten
-    times a second; a string that it returns ends the job for that reason. grace: seconds between the polite signal and
-    SIGKILL. Ctrl-C, SIGTERM and SIGHUP are taken as the wish to end the job (main thread only) and reported in the
-    Outcome. Raises OSError where the log cannot be written.
+    timeout: seconds until the job is ended from here, None = never. limit_name: the option that sets it. on_line: gets
+    each line of output. on_poll: called about ten times a second; a string that it returns ends the job for that
+    reason. grace: seconds between the polite signal and SIGKILL. Ctrl-C, SIGTERM and SIGHUP are taken as the wish to
+    end the job (main thread only) and reported in the Outcome. Raises OSError where the log cannot be written.
     """
     started = time.monotonic()
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
@@ -96,10 +110,10 @@ def supervise(
     running: list[subprocess.Popen[bytes]] = []
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     readers: list[threading.Thread] = []
-    code, reason = 0, ""
+    code, reason, decided = 0, "", False
     failure = re.compile(launch.failure_line) if launch.failure_line else None
     failed_at: list[float] = []
-    with log_path.open("ab", buffering=0) as log, signals_raise(_InterruptedError, *_ENDING):
+    with log_path.open("ab", buffering=0) as log, signals_raise(_InterruptedError, *ENDING):
         unwritten: list[str] = []
 
         def write(line: bytes) -> None:
@@ -121,17 +135,25 @@ def supervise(
                 if on_line is not None:  # figures, not for a record as they are: nothing in them is masked
                     on_line(line.decode(errors="replace").rstrip("\r\n"))
 
-        def poll() -> str | None:
+        def poll() -> tuple[int, str] | None:
+            nonlocal decided
             if unwritten:
-                return explain([f"{log_path}: {unwritten[0]}"], 1)
+                return 1, explain([f"{log_path}: {unwritten[0]}"], 1)
             if failed_at and time.monotonic() > failed_at[0] + _FAILURE_GRACE_S:
-                return explain(tail, 1)
-            return on_poll() if on_poll is not None else None
+                return 1, explain(tail, 1)
+            if asked := on_poll() if on_poll is not None else None:
+                decided = True
+                return 1, asked
+            if timeout is not None and time.monotonic() >= started + timeout:
+                decided = True
+                return 124, f"not finished after {timeout:g} s: raise {limit_name} if it needs longer"
+            return None
 
         try:
             _write_files(launch)
             python = sys.executable
-            start_guards(guards, launch, python)
+            with _programs_needed():
+                start_guards(guards, launch, python)
             reason = _wait_ready(guards)
             code = 255 if reason else 0
             if not reason:
@@ -139,7 +161,7 @@ def supervise(
                     process, reader = _start(launch, argv, lines)
                     running.append(process)
                     readers.append(reader)
-                code, reason = _watch(launch, running, guards, started + timeout, timeout, drain, poll)
+                code, reason = _watch(launch, running, guards, drain, poll)
         except _InterruptedError as interrupt:
             code = 128 + interrupt.number
             reason = (
@@ -147,8 +169,8 @@ def supervise(
                 if interrupt.number == signal.SIGINT
                 else f"ended by {signal.Signals(interrupt.number).name}"
             )
-        except FileNotFoundError as error:
-            code, reason = 127, f"cannot start '{error.filename}': it is not installed"
+        except _NotInstalledError as error:
+            code, reason = 127, f"cannot start '{error}': it is not installed"
         finally:
             # A second Ctrl-C must not stop the cleaning: it takes seconds at most.
             with signals_ignored():
@@ -161,7 +183,12 @@ def supervise(
         if code and not reason:
             reason = explain(tail, code)
     return Outcome(
-        returncode=code, reason=reason, tail=tuple(tail)[-30:], orphans=orphans, seconds=time.monotonic() - started
+        returncode=code,
+        reason=reason,
+        tail=tuple(tail)[-30:],
+        orphans=orphans,
+        seconds=time.monotonic() - started,
+        decided=decided,
     )
 
 
@@ -169,10 +196,8 @@ def _watch(
     launch: Launch,
     running: list[subprocess.Popen[bytes]],
     guards: list[Guard],
-    deadline: float,
-    timeout: float,
     drain: Callable[[], None],
-    on_poll: Callable[[], str | None],
+    poll: Callable[[], tuple[int, str] | None],
 ) -> tuple[int, str]:
     """(exit code, reason) as soon as one command fails or all have ended; no reason where the output tells it."""
     while True:
@@ -187,10 +212,8 @@ def _watch(
             # The launcher goes on without the node, as soon as it learns that the connections to it are gone.
             guards.remove(guard)
             _end_connections(launch.tag, guard.node)
-        if asked := on_poll():
-            return 1, asked
-        if time.monotonic() >= deadline:
-            return 124, f"not finished after {timeout:g} s: raise --timeout if the job needs longer"
+        if ended := poll():
+            return ended
         time.sleep(_POLL_S)
 
 
@@ -223,15 +246,16 @@ def _other_python(guards: list[Guard]) -> str:
 def _start(
     launch: Launch, argv: tuple[str, ...], lines: queue.SimpleQueue[bytes]
 ) -> tuple[subprocess.Popen[bytes], threading.Thread]:
-    process = subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment_of(launch, os.environ),
-        cwd=launch.cwd,
-        start_new_session=True,
-    )
+    with _programs_needed():
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment_of(launch, os.environ),
+            cwd=launch.cwd,
+            start_new_session=True,
+        )
 
     def read() -> None:
         assert process.stdout is not None
@@ -317,7 +341,7 @@ def signals_raise(error_of: Callable[[int], BaseException], *numbers: int) -> It
 def signals_ignored() -> Iterator[None]:
     """While an end is under way that must not be cut short: what asks for it may ask twice. Nothing in other threads,
     which get no signals."""
-    with _handled(signal.SIG_IGN, _ENDING):
+    with _handled(signal.SIG_IGN, ENDING):
         yield
 
 

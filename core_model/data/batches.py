@@ -214,7 +214,8 @@ class BatchLoader:
                     made = ready.get(timeout=self._timeout_s)
                 except queue.Empty:
                     raise DataError(
-                        f"no batch for {self._timeout_s:.0f} s: reading the data hangs (a lost network file system?)"
+                        f"no batch for {self._timeout_s:g} s, the limit of one wait (--timeout): raise it where "
+                        "samples take that long to make; else reading the data hangs (a lost network file system?)"
                     ) from None
                 if made is None:
                     return

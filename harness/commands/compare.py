@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
+from harness.holding import holder_of
 from harness.job import JobError
 from harness.options import job_options, job_values, results_root
 from harness.study import Study
 from harness.study_estimate import estimate_study, plan_text
-from harness.study_run import due, find_finished, preflight_all, run_study
+from harness.study_run import preflight_all, run_study, what_is_left
 
 
 def _list(text: str | None, kind: type = str) -> list[Any] | None:
@@ -104,13 +105,13 @@ def compare(
     study = study_from_options(options)
     root = results_root(results)
     if dry_run:
-        done = find_finished(root / study.name, study.jobs)
-        todo = [job for job in study.jobs if due(done.get(job.run), retry_failed)]
+        todo, done = what_is_left(root / study.name, study, retry_failed)
+        live = [job.run for job in todo if job.run in done and holder_of(done[job.run].folder) is not None]
         preflight_all(todo, here=False)
         told = estimate_study(study, todo, root, share=share_processes, turns=take_turns)
         click.echo(plan_text(study, len(todo), *told))
         for job in study.jobs:
-            click.echo(f"  {'todo' if job in todo else 'done'}  {job.run}")
+            click.echo(f"  {'live' if job.run in live else 'todo' if job in todo else 'done'}  {job.run}")
         return
     folder = run_study(
         study, root, retry_failed=retry_failed, share=share_processes, turns=take_turns, concurrent=concurrent
@@ -119,8 +120,8 @@ def compare(
 
 
 def finish(folder: Path) -> int:
-    """Writes comparison.csv, plots and report.html, prints the table and the verdict. Exit code 0, or 1
-    where a run of the study failed."""
+    """Writes comparison.csv, plots and report.html into the study's folder (the index is `harness index`'s: it may be a
+    tracked file), prints the table and the verdict. Exit code 0, or 1 where a run of the study failed."""
     from rich.console import Console
 
     from harness.compare import summarize_study

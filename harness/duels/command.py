@@ -16,7 +16,7 @@ from harness.duels.estimate import FIRST_STAGE, duel_ratios, duels_needed
 from harness.duels.fight import Contender, Duel, Pace, fight
 from harness.folders import study_folder
 from harness.job import Job, JobError
-from harness.options import apply_settings
+from harness.options import apply_settings, time_limit_option
 from harness.parity_cells import Cell, parse_engine
 from harness.ranges import COUNT, SEED, WHOLE
 
@@ -48,6 +48,7 @@ from harness.ranges import COUNT, SEED, WHOLE
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of the order of blocks, and of the job.")
 @click.option("--study", default="duel", show_default=True, help="Folder in results/.")
 @click.option("--results", type=click.Path(), help="Results folder.")
+@time_limit_option
 @click.option("--render", is_flag=True, help="Write duel.md and the differences anew from the record; run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other job field.")
@@ -107,7 +108,7 @@ def _next(
 
 
 def _base(options: dict[str, Any]) -> Job:
-    names = ("preset", "data", "global_batch", "scaling", "precision", "random_weights", "seed")
+    names = ("preset", "data", "global_batch", "scaling", "precision", "random_weights", "seed", "time_limit_s")
     values: dict[str, Any] = {name: options[name] for name in names}
     values |= {"eval_samples": -1, "schedule": "constant", "precision_mode": options["mode"]}
     apply_settings(values, options["settings"])

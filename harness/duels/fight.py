@@ -23,7 +23,7 @@ from harness.turns import supervisors
 START_LIMIT_S = 300.0
 BLOCK_LIMIT_S = 300.0
 ENDING_LIMIT_S = 30.0  # for the processes of a failed duel to say why
-LAUNCH_LIMIT_S = 3600.0  # of one contender's launch, whatever comes
+BETWEEN_BLOCKS_S = 3600.0  # that a contender waits for its next block: the others' come first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,17 +152,14 @@ def _run(job: Job, cell: Cell, folder: Path) -> dict[Cell, str]:
     """In a process of its own: one contender's launch to its end; why it failed, if it did."""
     from harness.parity_launch import train_cells
 
-    return train_cells(job, [cell], folder, limit_s=LAUNCH_LIMIT_S, module="harness.duels.worker")
+    return train_cells(job, [cell], folder, module="harness.duels.worker")
 
 
 def _write_seat(file: Path, coordinator: Coordinator, contender: int) -> None:
     host, port = coordinator.address
     file.touch(mode=0o600)
-    file.write_text(
-        json.dumps(
-            {"host": host, "port": port, "token": coordinator.token, "contender": contender, "limit_s": LAUNCH_LIMIT_S}
-        )
-    )
+    seat = {"host": host, "port": port, "token": coordinator.token, "contender": contender}
+    file.write_text(json.dumps(seat | {"limit_s": BETWEEN_BLOCKS_S}))
 
 
 def _cause(

@@ -1,6 +1,10 @@
 """The live view: what it says of rows, while they come and at the end."""
 
 import io
+import platform
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,7 +14,9 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from harness import records
+from harness.folders import write_running
 from harness.follow import Follower, Tail
+from harness.holding import hold, release
 from harness.job import Job
 from harness.live import LiveView, sparkline, watch, watch_command
 from harness.records import RecordError
@@ -68,7 +74,8 @@ def test_watch_follows_a_growing_run_to_its_end(tmp_path: Path) -> None:
     rows = (folder / records.STEPS).read_text().splitlines(keepends=True)
     result = records.read_json(folder / records.RESULT)
     (folder / records.STEPS).write_text("")
-    records.write_json(folder / records.RESULT, {"status": "running"})
+    hold(folder)
+    write_running(folder)
 
     def run() -> None:
         for start in range(0, 40, 10):
@@ -77,6 +84,7 @@ def test_watch_follows_a_growing_run_to_its_end(tmp_path: Path) -> None:
                 file.write("".join(rows[start : start + 10]))
         result.pop("schema")
         records.write_json(folder / records.RESULT, result)
+        release(folder)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -93,9 +101,37 @@ def test_watch_follows_a_growing_run_to_its_end(tmp_path: Path) -> None:
 
 def test_watch_has_a_limit(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "s", Job(preset="tiny"))
-    records.write_json(folder / records.RESULT, {"status": "running"})
+    hold(folder)
+    write_running(folder)
     console = Console(file=io.StringIO())
     assert watch(folder, console=console, poll_s=0.01, limit_s=0.05)["status"] == "running"
+
+
+@pytest.mark.parametrize("killed", ["after it said who it is", "before it said anything", "by an older program"])
+def test_watch_notices_that_the_writer_is_dead(tmp_path: Path, killed: str) -> None:
+    folder = write_run(tmp_path / "s", Job(preset="tiny"), fail="x")
+    (folder / records.RESULT).unlink()
+    said = "write_running(folder)" if killed.startswith("after") else "pass"
+    program = f"""
+import os, pathlib, signal
+from harness.folders import write_running
+from harness.holding import hold
+folder = pathlib.Path({str(folder)!r})
+hold(folder)
+{said}
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    if killed.startswith("by an older"):
+        records.write_json(folder / records.RESULT, {"status": "running"})
+    else:
+        assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    out = io.StringIO()
+    result = watch(folder, console=Console(file=out, width=200), poll_s=0.01, limit_s=5)
+    assert result["status"] == "failed"
+    assert "is gone and has not ended the record" in out.getvalue()
+    if killed.startswith("after"):
+        assert f"on {platform.node()}" in result["reason"]
+    assert CliRunner().invoke(watch_command, [str(folder)]).exit_code == 1
 
 
 def test_command_says_how_the_run_ended(tmp_path: Path) -> None:

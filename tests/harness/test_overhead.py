@@ -36,7 +36,7 @@ def test_engine_without_a_hand_written_loop_is_refused() -> None:
 
 
 def test_what_was_measured_before_a_failure_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def measure(base: Any, cells: list[Cell], limit_s: float, *, quiet: bool) -> list[Overhead]:
+    def measure(base: Any, cells: list[Cell], *, quiet: bool) -> list[Overhead]:
         if cells[0].backend == "horovod":
             raise JobError("horovod on 2 workers failed: no network")
         return [ratio_of(cells[0], [1.0, 1.0], [1.0, 1.0])]

@@ -6,13 +6,17 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
+from harness import launch, turns
 from harness.commands.compare import compare
-from harness.job import JobError
+from harness.job import Job, JobError
+from harness.recorded import RecordedRun
+from harness.study_run import interrupted
 from harness.turns import NobodyConductsError, Turn, until_ready
 
 
@@ -57,6 +61,48 @@ def test_the_first_run_waits_for_all_starts_but_not_for_one_that_failed(turn: Tu
     turn.ready(1)
     waiting.join(timeout=5)
     assert not waiting.is_alive()
+
+
+def test_no_run_begins_beside_processes_that_still_start(turn: Turn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that have not started in time are told to end, and only their end lets the first run begin."""
+    monkeypatch.setattr(turns, "START_LIMIT_S", 0.2)
+    monkeypatch.setattr(turns, "_SAY_AFTER_S", 0.05)
+    late: Future[list[Path]] = Future()
+    ready: Future[list[Path]] = Future()
+    other = Turn(folder=turn.folder, name="ddp-w1", waiting=3)
+    other.ready(0)
+    said: list[list[str]] = []
+    waiting = threading.Thread(
+        target=until_ready, args=([(turn, 2, late), (other, 1, ready)], said.append), daemon=True
+    )
+    waiting.start()
+    limit = time.monotonic() + 5
+    while not turn.is_given_up and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert turn.is_given_up
+    assert not other.is_given_up
+    waiting.join(timeout=0.2)
+    assert waiting.is_alive(), "its processes are still there"
+    late.set_result([])
+    waiting.join(timeout=5)
+    assert not waiting.is_alive()
+    assert said == [["horovod-w2"]]
+
+
+def test_processes_that_are_late_are_ended_and_recorded(turn: Turn, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = turn.folder / "stand_in.py"
+    worker.write_text("import time; time.sleep(1000)")
+    monkeypatch.setattr(launch, "WORKER", worker)
+    monkeypatch.setattr(launch, "preflight", lambda job: job)
+    turn.give_up()
+    job = Job(preset="tiny", study="s", run=turn.name)
+    began = time.monotonic()
+    [folder] = launch.run_jobs([job], turn.folder, turns={job.run: turn})
+    assert time.monotonic() - began < 30
+    run = RecordedRun(folder)
+    assert run.result["status"] == "failed"
+    assert run.reason == "its processes had not started after 900 s: no run is timed beside a start"
+    assert not interrupted(run), "the next start would not be quicker: done again when it is asked for"
 
 
 def test_nobody_waits_for_a_conductor_that_is_gone(turn: Turn) -> None:
