@@ -108,12 +108,12 @@ def write(record: Mapping[str, Any], folder: Path) -> None:
 
 
 def verdict(item: DuelDifference) -> str:
-    """``faster``, ``slower``, ``alike`` or ``undecided``: b against a."""
-    if item.alike(ALIKE):
-        return "alike"
+    """``faster`` or ``slower`` (and whether certainly by less than ALIKE), ``alike`` or ``undecided``: b against a."""
+    small = item.alike(ALIKE)
     if item.decided:
-        return "faster" if item.value > 0 else "slower"
-    return "undecided"
+        word = "faster" if item.value > 0 else "slower"
+        return f"{word}, by less than {ALIKE * 100:.0f} %" if small else word
+    return "alike" if small else "undecided"
 
 
 def totals(record: Mapping[str, Any]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from scipy import stats
 from harness.duels import record, simulate
 from harness.duels.command import contenders_of, seconds, share
 from harness.duels.coordinator import Coordinator, DuelError, Reply, Seat
-from harness.duels.estimate import Block, difference, duel_ratios, duels_needed, half_width
+from harness.duels.estimate import Block, DuelDifference, difference, duel_ratios, duels_needed, half_width
 from harness.job import Job, JobError
 
 
@@ -54,6 +54,25 @@ def test_the_interval_is_students_over_duels() -> None:
     assert record.verdict(found) == "faster"
     back = difference(made, "b", "a")
     assert (1 + back.value) * (1 + found.value) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "word"),
+    [
+        (0.10, 0.08, 0.12, "faster"),
+        (-0.10, -0.12, -0.08, "slower"),
+        (0.039, 0.031, 0.048, "faster, by less than 5 %"),
+        (-0.02, -0.036, -0.006, "slower, by less than 5 %"),
+        (0.00, -0.02, 0.02, "alike"),
+        (0.05, -0.03, 0.18, "undecided"),  # holds zero, but shows no equality
+        (0.05, None, None, "undecided"),
+    ],
+)
+def test_verdicts(value: float, low: float | None, high: float | None, word: str) -> None:
+    item = DuelDifference(
+        a="a", b="b", value=value, low=low, high=high, duels=4, rounds=40, sd_between=None, sd_within=None
+    )
+    assert record.verdict(item) == word
 
 
 def test_rounds_that_only_one_of_them_trained_do_not_count() -> None:
