@@ -176,7 +176,7 @@ def _run_at_once(
     interrupt ends all of them; the runs that it ended are due again."""
     from concurrent.futures import as_completed
 
-    from harness.turns import supervisors
+    from harness.turn_conductor import supervisors
 
     _clear(todo, done)
     stopped = False
@@ -212,7 +212,7 @@ def _one_at_once(job: Job, results: Path, stop: Stop) -> Path | None:
 
 def _run_in_turns(todo: Sequence[Job], done: Mapping[str, RecordedRun], results: Path, show: bool) -> None:
     """Runs `todo` in its order by processes that start once; failures are said, an interrupt ends the study."""
-    from harness.turns import take_turns
+    from harness.turn_conductor import take_turns
 
     if not todo:
         return

@@ -18,7 +18,7 @@ from harness.duels.coordinator import Coordinator, DuelError, Reply
 from harness.duels.estimate import Block
 from harness.job import Job, JobError
 from harness.parity_cells import Cell
-from harness.turns import supervisors
+from harness.turn_conductor import supervisors
 
 START_LIMIT_S = 300.0
 BLOCK_LIMIT_S = 300.0

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from harness import launch, turns
+from harness import launch, turn_conductor
 from harness.commands.compare import compare
 from harness.job import Job, JobError
 from harness.recorded import RecordedRun
 from harness.study_run import interrupted
-from harness.turns import NobodyConductsError, Turn, until_ready
+from harness.turn_conductor import until_ready
+from harness.turns import NobodyConductsError, Turn
 
 
 @pytest.fixture
@@ -65,8 +66,8 @@ def test_the_first_run_waits_for_all_starts_but_not_for_one_that_failed(turn: Tu
 
 def test_no_run_begins_beside_processes_that_still_start(turn: Turn, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that have not started in time are told to end, and only their end lets the first run begin."""
-    monkeypatch.setattr(turns, "START_LIMIT_S", 0.2)
-    monkeypatch.setattr(turns, "_SAY_AFTER_S", 0.05)
+    monkeypatch.setattr(turn_conductor, "START_LIMIT_S", 0.2)
+    monkeypatch.setattr(turn_conductor, "_SAY_AFTER_S", 0.05)
     late: Future[list[Path]] = Future()
     ready: Future[list[Path]] = Future()
     other = Turn(folder=turn.folder, name="ddp-w1", waiting=3)
