@@ -7,35 +7,24 @@ sample ids unique. For the study: comparison.csv written again and compared.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness import measure, records, words
-from harness.compare import summarize_study
-from harness.job import json_schema
+from harness.compare import Comparison, summarize_study
 from harness.recorded import RecordedRun, load_runs
+from harness.records import TORN
+from harness.soundness import file_errors, schema_errors
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMAS = Path(__file__).with_name("schemas")
-_FILES = {
-    records.JOB: "job",
-    records.ENVIRONMENT: "environment",
-    records.RESULT: "result",
-    records.EVALUATION: "evaluation",
-    records.STEPS: "steps",
-    records.RESOURCES: "resources",
-    records.SPLIT: "split",
-}
 _TOLERANCE = 1e-6  # relative; figures are recomputed in another order
 
 
@@ -60,51 +49,14 @@ def check_runs(paths: Sequence[Path]) -> list[Problem]:
 
 def check_run(run: RecordedRun) -> list[Problem]:
     """The problems of one run. A failed run must only have valid files and a reason."""
-    problems = [Problem(where=f"{run.study}/{run.name}/{name}", text=text) for name, text in _schema_errors(run.folder)]
+    problems = [Problem(where=f"{run.study}/{run.name}/{name}", text=text) for name, text in file_errors(run.folder)]
+    if not (run.folder / records.RESULT).exists():
+        text = "is missing: the run was killed before it could say how it ended"
+        problems.append(Problem(where=f"{run.study}/{run.name}/{records.RESULT}", text=text))
     if problems or not run.ok:
         return problems
     where = f"{run.study}/{run.name}"
     return [Problem(where=where, text=text) for check in _CHECKS for text in check(run)]
-
-
-@cache
-def validator(name: str) -> Any:
-    """The validator of schema `name`: the job's is made from its declaration, the others are harness/schemas/."""
-    from jsonschema import Draft202012Validator
-
-    schema = json_schema() if name == "job" else json.loads((SCHEMAS / f"{name}.schema.json").read_text())
-    Draft202012Validator.check_schema(schema)
-    return Draft202012Validator(schema)
-
-
-def schema_errors(name: str, value: Any) -> list[str]:
-    """What in `value` breaks schema `name`, at most three sentences."""
-    errors = sorted(validator(name).iter_errors(value), key=lambda error: list(map(str, error.absolute_path)))
-    return [f"{'/'.join(map(str, error.absolute_path)) or 'the record'}: {error.message[:200]}" for error in errors[:3]]
-
-
-def _schema_errors(folder: Path) -> Iterator[tuple[str, str]]:
-    """(file, what is wrong in it)."""
-    for name, schema in _FILES.items():
-        path = folder / name
-        if not path.exists():
-            continue
-        try:
-            if name.endswith(".jsonl"):
-                for number, row in enumerate(records.read_jsonl(path), 1):
-                    for text in schema_errors(schema, row):
-                        yield name, f"line {number}: {text}"
-                        break
-                    else:
-                        continue
-                    break
-            else:
-                for text in schema_errors(schema, records.read_json(path)):
-                    yield name, text
-        except (records.RecordError, json.JSONDecodeError) as error:
-            yield name, f"cannot be read: {error}"
-    if not (folder / records.RESULT).exists():
-        yield records.RESULT, "is missing: the run was killed before it could say how it ended"
 
 
 def _summary(run: RecordedRun) -> Iterator[str]:
@@ -175,14 +127,26 @@ def _check_study(study: Path) -> list[Problem]:
     path = study / "comparison.csv"
     problems = []
     if (study / "study.json").exists():
-        texts = schema_errors("study", records.read_json(study / "study.json"))
+        try:
+            texts = schema_errors("study", records.read_json(study / "study.json"))
+        except records.RecordError as error:
+            texts = [str(error)]
         problems += [Problem(where=f"{study.name}/study.json", text=text) for text in texts]
-    if path.exists():
-        differing = _csv_differences(path.read_text(), summarize_study(study).cells)
+    comparison = _comparison_of(study)
+    if path.exists() and comparison is not None:
+        differing = _csv_differences(path.read_text(), comparison.cells)
         if differing:
             text = f"{differing} not what the records give: write it again with `harness report --format csv`"
             problems.append(Problem(where=f"{study.name}/comparison.csv", text=text))
     return problems
+
+
+def _comparison_of(study: Path) -> Comparison | None:
+    """None where none of the study's runs can be read: what is wrong with each has been said."""
+    try:
+        return summarize_study(study)
+    except records.RecordError:
+        return None
 
 
 def _csv_differences(text: str, cells: pd.DataFrame) -> str:
@@ -236,12 +200,15 @@ def check(paths: tuple[Path, ...]) -> None:
     problems = check_runs(paths)
     for problem in problems:
         click.echo(f"{problem.where}: {problem.text}")
-    comparison = [summarize_study(path) for path in paths if not records.is_run(path)]
-    for each in comparison:
+    for each in filter(None, (_comparison_of(path) for path in paths if not records.is_run(path))):
         for group, reasons in enumerate(each.comparability.reasons):
             if group:
                 click.echo(f"note: group {group + 1} of {each.title} is not comparable: {'; '.join(reasons)}")
-    runs = len(load_runs(list(paths)))
+    found = load_runs(list(paths))
+    for run in found:
+        for name in run.torn:
+            click.echo(f"note: {run.study}/{run.name}/{name}: {TORN}")
+    runs = len(found)
     if problems:
         click.echo(f"{words.plural(len(problems), 'problem')} in {words.plural(runs, 'run')}")
         sys.exit(1)

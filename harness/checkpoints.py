@@ -166,7 +166,11 @@ def check_matches(checkpoint: Path, job: Job, world_size: int) -> None:
 
 
 def check_resumable(job: Job, folder: Path) -> None:
-    """Raises JobError where `job` cannot go on from what is in the run's folder, before anything of it is changed."""
+    """Raises JobError where `job` cannot go on from what is in the run's folder, RecordError where the record that it
+    would go on writing is damaged, before anything of it is changed."""
+    for name in (records.STEPS, records.RESOURCES, records.SPLIT):
+        for _ in records.read_jsonl(folder / name):
+            pass
     if (found := latest(folder)) is not None:
         check_matches(found.folder, job, job.world_size)
 
@@ -189,13 +193,8 @@ def cut_torn_lines(folder: Path) -> None:
     be a broken line in the middle."""
     for name in (records.RESOURCES, records.SPLIT):
         path = folder / name
-        if not path.is_file():
-            continue
-        with path.open("r+b") as file:
-            content = file.read()
-            whole = content.rfind(b"\n") + 1
-            if whole != len(content):
-                file.truncate(whole)
+        if torn := records.torn_end(path):
+            os.truncate(path, path.stat().st_size - torn)
 
 
 def _complete(place: Path) -> list[Path]:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from harness import contract, measure, paired, peak, words
-from harness.recorded import RecordedRun, load_runs
+from harness.recorded import RecordedRun, load_runs, sound_runs
 from harness.variants import Variant, variants
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Comparison:
     frame: one row a run, failed ones too (`run_row`). cells: one row per group, label and number of workers (`_cell`).
     comparability: which rows of the ok runs may share a curve; group 0 is the main one, failed runs have group -1.
     speed, quality: paired differences inside a group at equal numbers of workers. variants: what a setting changes
-    inside an engine.
+    inside an engine. left_out: runs that cannot be read, one line each.
     """
 
     title: str
@@ -48,6 +48,7 @@ class Comparison:
     speed: Sequence[PairedFigure] = field(default_factory=tuple)
     quality: Sequence[PairedFigure] = field(default_factory=tuple)
     variants: Sequence[Variant] = field(default_factory=tuple)
+    left_out: Sequence[str] = field(default_factory=tuple)
 
     @cached_property
     def main(self) -> pd.DataFrame:
@@ -182,7 +183,9 @@ def summarize_study(study: Path) -> Comparison:
 
 
 def summarize_runs(runs: Sequence[RecordedRun], *, title: str) -> Comparison:
-    """The comparison of any runs, of one study or of several."""
+    """The comparison of any runs, of one study or of several. A run whose files are damaged is left out and named;
+    raises `records.RecordError` where no other is there."""
+    runs, left_out = sound_runs(runs)
     rows = [run_row(run) for run in runs]
     good = [position for position, run in enumerate(runs) if run.ok]
     comparability = contract.comparable([runs[position].contract for position in good])
@@ -203,6 +206,7 @@ def summarize_runs(runs: Sequence[RecordedRun], *, title: str) -> Comparison:
         speed=tuple(speed),
         quality=tuple(quality),
         variants=tuple(variants(runs, list(frame.itertuples()))),
+        left_out=tuple(left_out),
     )
 
 

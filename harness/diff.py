@@ -9,7 +9,7 @@ import click
 
 from harness import contract, paired, words
 from harness.compare import QUALITY_NAMES, final_loss
-from harness.recorded import RecordedRun, load_runs
+from harness.recorded import RecordedRun, load_runs, whole_run
 from harness.records import RecordError
 
 _QUIET = ("run", "study", "schema", "repeat")
@@ -128,7 +128,7 @@ def diff(first: Path, second: Path) -> None:
     for path, found in zip((first, second), runs, strict=True):
         if len(found) != 1:
             raise RecordError(f"{path}: a study with {len(found)} runs: name one of its runs")
-    a, b = runs[0][0], runs[1][0]
+    a, b = whole_run(runs[0][0]), whole_run(runs[1][0])
     click.echo(f"{a.study}/{a.name} -> {b.study}/{b.name}")
     for heading, sentences in describe_difference(a, b):
         click.echo(f"\n{heading}")

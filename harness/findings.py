@@ -16,6 +16,7 @@ import numpy as np
 from harness import measure, words
 from harness.compare import Comparison, crowded, untimed
 from harness.recorded import RecordedRun
+from harness.records import TORN
 
 LEVELS = ("wrong", "warning", "note")
 UNUSABLE_LIMIT = 0.05  # share of answers without Yes or No that makes an accuracy meaningless
@@ -42,12 +43,20 @@ def findings(comparison: Comparison) -> list[Finding]:
                 found += check(run)
     found += _same_weights([run for run in runs if run.ok])
     found += _failed(runs)
+    found += [Finding(level="wrong", code="damaged-record", text=text) for text in comparison.left_out]
+    found += _torn(runs)
     found += _unlike(comparison)
     found += _efficiencies(comparison)
     found += _repeats(comparison)
     found += _apart(comparison)
     found += _software(runs)
     return sorted(_merged(found), key=lambda finding: LEVELS.index(finding.level))
+
+
+def _torn(runs: Sequence[RecordedRun]) -> Iterator[Finding]:
+    for run in runs:
+        for name in run.torn:
+            yield Finding(level="note", code="torn-record", text=f"{run.name}/{name}: {TORN}.")
 
 
 def unusable_share(run: RecordedRun) -> float | None:

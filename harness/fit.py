@@ -348,7 +348,7 @@ def _resumed(cells: list[dict[str, Any]], search: Search, folder: Path, *, retry
     """`cells` with the tries that `folder` holds; its other cells are kept too."""
     if not (folder / FILE).exists():
         return cells
-    from harness.check import schema_errors
+    from harness.soundness import schema_errors
 
     record = records.read_json(folder / FILE)
     if wrong := schema_errors("fit", record):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +33,16 @@ class Tail:
         except FileNotFoundError:
             return []
         lines = text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
+        found = [records.row_of(line) for line in lines]
+        if found and found[-1] is None:  # on a network file system it may be there in part only
+            del lines[-1], found[-1]
         if not lines:
             return []
+        if None in found:
+            line = lines[found.index(None)][:40]
+            raise records.RecordError(f"{self._path}: the line {line!r} is not valid JSON: the record is damaged")
         self._offset, self._line = self._offset + sum(map(len, lines)), lines[-1]
-        rows = [row for row in map(json.loads, lines) if row.get("step", self._step + 1) > self._step]
+        rows = [row for row in found if row is not None and row.get("step", self._step + 1) > self._step]
         self._step = max([self._step, *(row["step"] for row in rows if "step" in row)])
         return rows
 

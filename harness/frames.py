@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from harness.compare import summarize_runs
-from harness.recorded import RecordedRun, load_runs
+from harness.recorded import RecordedRun, load_runs, sound_runs
 
 KINDS = ("runs", "cells", "steps", "resources", "split", "samples", "categories")
 
@@ -29,6 +30,9 @@ def load(path: str | Path | Sequence[str | Path], what: str = "runs") -> pd.Data
     if what in ("runs", "cells"):
         comparison = summarize_runs(runs, title="")
         return comparison.frame if what == "runs" else comparison.cells
+    runs, left_out = sound_runs(runs)
+    for text in left_out:
+        warnings.warn(text, stacklevel=2)
     rows = [{**_identity(run), **row} for run in runs for row in _ROWS[what](run)]
     return pd.DataFrame(rows)
 

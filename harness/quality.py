@@ -18,7 +18,7 @@ import numpy as np
 from harness import records, words
 from harness.job import JobError
 from harness.lacking import undefined
-from harness.recorded import RecordedRun
+from harness.recorded import RecordedRun, whole_run
 from harness.table import Table, csv_text
 
 FILE = "quality.json"
@@ -97,7 +97,7 @@ def run_folders(paths: Sequence[Path]) -> list[Path]:
     found = []
     for path in paths:
         for folder in [path] if records.is_run(path) else records.runs_of(path):
-            if RecordedRun(folder).ok and (folder / records.WEIGHTS).is_file():
+            if whole_run(RecordedRun(folder)).ok and (folder / records.WEIGHTS).is_file():
                 found.append(folder)
     return found
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness import contract as contracts
-from harness import holding, measure, records
+from harness import holding, measure, records, soundness
 
 ENGINE_NAMES = {
     "single": "Single process",
@@ -74,6 +74,17 @@ class RecordedRun:
                 return log.readline().startswith(SHARED_LOG)
         except FileNotFoundError:
             return False
+
+    @cached_property
+    def damage(self) -> str:
+        """What is wrong in its files (`harness.soundness`), one line; "" where nothing is."""
+        return soundness.damage(self.folder)
+
+    @cached_property
+    def torn(self) -> list[str]:
+        """Its files whose last line was cut off, and is left out."""
+        names = (records.STEPS, records.RESOURCES, records.SPLIT)
+        return [name for name in names if records.torn_end(self.folder / name)]
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
@@ -198,3 +209,19 @@ def load_runs(paths: list[Path]) -> list[RecordedRun]:
         for folder in folders:
             found.setdefault(folder.resolve(), RecordedRun(folder.resolve()))
     return list(found.values())
+
+
+def sound_runs(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], list[str]]:
+    """The runs whose files are whole, and one line for each other. Raises RecordError where none is whole."""
+    bad = [f"{run.study}/{run.name} is left out: {run.damage}" for run in runs if run.damage]
+    good = [run for run in runs if not run.damage]
+    if bad and not good:
+        raise records.RecordError(f"{runs[0].folder}: {runs[0].damage}: no run can be read")
+    return good, bad
+
+
+def whole_run(run: RecordedRun) -> RecordedRun:
+    """`run`. Raises RecordError where its files are damaged."""
+    if run.damage:
+        raise records.RecordError(f"{run.folder}: {run.damage}")
+    return run

@@ -19,7 +19,8 @@
 - ``weights.safetensors``, ``checkpoints/``: never committed.
 
 A JSON file is written to a temporary name in the same folder and renamed, a JSONL file is appended by whole lines, so
-a killed run leaves valid files.
+a killed run leaves valid files. A last line that was cut off all the same is left out and noted; any other damage is
+a RecordError that names file and line.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ SCHEMA_VERSION = 1
 JOB, ENVIRONMENT, STEPS, RESOURCES = "job.json", "environment.json", "steps.jsonl", "resources.jsonl"
 SPLIT = "split.jsonl"
 EVALUATION, RESULT, LOG, WEIGHTS = "evaluation.json", "result.json", "log.txt", "weights.safetensors"
+
+
+TORN = "its last line was cut off (the job was killed while it wrote, or the disk was full) and is left out"
 
 
 class RecordError(UserError, RuntimeError):
@@ -99,13 +103,50 @@ def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of `path`; a last line cut off by a kill is left out, a missing file has no rows."""
-    if not path.exists():
+    """The rows of `path`; a last line that a kill cut off is left out (`torn_end` tells of it), a missing file has no
+    rows. Raises RecordError with the number of any other line that is not a row."""
+    for number, line, is_last in _lines_of(path):
+        row = row_of(line)
+        if row is not None:
+            yield row
+        elif not is_last:
+            raise RecordError(f"{path}: line {number} is not valid JSON: the record is damaged, run the job again")
+
+
+def torn_end(path: Path) -> int:
+    """Bytes at the end of `path` that are no whole row: 0 for a whole file, or none."""
+    last = b""
+    for _, line, is_last in _lines_of(path):
+        last = line if is_last else b""
+    return 0 if row_of(last) is not None else len(last)
+
+
+def row_of(line: bytes) -> dict[str, Any] | None:
+    """None for what is no row: without its end, not JSON, not an object."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _lines_of(path: Path) -> Iterator[tuple[int, bytes, bool]]:
+    """(number from 1, line with its end, whether it is the last)."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
         return
-    with path.open() as file:
+    with file:
+        before: bytes | None = None
+        number = 0
         for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+            if before is not None:
+                yield number, before, False
+            before, number = line, number + 1
+        if before is not None:
+            yield number, before, True
 
 
 def hide_places(file: Path, places: Mapping[str, str]) -> None:

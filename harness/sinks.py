@@ -16,7 +16,7 @@ import click
 from harness import words
 from harness.follow import Follower
 from harness.job import JobError
-from harness.recorded import RecordedRun, load_runs
+from harness.recorded import RecordedRun, load_runs, sound_runs
 
 
 class Sink(Protocol):
@@ -185,7 +185,9 @@ def _need(module: str, extra: str) -> None:
 )
 def export(paths: tuple[Path, ...], target: str) -> None:
     """Send finished runs to TensorBoard, MLflow or Weights & Biases."""
-    runs = load_runs(list(paths))
+    runs, left_out = sound_runs(load_runs(list(paths)))
+    for text in left_out:
+        click.echo(text, err=True)
     for run in runs:
         send(run, open_sink(target))
     click.echo(f"{words.plural(len(runs), 'run')} sent to {target}")

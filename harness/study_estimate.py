@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import records, words
+from harness import records, soundness, words
 from harness.job import Job
 from harness.recorded import RecordedRun
 from harness.study import Study, run_name
@@ -18,12 +18,11 @@ def estimate(jobs: Sequence[Job], results: Path) -> tuple[float | None, str]:
     past: list[tuple[tuple[Any, ...], float, float]] = []  # (key, seconds outside training, seconds a sample)
     for study in sorted(results.iterdir()) if results.is_dir() else ():
         for folder in records.runs_of(study) if study.is_dir() else ():
-            try:
-                run = RecordedRun(folder)
-                wall, train = run.result.get("wall_s"), (run.result.get("phases") or {}).get("train_s")
-                recorded = run.job
-            except records.RecordError:
+            if soundness.damage(folder, (records.JOB, records.RESULT)):
                 continue
+            run = RecordedRun(folder)
+            wall, train = run.result.get("wall_s"), (run.result.get("phases") or {}).get("train_s")
+            recorded = run.job
             # Runs that shared the machine with others took longer than the next one will.
             alone = int(recorded.get("concurrent", 1)) == 1
             if run.ok and alone and words.is_number(wall) and words.is_number(train):

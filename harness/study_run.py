@@ -6,14 +6,14 @@ import json
 import signal
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from harness import records, words
+from harness import records, soundness, words
 from harness.holding import check_free, hold, release
 from harness.job import Job, JobError
 from harness.output import tell
@@ -41,7 +41,7 @@ def find_finished(study: Path, jobs: Sequence[Job]) -> dict[str, RecordedRun]:
 
     Raises JobError where a folder of that name holds an ok run of another job: the study was asked for differently.
     """
-    recorded = [RecordedRun(folder) for folder in records.runs_of(study)]
+    recorded = [RecordedRun(folder) for folder in _readable(study, {job.run for job in jobs})]
     found: dict[str, RecordedRun] = {}
     for job in jobs:
         same = [run for run in recorded if same_job(job, run.job)]
@@ -54,6 +54,17 @@ def find_finished(study: Path, jobs: Sequence[Job]) -> dict[str, RecordedRun]:
                 changed = [key for key, value in job.to_dict().items() if run.job.get(key) != value]
                 keys = ", ".join(key for key in changed if key not in _FILLED_IN)
                 raise JobError(f"{run.folder}: holds a run with other settings ({keys}): choose another --study")
+    return found
+
+
+def _readable(study: Path, names: Collection[str]) -> list[Path]:
+    """The study's run folders whose job and result can be read. Raises JobError where another is one of `names`."""
+    found = []
+    for folder in records.runs_of(study):
+        damage = soundness.damage(folder, (records.JOB, records.RESULT))
+        if damage and folder.name in names:
+            raise JobError(f"{folder}: {damage}: remove that folder, and the run is done again")
+        found += [] if damage else [folder]
     return found
 
 

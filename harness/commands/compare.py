@@ -142,4 +142,4 @@ def finish(folder: Path) -> int:
     for finding in found:
         console.print(f"{finding.level}: {finding.text}", markup=False, highlight=False)
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
-    return 1 if (comparison.frame["group"] == -1).any() else 0
+    return 1 if (comparison.frame["group"] == -1).any() or comparison.left_out else 0

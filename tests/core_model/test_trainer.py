@@ -13,8 +13,8 @@ import torch
 from backends.base import StepReport
 from core_model.noise import step_seeds
 from core_model.trainer import Plan, Trainer, TrainingDivergedError
-from harness.check import schema_errors
 from harness.measure import smooth_loss, summarize, time_to_target
+from harness.soundness import schema_errors
 
 
 class Planted:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness import environment
-from harness.check import schema_errors
+from harness.soundness import schema_errors
 
 
 def test_record_is_json_and_follows_its_schema() -> None:

@@ -53,7 +53,7 @@ def test_slowed_rank_is_named(tmp_path: Path) -> None:
 def test_slow_processor_is_told_from_another_cause(
     tmp_path: Path, device: str, busy: dict[int, float], told: str
 ) -> None:
-    ranks = [{"rank": rank, "hostname": "a", "device": device} for rank in range(2)]
+    ranks = [{"rank": rank, "world_size": 2, "hostname": "a", "device": device} for rank in range(2)]
     own = {0: 0.30, 1: 0.45}
     write_run(tmp_path / "s", job(), step_s=0.5, own_s=own, busy_s=busy, environment_changes={"ranks": ranks})
     _, (finding,) = found_in(tmp_path / "s", "straggler")

@@ -12,13 +12,13 @@ from click.testing import CliRunner
 
 from core_model.build import build
 from harness import measured, records
-from harness.check import schema_errors
 from harness.fit import FILE, Search, _resumed, conclude, fit, new_cell, stand
 from harness.fit_model import Training
 from harness.fit_report import plot, ran_out, write_tables
 from harness.fit_shapes import Grid
 from harness.fit_try import HOST_IS_FULL, judge
 from harness.job import JobError
+from harness.soundness import schema_errors
 
 ARGS = ["--device", "cpu", "--memory-gib", "0.25", "--precision", "fp32", "--vocab", "512", "--length", "32"]
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from harness.check import schema_errors
 from harness.sampler import ResourceSampler
+from harness.soundness import schema_errors
 
 
 def wait_for(condition: Callable[[], bool], limit_s: float = 20.0) -> None:

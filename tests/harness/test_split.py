@@ -11,8 +11,8 @@ import backends
 from backends.base import Optimization
 from backends.process import ProcessFacts
 from core_model.trainer import Plan, Trainer
-from harness.check import schema_errors
 from harness.memory_model import memory_by_kind, sizes, theory
+from harness.soundness import schema_errors
 from harness.split import StepSplit
 
 
