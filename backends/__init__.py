@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 # engine name -> "module:class", imported on demand
 REGISTRY: dict[str, str] = {
-    "single": "backends.single:SingleBackend",
-    "ddp": "backends.ddp:DdpBackend",
-    "fsdp2": "backends.fsdp2:Fsdp2Backend",
-    "deepspeed": "backends.deepspeed:DeepSpeedBackend",
-    "horovod": "backends.horovod:HorovodBackend",
+    "single": "backends.torch.single:SingleBackend",
+    "ddp": "backends.torch.ddp:DdpBackend",
+    "fsdp2": "backends.torch.fsdp2:Fsdp2Backend",
+    "deepspeed": "backends.deepspeed.backend:DeepSpeedBackend",
+    "horovod": "backends.horovod.backend:HorovodBackend",
 }
 
 

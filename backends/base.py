@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 from pydantic import BeforeValidator, Field
 
 from backends.declared import declared, unknown
-from backends.process import ProcessFacts
+from backends.process.rank import ProcessFacts
 from mpi.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from backends.exchange import Exchange
+    from backends.checks.traffic import Exchange
 
 # The types of what is optimized, for `Optimization` here and for the job's fields of the same names.
 Optimizer = Annotated[Literal["adamw", "adam", "sgd"], Field(description="Optimizer.")]
@@ -274,7 +274,7 @@ class Backend(ABC):
     # -- optional ------------------------------------------------------------------------------------------------
     def counting_exchange(self) -> AbstractContextManager[Exchange]:
         """Within it, `train_step` counts the bytes that it hands to collectives. Slows the step: never while timing."""
-        from backends.exchange import Exchange
+        from backends.checks.traffic import Exchange
 
         return nullcontext(Exchange())
 

@@ -5,7 +5,7 @@
         steps: Annotated[int, Field(ge=1, description="Optimizer steps.")] = 60
 
 ``Job(steps="abc")`` raises ``JobError("steps: 'abc' is not a whole number")``: all that is wrong, in one line of plain
-words. The same declaration gives the JSON schema (`schema_of`) and the options of a command (`harness.options`).
+words. The same declaration gives the JSON schema (`schema_of`) and the options of a command (`harness.job.options`).
 The class stays a frozen, keyword-only dataclass: ``fields``, ``replace``, ``asdict`` and pickle work as ever.
 """
 

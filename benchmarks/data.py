@@ -19,8 +19,8 @@ import torch
 from core_model.data import Dataset, open_dataset
 from core_model.data.anomalies import RECIPES, Canvas
 from core_model.data.anomalies.recipes import GENERATORS
-from harness.environment import environment
-from harness.records import write_json
+from harness.records.environment import environment
+from harness.records.record_files import write_json
 
 
 def rate(make: Callable[[int], Any], seconds: float) -> float:

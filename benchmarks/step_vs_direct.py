@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core_model.anomalygpt import AnomalyGPT
+from core_model.anomalygpt.decoder import mean_map, to_image
+from core_model.anomalygpt.losses import dice, focal
+from core_model.anomalygpt.model import AnomalyGPT
 from core_model.batch import Batch, Sample
 from core_model.build import build
-from core_model.decoder import mean_map, to_image
-from core_model.dialogue_format import IGNORED
-from core_model.losses import dice, focal
-from harness.environment import environment
-from harness.records import write_json
+from core_model.language.dialogue_format import IGNORED
+from harness.records.environment import environment
+from harness.records.record_files import write_json
 
 PARTS = ("text", "encoder", "logits")
 

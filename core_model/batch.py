@@ -36,7 +36,7 @@ class Batch:
     """B samples, stacked. token_ids: int64 (B, T) question and answer tokens padded on the right with the pad id;
     labels: int64 (B, T), -100 where there is no loss (everything but the answers); lengths: int64 (B,) true lengths.
     extras: anything else; tensors in it move with the batch (the collator leaves the answers' places there).
-    The image and prompt embeddings are put in front by the model: see `core_model.language`.
+    The image and prompt embeddings are put in front by the model: see `core_model.language.model`.
     """
 
     ids: tuple[str, ...]

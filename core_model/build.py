@@ -13,20 +13,20 @@ import torch
 from torch import nn
 
 from core_model import presets
-from core_model.anomalygpt import AnomalyGPT
-from core_model.decoder import ImageDecoder
-from core_model.dialogue_format import Collator
-from core_model.encoders import Encoder
+from core_model.anomalygpt.decoder import ImageDecoder
+from core_model.anomalygpt.losses import LossWeights
+from core_model.anomalygpt.model import AnomalyGPT
+from core_model.anomalygpt.projection import projection
+from core_model.anomalygpt.prompt_learner import PromptLearner
+from core_model.anomalygpt.text_features import TextFeatures
 from core_model.errors import ModelError
-from core_model.language import LanguageModel
-from core_model.losses import LossWeights
+from core_model.language.dialogue_format import Collator
+from core_model.language.model import LanguageModel
 from core_model.models import MODELS
-from core_model.parts import make_encoder, make_language
-from core_model.placement import Placement
-from core_model.projection import projection
-from core_model.prompt_learner import PromptLearner
+from core_model.pretrained.placement import Placement
+from core_model.pretrained.registry import make_encoder, make_language
 from core_model.spec import ModelSpec, to_dict
-from core_model.text_features import TextFeatures
+from core_model.vision.encoder import Encoder
 
 
 def build(
@@ -139,11 +139,11 @@ def assemble(
     model.projection.requires_grad_(spec.train_projection)
     model.set_cuda_graphs(spec.cuda_graphs)
     if spec.weights:
-        from core_model.published import load_deltas
+        from core_model.pretrained.published import load_deltas
 
         model.description["deltas"] = len(load_deltas(model, Path(spec.weights)))
     if spec.lora:
-        from core_model.lora import add_lora
+        from core_model.language.lora import add_lora
 
         _seeded("lora", seed, lambda: add_lora(model.language, rank=spec.lora, alpha=spec.lora_alpha))
     return model.to(device)

@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 # preset -> "module:maker", called as maker(overrides, seed=, device=)
-MODELS = {"llama-600m": "core_model.pure_transformer:build_transformer"}
+MODELS = {"llama-600m": "core_model.transformer_lm:build_transformer"}

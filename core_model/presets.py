@@ -73,7 +73,7 @@ def spec(preset: str, *, overrides: Mapping[str, Any] | None = None, version: st
     """The resolved choices of a preset; `version` (v1..v6) and then `overrides` replace fields."""
     name, _, variant = preset.partition(":")
     if name == "clip":
-        from core_model.hub import clip_spec
+        from core_model.language.huggingface import clip_spec
 
         chosen = clip_spec(variant)
     elif name in PRESETS and not variant:
@@ -81,7 +81,7 @@ def spec(preset: str, *, overrides: Mapping[str, Any] | None = None, version: st
     else:
         raise ModelError(f"unknown preset '{preset}': choose one of {', '.join(names())}, or clip:FOLDER")
     if version:
-        from core_model.versions import version as study_version
+        from core_model.study_versions import version as study_version
 
         chosen = replace(chosen, version=version, decoder_layers=study_version(version).decoder_layers)
     return _override(chosen, overrides or {})

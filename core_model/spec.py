@@ -21,13 +21,14 @@ _Count = Annotated[int, Field(ge=1)]
 class ModelSpec:
     """Every choice of a model. The overrides of a job (``--set model.FIELD=VALUE``) replace single fields.
 
-    encoder, language: names of parts (`core_model.parts`). taps: 0-based encoder blocks whose tokens the decoder
-    reads. text: where the features of "normal" and "abnormal" come from: ``tower`` (the encoder's own text tower),
-    ``language`` (the language model encodes the prompt ensembles), ``learned`` (parameters of the decoder). text_width:
-    of the space they live in. decoder_layers, scale, learned_scale: see `core_model.decoder`. prompt_channels: see
-    `core_model.prompt_learner`. projection: ``two_stage`` or ``mlp``; joint: width between its two stages.
-    train_projection: off in the paper, which takes PandaGPT's. lora: rank of LoRA on q, k, v, o; 0 = none. losses:
-    fields of `core_model.losses.LossWeights`. weights: folder of published checkpoints (`core_model.published`).
+    encoder, language: names of parts (`core_model.pretrained.registry`). taps: 0-based encoder blocks whose tokens the
+    decoder reads. text: where the features of "normal" and "abnormal" come from: ``tower`` (the encoder's own text
+    tower), ``language`` (the language model encodes the prompt ensembles), ``learned`` (parameters of the decoder).
+    text_width: of the space they live in. decoder_layers, scale, learned_scale: see `core_model.anomalygpt.decoder`.
+    prompt_channels: see `core_model.anomalygpt.prompt_learner`. projection: ``two_stage`` or ``mlp``; joint: width
+    between its two stages. train_projection: off in the paper, which takes PandaGPT's. lora: rank of LoRA on q, k, v,
+    o; 0 = none. losses: fields of `core_model.anomalygpt.losses.LossWeights`. weights: folder of published checkpoints
+    (`core_model.pretrained.published`).
     """
 
     preset: str

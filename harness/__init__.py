@@ -14,7 +14,7 @@ __all__ = ["load"]
 
 
 def load(path: Any, what: str = "runs") -> pd.DataFrame:
-    """A run or a study (or a list of them) as a pandas frame, see `harness.frames.load`."""
-    from harness import frames  # here, so that `harness --help` needs no pandas
+    """A run or a study (or a list of them) as a pandas frame, see `harness.analysis.dataframes.load`."""
+    from harness.analysis import dataframes  # here, so that `harness --help` needs no pandas
 
-    return frames.load(path, what)
+    return dataframes.load(path, what)

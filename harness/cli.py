@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from harness.foreign_options import explain
+from harness.job.foreign_options import explain
 from mpi.errors import UserError
 
 # command -> (module:attribute, the one line of `harness --help`)
@@ -19,18 +19,27 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Run engines x workers x repeats, interleaved, and report them side by side.",
     ),
     "duel": (
-        "harness.duels.command:duel",
+        "harness.experiments.duels.run:duel",
         "Set engines beside each other, block by block, until it is decided.",
     ),
-    "parity": ("harness.parity:parity", "Prove that every engine computes what a single process computes."),
-    "wire": ("harness.wire:wire", "Measure the bytes each engine puts on the wire in a step, beside ring theory."),
-    "overhead": ("harness.overhead:overhead", "Time the harness's step against hand-written loops, interleaved."),
-    "report": ("harness.report:report", "Render runs or studies as HTML, Markdown, CSV, JSON or LaTeX."),
-    "check": ("harness.check:check", "Re-check a study's records, rules and figures."),
-    "diff": ("harness.diff:diff", "Say in words what differs between two runs."),
-    "index": ("harness.index:index", "Write results/README.md from the studies that are there."),
-    "watch": ("harness.live:watch_command", "Follow a running job in the terminal."),
-    "export": ("harness.sinks:export", "Send finished runs to TensorBoard, MLflow or Weights & Biases."),
+    "parity": (
+        "harness.experiments.parity.run:parity",
+        "Prove that every engine computes what a single process computes.",
+    ),
+    "wire": (
+        "harness.experiments.wire.run:wire",
+        "Measure the bytes each engine puts on the wire in a step, beside ring theory.",
+    ),
+    "overhead": (
+        "harness.experiments.overhead.run:overhead",
+        "Time the harness's step against hand-written loops, interleaved.",
+    ),
+    "report": ("harness.report.formats:report", "Render runs or studies as HTML, Markdown, CSV, JSON or LaTeX."),
+    "check": ("harness.analysis.check:check", "Re-check a study's records, rules and figures."),
+    "diff": ("harness.analysis.diff:diff", "Say in words what differs between two runs."),
+    "index": ("harness.publish.index:index", "Write results/README.md from the studies that are there."),
+    "watch": ("harness.tracking.live_view:watch_command", "Follow a running job in the terminal."),
+    "export": ("harness.tracking.trackers:export", "Send finished runs to TensorBoard, MLflow or Weights & Biases."),
     "eval": ("harness.commands.eval:evaluate", "Evaluate weights on a data set, with or without shots."),
     "quality": (
         "harness.commands.quality:quality",
@@ -39,12 +48,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "detect": ("harness.commands.detect:detect", "Score, localize and judge pictures with trained weights."),
     "chat": ("harness.commands.chat:chat", "Talk about a picture with trained weights, in the terminal."),
     "page": ("harness.commands.page:page", "Serve the detect-and-chat page (needs the extra 'gradio')."),
-    "nodes": ("harness.nodes:nodes", "Virtual nodes: several hosts with limited links on one machine."),
-    "doctor": ("harness.doctor:doctor", "Find what is wrong with a cluster before a job starts."),
-    "fit": ("harness.fit:fit", "Find the largest model that each engine setting trains on so many workers."),
-    "comm": ("harness.comm:comm", "Measure collectives through MPI, gloo, NCCL and both engines."),
-    "template": ("harness.templates_cluster:template", "Write a Slurm script or a Kubernetes MPIJob for a job."),
-    "predict": ("harness.predict:predict", "Fit a model of the step to a scaling study and draw it to more nodes."),
+    "nodes": ("harness.cluster.virtual_nodes:nodes", "Virtual nodes: several hosts with limited links on one machine."),
+    "doctor": ("harness.cluster.doctor:doctor", "Find what is wrong with a cluster before a job starts."),
+    "fit": (
+        "harness.experiments.max_model.run:fit",
+        "Find the largest model that each engine setting trains on so many workers.",
+    ),
+    "comm": (
+        "harness.experiments.collectives.run:comm",
+        "Measure collectives through MPI, gloo, NCCL and both engines.",
+    ),
+    "template": ("harness.cluster.job_scripts:template", "Write a Slurm script or a Kubernetes MPIJob for a job."),
+    "predict": (
+        "harness.experiments.prediction.run:predict",
+        "Fit a model of the step to a scaling study and draw it to more nodes.",
+    ),
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from harness.worker import main
+from harness.worker.main import main
 
 if __name__ == "__main__":
     main()

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from harness.cli import COMMANDS, cli
-from harness.readme import fill
+from harness.publish.readme_blocks import fill
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

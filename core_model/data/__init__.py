@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from core_model.data import instructions
 from core_model.data.anomalies import recipe_named
 from core_model.data.dataset import Dataset
+from core_model.data.decode.pictures import GOOD, FilePicture, Picture, check
 from core_model.data.entries import instruction_entries, test_entries, train_entries, val_entries
 from core_model.data.errors import DataError
 from core_model.data.options import DataOptions
-from core_model.data.pictures import GOOD, FilePicture, Picture, check
-from core_model.data.sources import LAYOUTS, read_sources
+from core_model.data.readers import instructions
+from core_model.data.readers.sources import LAYOUTS, read_sources
 from core_model.data.splits import divide, take
 
 __all__ = ["LAYOUTS", "SPLITS", "DataError", "DataOptions", "Dataset", "open_dataset"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from core_model.data.pictures import Picture
+from core_model.data.decode.pictures import Picture
 
 
 class PictureCache:

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from core_model.batch import Sample
-from core_model.data import dialogue
+from core_model.data import questions as dialogue
 from core_model.data.anomalies import Canvas, Recipe, simulate
 from core_model.data.anomalies.foreground import foreground, has_ground
 from core_model.data.augment import augmented, operations_for
 from core_model.data.cache import PictureCache
+from core_model.data.decode.pictures import GOOD, Picture
 from core_model.data.entries import Entry
 from core_model.data.errors import DataError
-from core_model.data.layout import Layout
 from core_model.data.options import DataOptions
-from core_model.data.pictures import GOOD, Picture
+from core_model.data.readers.layout import Layout
 from core_model.data.splits import lacks
 
 JUDGED_PICTURES = 8  # of a category, to see whether it shows objects on a ground

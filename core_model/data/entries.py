@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from core_model.data.augment import COUNTS, DOUBLES_TEST, operations_for
-from core_model.data.instructions import Instruction
+from core_model.data.decode.pictures import GOOD, Picture
 from core_model.data.options import DataOptions
-from core_model.data.pictures import GOOD, Picture
+from core_model.data.readers.instructions import Instruction
 from core_model.data.splits import by_category
 
 

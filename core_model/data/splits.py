@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from core_model.data.pictures import GOOD, Picture
+from core_model.data.decode.pictures import GOOD, Picture
 
 
 def divide(

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core_model.data.dialogue import PLACES
+from core_model.data.questions import PLACES
 from core_model.metrics.ranking import NO_MASKS, Figure
 
 YES, NO, UNUSABLE = "yes", "no", "unusable"

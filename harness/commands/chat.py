@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.trained import load, model_options
+from harness.inference.load_model import load, model_options
 from mpi.errors import UserError
 
 if TYPE_CHECKING:
-    from harness.session import Look, Session
+    from harness.inference.session import Look, Session
 
 HELP = """\
 /image PATH   look at a picture and start anew      /map        the map's 3x3 places in numbers
@@ -28,7 +28,7 @@ HELP = """\
 @model_options
 def chat(run: str, image: str | None, normal: tuple[str, ...], category: str, **options: Any) -> None:
     """Talk about a picture with trained weights. A line is a question; lines with a slash are commands (/help)."""
-    from harness.session import Session, picture_paths, read_pictures
+    from harness.inference.session import Session, picture_paths, read_pictures
 
     if image:
         picture_paths([image])  # a wrong path is said before the model is loaded
@@ -81,7 +81,7 @@ class Talk:
     def open(self, path: str) -> str:
         """Looks at the picture; what the model makes of it in one line."""
         from harness.commands.detect import line
-        from harness.session import picture_paths, read_pictures
+        from harness.inference.session import picture_paths, read_pictures
 
         (found, *more) = picture_paths([path])
         if more:
@@ -104,7 +104,7 @@ class Talk:
         return HELP
 
     def _ask(self, question: str) -> str:
-        from harness.session import trimmed_ask
+        from harness.inference.session import trimmed_ask
 
         if self._conversation is None:
             return "no picture yet: /image PATH"
@@ -117,12 +117,12 @@ class Talk:
             return "no picture yet: /image PATH"
         if file:
             return self._write(Path(file))
-        from harness.session import place_table
+        from harness.inference.session import place_table
 
         return place_table(self._look.grid)
 
     def _write(self, file: Path) -> str:
-        from harness.overlay import overlay
+        from harness.inference.overlay import overlay
 
         assert self._look is not None
         if file.suffix.lower() != ".png":

@@ -1,4 +1,4 @@
-"""`harness compare`: a study from its options or its file, run (`harness.study_run`), then reported."""
+"""`harness compare`: a study from its options or its file, run (`harness.study.runner`), then reported."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from harness.holding import holder_of
-from harness.job import JobError
-from harness.options import job_options, job_values, results_root
-from harness.study import Study
-from harness.study_estimate import estimate_study, plan_text
-from harness.study_run import preflight_all, run_study, what_is_left
+from harness.job.declaration import JobError
+from harness.job.options import job_options, job_values, results_root
+from harness.records.locks import holder_of
+from harness.study.runner import preflight_all, run_study, what_is_left
+from harness.study.study_file import Study
+from harness.study.time_estimate import estimate_study, plan_text
 
 
 def _list(text: str | None, kind: type = str) -> list[Any] | None:
@@ -124,11 +124,11 @@ def finish(folder: Path) -> int:
     tracked file), prints the table and the verdict. Exit code 0, or 1 where a run of the study failed."""
     from rich.console import Console
 
-    from harness.compare import summarize_study
-    from harness.findings import findings
-    from harness.plots import write_plots
-    from harness.report import write_report
-    from harness.verdict import verdict
+    from harness.analysis.caveats import findings
+    from harness.analysis.comparison import summarize_study
+    from harness.analysis.verdict import verdict
+    from harness.report.formats import write_report
+    from harness.report.plots import write_plots
 
     comparison = summarize_study(folder)
     found = findings(comparison)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.job import JobError
-from harness.trained import BRANCHES, load, model_options
+from harness.inference.load_model import BRANCHES, load, model_options
+from harness.job.declaration import JobError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from harness.session import Look, Session
-    from harness.trained import Trained
+    from harness.inference.load_model import Trained
+    from harness.inference.session import Look, Session
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -49,7 +49,7 @@ def detect(
 
     The pictures are checked first: one that is missing or damaged is named, and nothing is looked at.
     """
-    from harness.session import Session, picture_paths, read_pictures
+    from harness.inference.session import Session, picture_paths, read_pictures
 
     paths = picture_paths(images)
     normal_paths = picture_paths(normal)
@@ -93,7 +93,7 @@ def judgement(look: Look) -> str:
 def _good_of_run(trained: Trained, shots: int, category: str) -> list[np.ndarray]:
     """Good pictures (S, S, 3) of one category out of the run's own train/good. Raises JobError where the run does not
     say which category, or none of its data."""
-    from harness.build import build_dataset
+    from harness.worker.model_and_data import build_dataset
 
     if not trained.categories and trained.job.data == "textures":
         raise JobError("--shots without --normal takes the good pictures of a run's data: give --normal IMAGE|FOLDER")
@@ -110,8 +110,8 @@ def _good_of_run(trained: Trained, shots: int, category: str) -> list[np.ndarray
 
 def _write_overlays(session: Session, looks: Sequence[Look], out: Path) -> list[Path]:
     """OUT/NAME_map.png for each; all on one colour scale. Pictures of the same name get their folder's in front."""
-    from harness.examples import file_stem
-    from harness.overlay import overlay
+    from harness.inference.overlay import overlay
+    from harness.worker.example_images import file_stem
 
     try:
         out.mkdir(parents=True, exist_ok=True)

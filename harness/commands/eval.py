@@ -11,11 +11,11 @@ from typing import Any
 
 import click
 
-from harness import records
-from harness.job import JobError
-from harness.output import Progress
-from harness.ranges import SEED
-from harness.trained import BRANCHES, Trained, branch_of, load, model_options
+from harness.inference.load_model import BRANCHES, Trained, branch_of, load, model_options
+from harness.job.declaration import JobError
+from harness.job.number_ranges import SEED
+from harness.protocol.console import Progress
+from harness.records.record_files import finite, is_run, write_json
 
 OUT = "eval.json"
 
@@ -70,15 +70,15 @@ def evaluate(
         evaluations.append(
             _evaluate(trained, branch=branch, scoring=scoring, split=split, samples=samples, answers=not no_answers)
         )
-    from harness.eval_table import remarks, show
+    from harness.inference.eval_table import remarks, show
 
     notes = remarks(evaluations)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        records.write_json(out / OUT, records.finite({"evaluations": evaluations, "remarks": notes}))
+        write_json(out / OUT, finite({"evaluations": evaluations, "remarks": notes}))
     if as_json:
         short = [{name: value for name, value in each.items() if name != "samples"} for each in evaluations]
-        click.echo(json.dumps(records.finite({"evaluations": short, "remarks": notes}), indent=1))
+        click.echo(json.dumps(finite({"evaluations": short, "remarks": notes}), indent=1))
         return
     from rich.console import Console
 
@@ -88,19 +88,19 @@ def evaluate(
 def _is_bare(source: str) -> bool:
     """Whether `source` is no run (or a run's weights): nothing beside it says which data it was trained on."""
     path = Path(source)
-    return not source or (path.is_file() and not records.is_run(path.parent))
+    return not source or (path.is_file() and not is_run(path.parent))
 
 
 def _evaluate(
     trained: Trained, *, branch: str | None, scoring: str, split: str, samples: int, answers: bool
 ) -> dict[str, Any]:
     """One evaluation as it is printed and written: what was evaluated, the figures, and an entry a sample."""
+    from core_model.anomalygpt.scoring import RULES
     from core_model.data.splits import subset
-    from core_model.scoring import RULES
-    from harness.build import build_dataset
-    from harness.eval_table import alarms
-    from harness.evaluate import evaluate as measure
-    from harness.shots import bank, good_pictures
+    from harness.inference.eval_table import alarms
+    from harness.worker.evaluate import evaluate as measure
+    from harness.worker.few_shot import bank, good_pictures
+    from harness.worker.model_and_data import build_dataset
 
     job, model = trained.job, trained.model
     if scoring:

@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from harness.job import JobError
-from harness.trained import load, model_options
+from harness.inference.load_model import load, model_options
+from harness.job.declaration import JobError
 
 HOST = "127.0.0.1"  # the model answers whoever asks: never to other machines
 MISSING = "the page needs gradio, which is not installed: pip install 'anomaly-distbench[gradio]'"
@@ -32,7 +32,7 @@ def page(run: str, port: int, category: str, **options: Any) -> None:
     trained = load(run, **options)
     with tempfile.TemporaryDirectory(prefix="harness-page-") as uploads:
         _quiet(uploads)
-        from harness.gradio_page import HEAD, build, theme
+        from harness.inference.web_page import HEAD, build, theme
 
         blocks = build(trained, category)
         blocks.launch(

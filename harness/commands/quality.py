@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from harness.folders import study_folder
-from harness.job import JobError
-from harness.options import names_in
-from harness.trained import BRANCHES, model_options
+from harness.inference.load_model import BRANCHES, model_options
+from harness.job.declaration import JobError
+from harness.job.options import names_in
+from harness.records.run_folder import study_folder
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -52,7 +52,7 @@ def quality(
     training (--set data_options.holdout=0.2) are also judged at the threshold that nine of ten of these pass: no test
     picture decides it.
     """
-    from harness import quality as work
+    from harness.inference import quality as work
 
     files = [path for path in runs if path.suffix == ".json"]
     if files:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.options import job_options, make_job, results_root
+from harness.job.options import job_options, make_job, results_root
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -23,7 +23,7 @@ def run(results: str | None, dry_run: bool, launcher_args: tuple[str, ...], **op
     harness run --backend horovod --slots 2 --preset tiny      two workers here
     harness run --backend ddp --slots 2 -- --rdzv-conf ...     arguments after -- go to the launcher
     """
-    from harness import launch
+    from harness.launch import run as launch
 
     job = make_job(options)
     root = results_root(results)

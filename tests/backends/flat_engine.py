@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 
 from backends.base import Availability, EngineSettings
-from backends.process_group import choose_device, join, leave
-from backends.step_backend import StepBackend
-from backends.torch_collectives import TorchCollectives, broadcast_tensors
+from backends.shared.step import StepBackend
+from backends.torch.collectives import TorchCollectives, broadcast_tensors
+from backends.torch.rendezvous import choose_device, join, leave
 
 
 @dataclass(frozen=True, kw_only=True)

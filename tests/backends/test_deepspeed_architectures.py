@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from backends.deepspeed_build import without_letters
+from backends.deepspeed.compile_ops import without_letters
 
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.slow  # DeepSpeed's import

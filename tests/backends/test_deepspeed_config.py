@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from backends.base import BackendError, LossScale, Optimization
-from backends.deepspeed_config import DeepSpeedSettings, from_job, merge
-from backends.deepspeed_json import DEAD_KEYS, read_user_config
+from backends.deepspeed.config import DeepSpeedSettings, from_job, merge
+from backends.deepspeed.user_json import DEAD_KEYS, read_user_config
 
 # The study's optimization: AdamW 1e-4, clip 1, fp16 from 2^12, ZeRO-2 with the optimizer on the CPU, small buckets.
 STUDY = Optimization(

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from backends.base import BackendError, Optimization
-from backends.deepspeed_build import to_compile
-from backends.deepspeed_check import check_configuration
-from backends.deepspeed_config import DeepSpeedSettings, from_job, merge
-from backends.deepspeed_json import check_keys, user_config
+from backends.deepspeed.check import check_configuration
+from backends.deepspeed.compile_ops import to_compile
+from backends.deepspeed.config import DeepSpeedSettings, from_job, merge
+from backends.deepspeed.user_json import check_keys, user_config
 
 
 @pytest.fixture(scope="module", autouse=True)

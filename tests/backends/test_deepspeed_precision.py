@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from backends.base import LossScale, Optimization
-from backends.deepspeed_precision import shared_scale
+from backends.deepspeed.half_precision import shared_scale
 
 FP16 = Optimization(precision="fp16", loss_scale=LossScale(initial_power=4, window=2))
 DEVICE = torch.device("meta")  # whose numbers cannot be read: reading one is what a GPU would have to be waited for

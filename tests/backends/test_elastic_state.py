@@ -11,8 +11,8 @@ import torch
 
 import backends
 from backends.base import Optimization
-from backends.horovod_elastic import _make_state, host_copy
-from backends.process import ProcessFacts
+from backends.horovod.elastic import _make_state, host_copy
+from backends.process.rank import ProcessFacts
 
 pytest.importorskip("horovod")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from backends.exchange import Exchange, theory
+from backends.checks.traffic import Exchange, theory
 
 
 def test_ring_all_reduce() -> None:

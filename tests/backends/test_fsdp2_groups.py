@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from backends.fsdp2 import _groups
+from backends.torch.fsdp2 import _groups
 
 
 class Net(torch.nn.Module):

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import backends
-from backends import horovod_start
 from backends.base import BackendError
-from backends.horovod import HorovodSettings
-from backends.process import ProcessFacts
+from backends.horovod import start
+from backends.horovod.backend import HorovodSettings
+from backends.process.rank import ProcessFacts
 
 pytest.importorskip("horovod")
 CYCLE_MS = 120.0
@@ -57,7 +57,7 @@ PROBE = """
 import sys, time
 import backends
 from backends.base import BackendError
-from backends.process import ProcessFacts
+from backends.process.rank import ProcessFacts
 for settings in {given}:
     try:
         made = backends.load("horovod")(backends.settings_from("horovod", settings), ProcessFacts(), device="cpu")
@@ -95,7 +95,7 @@ def test_an_engine_after_one_that_left_has_its_own_settings_or_is_refused(given:
 
 
 def test_the_environment_is_as_it_was_when_the_next_one_starts(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(horovod_start, "_fixed", {})
+    monkeypatch.setattr(start, "_fixed", {})
     monkeypatch.setenv("HOROVOD_STALL_CHECK_DISABLE", "1")
     engine(extra={"HOROVOD_STALL_CHECK_DISABLE": 0, "HOROVOD_LOG_LEVEL": "error"}).close()
     assert os.environ["HOROVOD_LOG_LEVEL"] == "error"
@@ -106,7 +106,7 @@ def test_the_environment_is_as_it_was_when_the_next_one_starts(engine: Any, monk
 
 def test_where_horovod_ended_mpi_a_second_start_is_refused(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine().close()
-    monkeypatch.setattr(horovod_start, "_owns_mpi", True)
+    monkeypatch.setattr(start, "_owns_mpi", True)
     with pytest.raises(BackendError, match="has left this process and cannot be started in it again: give each"):
         engine()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from backends.base import LossScale
-from backends.loss_scale import DynamicScale
+from backends.shared.loss_scale import DynamicScale
 
 CPU = torch.device("cpu")
 PATTERN = [0, 0, 0, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]

@@ -6,9 +6,9 @@ import socket
 
 import pytest
 
-from backends.placement import place_among
-from backends.process import _LAUNCHERS, UNKNOWN, RankError, detect
-from backends.process_group import own_addresses
+from backends.process.placement import place_among
+from backends.process.rank import _LAUNCHERS, UNKNOWN, RankError, detect
+from backends.torch.rendezvous import own_addresses
 from mpi.errors import UserError
 from mpi.launch import RANK_VARIABLES
 

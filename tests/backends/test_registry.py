@@ -71,7 +71,7 @@ def test_settings_that_cannot_work_are_refused(name: str, values: dict, message:
 
 def test_importing_the_package_imports_neither_torch_nor_an_engine() -> None:
     code = (
-        "import sys, backends, backends.process, backends.base\n"
+        "import sys, backends, backends.process.rank, backends.base\n"
         "print([m for m in ('torch', 'horovod', 'deepspeed') if m in sys.modules])"
     )
     found = subprocess.run(
@@ -81,7 +81,7 @@ def test_importing_the_package_imports_neither_torch_nor_an_engine() -> None:
 
 
 def test_horovod_settings_become_its_variables() -> None:
-    from backends.horovod import variables
+    from backends.horovod.backend import variables
 
     found = variables(
         {

@@ -12,8 +12,8 @@ import torch
 
 import backends
 from backends.base import Backend, BackendError, Optimization
-from backends.process import ProcessFacts
-from backends.same_training import difference, of_training
+from backends.process.rank import ProcessFacts
+from backends.shared.same_training import difference, of_training
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).resolve().parents[1] / "parallel" / "tiny.py")
 assert _spec is not None

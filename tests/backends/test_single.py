@@ -11,7 +11,7 @@ import torch
 
 import backends
 from backends.base import Backend, BackendError, Optimization
-from backends.process import ProcessFacts
+from backends.process.rank import ProcessFacts
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).resolve().parents[1] / "parallel" / "tiny.py")
 assert _spec is not None

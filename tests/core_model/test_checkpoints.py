@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from core_model.build import build
-from core_model.checkpoints import apply_deltas, imagebind_tensors, load_llama_folder, read_torch
 from core_model.errors import ModelError
-from core_model.frozen import build_empty
-from core_model.imagebind import ImageBind, ImageBindConfig
-from core_model.llama import Llama, LlamaConfig
-from core_model.tokenizer import HashTokenizer
-from core_model.vit import ViTConfig
-from core_model.weights import assign
+from core_model.execution.frozen import build_empty
+from core_model.language.llama import Llama, LlamaConfig
+from core_model.language.text_tokenizers import HashTokenizer
+from core_model.pretrained.key_mapping import apply_deltas, imagebind_tensors, load_llama_folder, read_torch
+from core_model.pretrained.wheels import assign
+from core_model.vision.imagebind import ImageBind, ImageBindConfig
+from core_model.vision.vit import ViTConfig
 
 WIDTH, TEXT, JOINT, LAYERS, HEADS, PATCH, GRID = 24, 16, 12, 2, 4, 7, 3
 CONFIG = ImageBindConfig(

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from core_model.compiled import compile_blocks, eager
-from core_model.frozen import freeze
-from core_model.graphs import GraphedPart
-from core_model.llama import Llama, LlamaConfig
-from core_model.pure_transformer import build_transformer
+from core_model.execution.compile import compile_blocks, eager
+from core_model.execution.cuda_graphs import GraphedPart
+from core_model.execution.frozen import freeze
+from core_model.language.llama import Llama, LlamaConfig
+from core_model.transformer_lm import build_transformer
 
 SMALL = {"width": 32, "layers": 3, "heads": 4, "kv_heads": 2, "mlp": 48, "vocab": 64, "length": 8}
 CONFIG = LlamaConfig(vocab=64, width=32, layers=3, heads=4, kv_heads=2, mlp=48)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from core_model.decoder import ImageDecoder, mean_map, to_image
+from core_model.anomalygpt.decoder import ImageDecoder, mean_map, to_image
 from core_model.errors import ModelError
 
 ALL = ("linear", "norm", "batchnorm", "dropout", "residual")

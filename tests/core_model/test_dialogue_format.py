@@ -5,9 +5,9 @@ import pickle
 import pytest
 import torch
 
-from core_model.dialogue_format import IGNORED, Collator, DialogueFormat
 from core_model.errors import ModelError
-from core_model.tokenizer import ByteTokenizer, HashTokenizer
+from core_model.language.dialogue_format import IGNORED, Collator, DialogueFormat
+from core_model.language.text_tokenizers import ByteTokenizer, HashTokenizer
 
 TURNS = (("Is it damaged?", "Yes, at the top."), ("Where?", "At the top."))
 

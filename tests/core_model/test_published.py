@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from core_model import imagebind, parts
 from core_model.build import build
 from core_model.errors import ModelError
-from core_model.imagebind import ImageBindConfig
-from core_model.llama import Llama, LlamaConfig
-from core_model.vit import ViTConfig
+from core_model.language.llama import Llama, LlamaConfig
+from core_model.pretrained import registry
+from core_model.vision import imagebind
+from core_model.vision.imagebind import ImageBindConfig
+from core_model.vision.vit import ViTConfig
 
 VISION = ViTConfig(width=24, layers=3, heads=4, patch=14, grid=4, layer_scale=False, patch_bias=False, pre_norm=True)
 SMALL = ImageBindConfig(vision=VISION, text_width=16, text_layers=2, text_heads=4, vocab=512, context=40, joint=12)
@@ -24,7 +25,7 @@ OVERRIDES = {"taps": "0,2", "text_width": 12, "prompt_channels": "4,8,16", "imag
 @pytest.fixture(autouse=True)
 def small_shapes(monkeypatch) -> None:
     monkeypatch.setattr(imagebind, "HUGE", SMALL)
-    monkeypatch.setattr(parts, "VICUNA_7B", LANGUAGE)
+    monkeypatch.setattr(registry, "VICUNA_7B", LANGUAGE)
 
 
 def test_random_weights_train(samples) -> None:
@@ -88,7 +89,7 @@ def other_tensors(source: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def published_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The published key of each tensor, by asking the loader which of all candidate keys it turns into ours."""
-    from core_model.checkpoints import imagebind_tensors
+    from core_model.pretrained.key_mapping import imagebind_tensors
 
     heads = ("cls_token", "pos_embedding_helper.pos_embed", "token_embedding.weight", "pos_embed")
     candidates = [f"modality_preprocessors.{tower}.{head}" for tower in ("vision", "text") for head in heads]

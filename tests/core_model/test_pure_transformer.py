@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from core_model.pure_transformer import TransformerSpec, _copy, _draw, _kept, build_transformer
+from core_model.transformer_lm import TransformerSpec, _copy, _draw, _kept, build_transformer
 
 SMALL = {"width": 32, "layers": 2, "heads": 2, "kv_heads": 2, "mlp": 48, "vocab": 64, "length": 8}
 

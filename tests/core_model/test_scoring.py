@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from core_model.scoring import RULES, score
+from core_model.anomalygpt.scoring import RULES, score
 
 
 def test_rules_on_a_map_with_one_hot_spot() -> None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from backends.base import StepReport
-from core_model.noise import step_seeds
-from core_model.trainer import Plan, Trainer, TrainingDivergedError
-from harness.measure import smooth_loss, summarize, time_to_target
-from harness.soundness import schema_errors
+from core_model.training.dropout_seeds import step_seeds
+from core_model.training.trainer import Plan, Trainer, TrainingDivergedError
+from harness.records.soundness import schema_errors
+from harness.records.step_metrics import smooth_loss, summarize, time_to_target
 
 
 class Planted:

@@ -7,7 +7,7 @@ import pytest
 from core_model import presets
 from core_model.build import build
 from core_model.errors import ModelError
-from core_model.versions import VERSIONS, version
+from core_model.study_versions import VERSIONS, version
 
 TABLE_1 = """
 | | V1 | V2 | V3 | V4 | V5 | V6 |
@@ -74,7 +74,7 @@ def test_optimization_fields_are_those_of_a_job() -> None:
     from dataclasses import fields
 
     from backends.base import LossScale, Optimization
-    from harness.job import Job
+    from harness.job.declaration import Job
 
     known = {f.name for f in fields(Job)}
     for row in VERSIONS.values():

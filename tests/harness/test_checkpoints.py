@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from harness import records
-from harness.checkpoints import KEEP, check_seal, cut_steps, latest, save_checkpoint
-from harness.follow import Tail
-from harness.job import Job, JobError
-from harness.launch import _Watcher
+from harness.job.declaration import Job, JobError
+from harness.launch.run import _Watcher
+from harness.records.checkpoints import KEEP, check_seal, cut_steps, latest, save_checkpoint
+from harness.records.record_files import STEPS, append_jsonl
+from harness.records.tail import Tail
 
 
 class Node:
@@ -88,27 +88,27 @@ def rows(begin: int, end: int, width: int) -> list[dict[str, Any]]:
 
 
 def test_what_is_read_while_it_grows_has_each_step_once_though_the_file_was_cut(tmp_path: Path) -> None:
-    path = tmp_path / records.STEPS
+    path = tmp_path / STEPS
     for lost, width in ((40, 3), (47, 4), (0, 9)):
         path.unlink(missing_ok=True)
-        records.append_jsonl(path, rows(0, 50, 2))
+        append_jsonl(path, rows(0, 50, 2))
         tail = Tail(path)
         assert [row["step"] for row in tail.read()] == list(range(50))
         cut_steps(tmp_path, lost)
         assert tail.read() == []
-        records.append_jsonl(path, rows(lost, 60, width))
+        append_jsonl(path, rows(lost, 60, width))
         assert [row["step"] for row in tail.read()] == list(range(50, 60)), lost
-        records.append_jsonl(path, rows(60, 61, 1))
+        append_jsonl(path, rows(60, 61, 1))
         assert [row["step"] for row in tail.read()] == [60]
 
 
 def test_the_supervisor_goes_on_watching_a_job_whose_record_was_cut(tmp_path: Path) -> None:
     seen: list[int] = []
     watcher = _Watcher(Job(steps=60), tmp_path, False, lambda new: seen.extend(row["step"] for row in new))
-    records.append_jsonl(tmp_path / records.STEPS, rows(0, 50, 2))
+    append_jsonl(tmp_path / STEPS, rows(0, 50, 2))
     watcher.look()
     cut_steps(tmp_path, 40)
-    records.append_jsonl(tmp_path / records.STEPS, rows(40, 60, 7))
+    append_jsonl(tmp_path / STEPS, rows(40, 60, 7))
     watcher.look()
     assert seen == list(range(60))
     shutil.rmtree(tmp_path)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from harness import comm_record, records
-from harness.job import JobError
-from harness.measured import headline_of
-from harness.words import DASH
+from harness.common.formatting import DASH
+from harness.experiments.collectives import record as comm_record
+from harness.job.declaration import JobError
+from harness.publish.experiment_headlines import headline_of
+from harness.records.record_files import read_json
 from mpi import hostfile
 
 TWO = hostfile.local(2)
@@ -56,7 +57,7 @@ def test_sentence_is_about_the_smallest_size_and_a_full_bucket(folder: Path) -> 
 
 
 def test_record_says_where_it_was_measured(folder: Path) -> None:
-    assert records.read_json(folder / "comm.json")["environment"]["versions"]["torch"]
+    assert read_json(folder / "comm.json")["environment"]["versions"]["torch"]
 
 
 def test_other_libraries_are_kept_and_the_same_one_is_not(folder: Path) -> None:

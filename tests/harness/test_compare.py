@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 
 import harness
-from harness.compare import summarize_runs, summarize_study
-from harness.findings import findings
-from harness.frames import KINDS
-from harness.job import Job
-from harness.recorded import RecordedRun, label_of, load_runs
-from harness.records import RecordError, write_json
-from harness.verdict import verdict
+from harness.analysis.caveats import findings
+from harness.analysis.comparison import summarize_runs, summarize_study
+from harness.analysis.dataframes import KINDS
+from harness.analysis.verdict import verdict
+from harness.job.declaration import Job
+from harness.records.record_files import RecordError, write_json
+from harness.records.run_record import RecordedRun, label_of, load_runs
 from tests.harness.made_runs import write_run, write_study
 
 

@@ -1,7 +1,7 @@
 """Which runs may stand on one curve, and the sentence that says why not."""
 
-from harness.contract import comparable, contract, differences
-from harness.job import Job
+from harness.job.declaration import Job
+from harness.records.comparability import comparable, contract, differences
 
 PLACE = {
     "python": "3.11.7",

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from harness.contract import contract
-from harness.cores import share
+from harness.records.comparability import contract
+from harness.worker.cpu_binding import share
 
 
 def test_ranks_near_the_same_cores_share_them_out_in_contiguous_parts() -> None:
@@ -32,8 +32,8 @@ def test_fewer_cores_than_ranks_stay_shared() -> None:
 def test_process_and_what_it_starts_keep_to_their_share() -> None:
     code = """
 import os, subprocess
-from backends.process import ProcessFacts
-from harness.cores import bind
+from backends.process.rank import ProcessFacts
+from harness.worker.cpu_binding import bind
 mine = bind(ProcessFacts(rank=1, world_size=2, local_rank=1, local_size=2))
 assert os.sched_getaffinity(0) == set(mine), mine
 print(mine, subprocess.run(["nproc"], capture_output=True, text=True).stdout.strip())

@@ -11,22 +11,31 @@ import pytest
 from click.testing import CliRunner
 
 import harness
-from harness import records
-from harness.check import check
-from harness.checkpoints import check_resumable, cut_steps, cut_torn_lines
+from harness.analysis.caveats import findings
+from harness.analysis.check import check
+from harness.analysis.comparison import summarize_study
 from harness.cli import main
-from harness.compare import summarize_study
-from harness.findings import findings
-from harness.follow import Tail
-from harness.index import write_index
-from harness.job import Job, JobError
-from harness.records import RecordError, read_jsonl, torn_end
-from harness.report import report
-from harness.study_estimate import estimate
-from harness.study_run import find_finished
+from harness.job.declaration import Job, JobError
+from harness.publish.index import write_index
+from harness.records.checkpoints import check_resumable, cut_steps, cut_torn_lines
+from harness.records.record_files import (
+    JOB,
+    RESOURCES,
+    SPLIT,
+    STEPS,
+    RecordError,
+    append_jsonl,
+    read_jsonl,
+    runs_of,
+    torn_end,
+)
+from harness.records.tail import Tail
+from harness.report.formats import report
+from harness.study.runner import find_finished
+from harness.study.time_estimate import estimate
 from tests.harness.made_runs import write_run, write_study
 
-NAMES = (records.STEPS, records.RESOURCES, records.SPLIT)
+NAMES = (STEPS, RESOURCES, SPLIT)
 TORN_ENDS = {"half a row": b'{"step": 1, "lo', "half a character": b'{"step": "\xe2\x82', "zeros": b"\0\0\0\0\n"}
 
 
@@ -61,23 +70,23 @@ def test_a_torn_record_is_gone_on_with(tmp_path: Path, end: bytes) -> None:
     cut_torn_lines(folder)
     cut_steps(folder, 20)
     for name in NAMES:
-        records.append_jsonl(folder / name, [{"step": 20}])
-        kept = before[name][:20] if name == records.STEPS else before[name]
+        append_jsonl(folder / name, [{"step": 20}])
+        kept = before[name][:20] if name == STEPS else before[name]
         assert list(read_jsonl(folder / name)) == [*kept, {"step": 20}], name
 
 
 def test_a_record_that_is_damaged_inside_is_refused_before_it_is_gone_on_with(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "s", Job(preset="tiny"))
-    text = (folder / records.RESOURCES).read_text()
-    (folder / records.RESOURCES).write_text("{\n" + text)
+    text = (folder / RESOURCES).read_text()
+    (folder / RESOURCES).write_text("{\n" + text)
     with pytest.raises(RecordError, match=r"resources\.jsonl: line 1 is"):
         check_resumable(Job(preset="tiny"), folder)
 
 
 def test_a_torn_last_line_is_a_note_of_report_and_check(tmp_path: Path) -> None:
     study = write_study(tmp_path / "s", repeats=1)
-    bad = records.runs_of(study)[0]
-    with (bad / records.RESOURCES).open("a") as file:
+    bad = runs_of(study)[0]
+    with (bad / RESOURCES).open("a") as file:
         file.write('{"t": 1.0, "ra')
     found = [item for item in findings(summarize_study(study)) if item.code == "torn-record"]
     assert [item.level for item in found] == ["note"]
@@ -107,7 +116,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 def spoil_second_row(run: Path, *, torn: bool) -> None:
     """Of steps.jsonl: cut off in the middle, or a number of it made text."""
-    path = run / records.STEPS
+    path = run / STEPS
     lines = path.read_text().splitlines()
     lines[1] = lines[1][:20] if torn else json.dumps({**json.loads(lines[1]), "step_s": "slow"})
     path.write_text("\n".join(lines) + "\n")
@@ -118,7 +127,7 @@ def test_one_bad_run_is_named_and_left_out(
     tmp_path: Path, told: str, damage: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = write_study(tmp_path / "results" / "s", repeats=1)
-    bad, *_ = runs = records.runs_of(study)
+    bad, *_ = runs = runs_of(study)
     damage(bad)
     comparison = summarize_study(study)
     assert len(comparison.runs) == len(runs) - 1
@@ -142,7 +151,7 @@ def test_one_bad_run_is_named_and_left_out(
 
 def test_a_study_of_bad_runs_alone_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_run(tmp_path / "s", Job(preset="tiny"))
-    edited(folder / records.JOB, seed="abc")
+    edited(folder / JOB, seed="abc")
     for command in ("report", "check"):
         with pytest.raises(SystemExit) as ended:
             main([command, str(tmp_path / "s")])
@@ -163,7 +172,7 @@ def test_a_torn_study_file_is_a_problem_of_check(tmp_path: Path) -> None:
 def test_a_study_goes_on_beside_a_bad_run_of_another_job(tmp_path: Path) -> None:
     job = Job(preset="tiny", study="s", run="mine")
     other = write_run(tmp_path / "s", job.with_(run="other", seed=1))
-    (other / records.JOB).write_text("{")
+    (other / JOB).write_text("{")
     assert find_finished(tmp_path / "s", [job]) == {}
     with pytest.raises(JobError, match=r"other: job\.json: cannot be read: not .*: remove that folder"):
         find_finished(tmp_path / "s", [job.with_(run="other")])

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from harness.diff import describe_difference, diff
-from harness.job import Job
-from harness.recorded import RecordedRun
-from harness.records import RecordError
+from harness.analysis.diff import describe_difference, diff
+from harness.job.declaration import Job
+from harness.records.record_files import RecordError
+from harness.records.run_record import RecordedRun
 from tests.harness.made_runs import write_run
 
 

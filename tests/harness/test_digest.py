@@ -2,7 +2,7 @@
 
 import torch
 
-from harness.build import weights_digest
+from harness.worker.model_and_data import weights_digest
 
 STATE = {"a": torch.arange(6.0).reshape(2, 3), "b.weight": torch.tensor(2.0), "c": torch.zeros(0)}
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from harness import doctor
-from harness.doctor import surely_slow
-from harness.doctor_checks import CHECKS, MAX_SKEW_S, PACKAGES, Finding, Report, Wanted, bits, judge
+from harness.cluster import doctor
+from harness.cluster.doctor import surely_slow
+from harness.cluster.doctor_checks import CHECKS, MAX_SKEW_S, PACKAGES, Finding, Report, Wanted, bits, judge
 
 GPU = {"index": "0", "name": "H100", "driver": "580.1", "ecc": "0", "used_mib": "4", "total_mib": "81559"}
 

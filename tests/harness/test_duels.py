@@ -6,16 +6,17 @@ import math
 import threading
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from harness.duels import record, simulate
-from harness.duels.command import contenders_of, seconds, share
-from harness.duels.coordinator import Coordinator, DuelError, Reply, Seat
-from harness.duels.estimate import Block, DuelDifference, difference, duel_ratios, duels_needed, half_width
-from harness.job import Job, JobError
+from harness.experiments.duels import record, simulate
+from harness.experiments.duels.coordinator import Coordinator, DuelError, Reply, Seat
+from harness.experiments.duels.estimate import Block, DuelDifference, difference, duel_ratios, duels_needed, half_width
+from harness.experiments.duels.run import contenders_of, seconds, share
+from harness.job.declaration import Job, JobError
 
 
 def blocks(rates: dict[str, list[list[float]]], samples: int = 12) -> list[Block]:
@@ -202,3 +203,9 @@ def test_times_and_what_is_neither() -> None:
     for wrong in ("", "%", "0", "200%", "two"):
         with pytest.raises(JobError):
             share(wrong)
+
+
+def test_the_table_in_the_methodology_is_the_programs() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "methodology.md").read_text()
+    for row in simulate.table():
+        assert "| " + " | ".join(row) + " |" in text, "python -m harness.experiments.duels.simulate"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.early_output import last_lines
+from harness.protocol.early_output import last_lines
 
 START = """
 import os, signal
-from harness.output import Output
+from harness.protocol.console import Output
 output = Output(rank=1, redirect=True)
 print("what MPI said", flush=True)
 os.write(2, b"terminate called\\n")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import environment
-from harness.soundness import schema_errors
+from harness.records import environment
+from harness.records.soundness import schema_errors
 
 
 def test_record_is_json_and_follows_its_schema() -> None:
@@ -47,7 +47,7 @@ def test_git_says_commit() -> None:
 
 def test_no_engine_is_imported_to_ask_its_version() -> None:
     code = (
-        "import sys; from harness.environment import environment; environment(); "
+        "import sys; from harness.records.environment import environment; environment(); "
         "print([m for m in ('torch', 'deepspeed', 'horovod', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -7,33 +7,35 @@ from pathlib import Path
 
 import pytest
 
-from harness import bars, charts, palette, words
-from harness.job import Job
-from harness.peak import mfu, peak_flops
-from harness.price import Prices, cost_of, energy_kwh
-from harness.recorded import RecordedRun
+from harness.analysis.cost import Prices, cost_of, energy_kwh
+from harness.analysis.mfu import mfu, peak_flops
+from harness.common import colors
+from harness.common.formatting import DASH, duration, joined, mebibytes, number, plural
+from harness.job.declaration import Job
+from harness.records.run_record import RecordedRun
+from harness.report import bars, charts
 from tests.harness.made_runs import write_run
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (1234.5, "1234"), (12.345, "12.3"), (0.012345, "0.0123"), (None, words.DASH), (math.nan, words.DASH)],
+    [(0, "0"), (1234.5, "1234"), (12.345, "12.3"), (0.012345, "0.0123"), (None, DASH), (math.nan, DASH)],
 )
 def test_numbers_have_three_digits(value: float | None, text: str) -> None:
-    assert words.number(value) == text
+    assert number(value) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(4.2, "4.2 s"), (42, "42 s"), (210, "3.5 min"), (20520, "5.7 h"), (181440, "2.1 d")]
 )
 def test_durations_are_in_deepspeed_chats_form(seconds: float, text: str) -> None:
-    assert words.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_memory_and_lists() -> None:
-    assert [words.mebibytes(v) for v in (0.5, 14.2, 800, 20480)] == ["0.50 MiB", "14 MiB", "800 MiB", "20.0 GiB"]
-    assert words.joined(["a", "b", "c"]) == "a, b and c"
-    assert words.plural(1, "run") == "1 run"
+    assert [mebibytes(v) for v in (0.5, 14.2, 800, 20480)] == ["0.50 MiB", "14 MiB", "800 MiB", "20.0 GiB"]
+    assert joined(["a", "b", "c"]) == "a, b and c"
+    assert plural(1, "run") == "1 run"
 
 
 def test_chart_is_valid_svg_with_words() -> None:
@@ -101,13 +103,13 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize(("theme", "paper"), [("light", "#FFFFFF"), ("dark", "#14171A")])
 def test_lines_stand_out_from_the_paper(theme: str, paper: str) -> None:
     """WCAG 2.1, 1.4.11: graphics need a contrast of at least 3:1."""
-    for style in palette.styles([str(i) for i in range(8)]).values():
+    for style in colors.styles([str(i) for i in range(8)]).values():
         light, dark = sorted((luminance(getattr(style, theme)), luminance(paper)), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 3.0, style
 
 
 def test_styles_differ_without_colour() -> None:
-    styles = list(palette.styles([str(i) for i in range(8)]).values())
+    styles = list(colors.styles([str(i) for i in range(8)]).values())
     assert len({style.marker for style in styles}) == 8
     assert len({style.dash for style in styles}) == 8
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.compare import Comparison, summarize_study
-from harness.findings import Finding, findings
-from harness.job import Job
-from harness.page import render
-from harness.price import Prices
+from harness.analysis.caveats import Finding, findings
+from harness.analysis.comparison import Comparison, summarize_study
+from harness.analysis.cost import Prices
+from harness.job.declaration import Job
+from harness.report.html_page import render
 from tests.harness.made_runs import write_run, write_study
 
 

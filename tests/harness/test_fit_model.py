@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from harness.fit_model import Setting, Training, demand, largest
-from harness.fit_shapes import Grid
+from harness.experiments.max_model.memory_formula import Setting, Training, demand, largest
+from harness.experiments.max_model.shapes import Grid
 
 GPU = Training()
 ENGINES = {
@@ -42,8 +42,8 @@ def test_the_grid_has_llamas_own_proportions() -> None:
 
 
 def test_a_shape_is_what_the_worker_builds() -> None:
-    from core_model.llama import Llama
-    from core_model.pure_transformer import TransformerSpec
+    from core_model.language.llama import Llama
+    from core_model.transformer_lm import TransformerSpec
 
     shape = Grid(vocab=512, length=32).shape(5)
     spec = TransformerSpec(**shape.overrides())

@@ -11,14 +11,15 @@ import pytest
 from click.testing import CliRunner
 
 from core_model.build import build
-from harness import measured, records
-from harness.fit import FILE, Search, _resumed, conclude, fit, new_cell, stand
-from harness.fit_model import Training
-from harness.fit_report import plot, ran_out, write_tables
-from harness.fit_shapes import Grid
-from harness.fit_try import HOST_IS_FULL, judge
-from harness.job import JobError
-from harness.soundness import schema_errors
+from harness.experiments.max_model.attempt import HOST_IS_FULL, judge
+from harness.experiments.max_model.memory_formula import Training
+from harness.experiments.max_model.report import plot, ran_out, write_tables
+from harness.experiments.max_model.run import FILE, Search, _resumed, conclude, fit, new_cell, stand
+from harness.experiments.max_model.shapes import Grid
+from harness.job.declaration import JobError
+from harness.publish import experiment_headlines
+from harness.records.record_files import read_json, write_json
+from harness.records.soundness import schema_errors
 
 ARGS = ["--device", "cpu", "--memory-gib", "0.25", "--precision", "fp32", "--vocab", "512", "--length", "32"]
 
@@ -102,8 +103,8 @@ def test_tables_plot_and_index_from_a_record(tmp_path: Path) -> None:
         cell["tries"] = [tried(cell, point, "ok"), tried(cell, point + 1, "oom")] if workers == 1 else []
         cells.append(conclude(cell, search()))
     record = {"setup": search().setup(), "device_mib": 256.0, "host_mib": 1e6, "environment": {}, "finished": False}
-    records.write_json(tmp_path / FILE, record | {"cells": cells})
-    assert schema_errors("fit", records.read_json(tmp_path / FILE)) == []
+    write_json(tmp_path / FILE, record | {"cells": cells})
+    assert schema_errors("fit", read_json(tmp_path / FILE)) == []
     write_tables(record | {"cells": cells}, tmp_path)
     plot(record | {"cells": cells}, tmp_path / "fit")
     text = (tmp_path / "fit.md").read_text()
@@ -112,7 +113,7 @@ def test_tables_plot_and_index_from_a_record(tmp_path: Path) -> None:
     assert "| memory |" in text  # on a CPU there is one
     assert len((tmp_path / "fit.csv").read_text().splitlines()) == 3
     assert (tmp_path / "fit.png").stat().st_size > 5000
-    headline = measured.headline_of(tmp_path)
+    headline = experiment_headlines.headline_of(tmp_path)
     assert headline is not None
     assert "1 of 1 predictions within 10 %" in headline.sentence
 
@@ -140,7 +141,7 @@ def test_a_search_does_not_go_on_on_another_machine(tmp_path: Path) -> None:
     (tmp_path / "fit").mkdir()
     place = {"gpus": {"devices": [{"name": "NVIDIA H100"}]}}
     record = {"setup": search().setup(), "device_mib": 256.0, "host_mib": 1e6, "environment": place}
-    records.write_json(tmp_path / "fit" / FILE, record | {"finished": True, "cells": []})
+    write_json(tmp_path / "fit" / FILE, record | {"finished": True, "cells": []})
     with pytest.raises(JobError, match="was searched on NVIDIA H100, this is "):
         _resumed([], search(), tmp_path / "fit", retry=False)
 
@@ -148,7 +149,7 @@ def test_a_search_does_not_go_on_on_another_machine(tmp_path: Path) -> None:
 def test_tries_of_another_search_are_not_mixed(tmp_path: Path) -> None:
     (tmp_path / "fit").mkdir()
     record = {"setup": search().setup() | {"precision": "bf16"}, "device_mib": 256.0, "host_mib": 1e6}
-    records.write_json(tmp_path / "fit" / FILE, record | {"environment": {}, "finished": True, "cells": []})
+    write_json(tmp_path / "fit" / FILE, record | {"environment": {}, "finished": True, "cells": []})
     before = json.loads((tmp_path / "fit" / FILE).read_text())
     arguments = [*ARGS, "--backends", "ddp", "--workers", "1", "--resolution", "0.25", "--results", str(tmp_path)]
     told = CliRunner().invoke(fit, arguments)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from harness.fit_search import state
+from harness.experiments.max_model.search import state
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from harness.fit_try import judge
-from harness.fit_worker import is_out_of_memory
+from harness.experiments.max_model.attempt import judge
+from harness.experiments.max_model.worker import is_out_of_memory
 
 OK = {"status": "ok", "phase": "end", "seconds": {"train": 2.0}, "peak_mib": 100.0, "host_mib": 0.0}
 SHORT = {**OK, "status": "oom", "phase": "prepare", "reason": "MemoryError: no room", "peak_mib": 180.0}

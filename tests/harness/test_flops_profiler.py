@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
-from harness.build import build_dataset, build_model
-from harness.job import Job
+from harness.job.declaration import Job
+from harness.worker.model_and_data import build_dataset, build_model
 
 
 @pytest.mark.slow

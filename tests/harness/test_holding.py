@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from harness import holding, launch, records
 from harness.cli import main
-from harness.folders import claim_run_folder, claim_run_folders
-from harness.holding import LOCK, SILENT_S, HeldError, Holder, check_free, hold, holder_of, release
-from harness.job import Job, JobError
-from harness.study import Study
-from harness.study_run import run_study
+from harness.job.declaration import Job, JobError
+from harness.launch import run
+from harness.records import locks, record_files
+from harness.records.locks import LOCK, SILENT_S, HeldError, Holder, check_free, hold, holder_of, release
+from harness.records.record_files import RESULT, read_json, write_json
+from harness.records.run_folder import claim_run_folder, claim_run_folders
+from harness.study.runner import run_study
+from harness.study.study_file import Study
 from tests.harness.made_runs import write_run
 
 JOB = Job(preset="tiny", study="s", run="one")
@@ -28,7 +30,7 @@ JOB = Job(preset="tiny", study="s", run="one")
 @contextmanager
 def held_elsewhere(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds `folder` until it is told to end."""
-    text = "import pathlib, sys; from harness.holding import hold; hold(pathlib.Path(sys.argv[1])); "
+    text = "import pathlib, sys; from harness.records.locks import hold; hold(pathlib.Path(sys.argv[1])); "
     text += "print('held', flush=True); sys.stdin.read()"
     process = subprocess.Popen(
         [sys.executable, "-c", text, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -100,7 +102,7 @@ def test_another_hosts_run_counts_as_live_while_it_gives_signs_of_life(tmp_path:
 
 
 def test_a_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holding, "BEAT_S", 0.01)
+    monkeypatch.setattr(locks, "BEAT_S", 0.01)
     hold(tmp_path)
     os.utime(tmp_path / LOCK, (1, 1))
     for _ in range(500):
@@ -115,10 +117,10 @@ def test_a_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_live_run_is_not_resumed_and_a_dead_one_is(tmp_path: Path) -> None:
     _, folder = claim_run_folder(JOB, tmp_path)
     release(folder)
-    before = (folder / records.JOB).read_bytes()
+    before = (folder / record_files.JOB).read_bytes()
     with held_elsewhere(folder), pytest.raises(JobError, match="run s/one is in use by process"):
         claim_run_folder(JOB.with_(resume=True, log_every=3), tmp_path)
-    assert (folder / records.JOB).read_bytes() == before
+    assert (folder / record_files.JOB).read_bytes() == before
     assert claim_run_folder(JOB.with_(resume=True, log_every=3), tmp_path)[1] == folder
     release(folder)
 
@@ -136,8 +138,8 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Study:
     def run_job(job: Job, results: Path, **_: object) -> Path:
         return write_run(results / job.study, job)
 
-    monkeypatch.setattr(launch, "run_job", run_job)
-    monkeypatch.setattr(launch, "preflight", lambda job: job)
+    monkeypatch.setattr(run, "run_job", run_job)
+    monkeypatch.setattr(run, "preflight", lambda job: job)
     return Study.from_matrix(name="s", backends=["single"], workers=[1], repeats=1, job={"preset": "tiny"})
 
 
@@ -145,7 +147,7 @@ def test_a_second_compare_leaves_the_first_ones_runs_alone(
     tmp_path: Path, study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_run(tmp_path / "s", study.jobs[0])
-    records.write_json(folder / records.RESULT, {"status": "running"})
+    write_json(folder / RESULT, {"status": "running"})
     arguments = ["compare", "--study", "s", "--backends", "single", "--workers", "1", "--repeats", "1"]
     arguments += ["--preset", "tiny", "--results", str(tmp_path)]
     with held_elsewhere(tmp_path / "s"), pytest.raises(SystemExit) as ended:
@@ -156,15 +158,15 @@ def test_a_second_compare_leaves_the_first_ones_runs_alone(
         main(arguments)
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: run s/{folder.name} is in use by process ")
-    assert records.read_json(folder / records.RESULT)["status"] == "running"
+    assert read_json(folder / RESULT)["status"] == "running"
     run_study(study, tmp_path, show=False)
-    assert records.read_json(folder / records.RESULT)["status"] == "ok"
+    assert read_json(folder / RESULT)["status"] == "ok"
     assert not (tmp_path / "s" / LOCK).exists()
 
 
 def test_a_dry_run_says_which_runs_are_live(tmp_path: Path, study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_run(tmp_path / "s", study.jobs[0])
-    records.write_json(folder / records.RESULT, {"status": "running"})
+    write_json(folder / RESULT, {"status": "running"})
     arguments = ["compare", "--study", "s", "--backends", "single", "--workers", "1", "--repeats", "1", "--dry-run"]
     with held_elsewhere(folder):
         main([*arguments, "--preset", "tiny", "--results", str(tmp_path)])

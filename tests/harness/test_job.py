@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from harness.job import Job, JobError
-from harness.options import apply_settings, job_values, make_job, parse_value
-from harness.tuning import budget
+from harness.job.declaration import Job, JobError
+from harness.job.options import apply_settings, job_values, make_job, parse_value
+from harness.worker.horovod_autotune import budget
 
 
 def test_a_job_survives_its_json() -> None:

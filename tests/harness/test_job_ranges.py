@@ -15,9 +15,9 @@ from backends.base import BackendError, LossScale, Optimization
 from backends.declared import field_info
 from harness.cli import main
 from harness.commands.run import run
-from harness.job import TABLES, Job, JobError, json_schema
-from harness.options import FieldType, make_job
-from harness.study import Study
+from harness.job.declaration import TABLES, Job, JobError, json_schema
+from harness.job.options import FieldType, make_job
+from harness.study.study_file import Study
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from core_model.data.tiny import write_mvtec
+from core_model.data.generated_sets import write_mvtec
 from core_model.metrics import evaluate
-from harness import quality
+from harness.analysis.caveats import findings
+from harness.analysis.comparison import summarize_study
 from harness.cli import cli, main
-from harness.compare import summarize_study
-from harness.ending import end_lines
-from harness.findings import findings
-from harness.tables import category_table, quality_table
+from harness.inference import quality
+from harness.protocol.run_summary import end_lines
+from harness.report.sections import category_table, quality_table
 
 
 def entry(number, *, mask, defective=True):

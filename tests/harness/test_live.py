@@ -13,13 +13,12 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from harness import records
-from harness.folders import write_running
-from harness.follow import Follower, Tail
-from harness.holding import hold, release
-from harness.job import Job
-from harness.live import LiveView, sparkline, watch, watch_command
-from harness.records import RecordError
+from harness.job.declaration import Job
+from harness.records.locks import hold, release
+from harness.records.record_files import RESULT, STEPS, RecordError, read_json, write_json
+from harness.records.run_folder import write_running
+from harness.records.tail import Follower, Tail
+from harness.tracking.live_view import LiveView, sparkline, watch, watch_command
 from tests.harness.made_runs import write_run
 
 
@@ -71,19 +70,19 @@ def test_tail_gives_only_whole_new_lines(tmp_path: Path) -> None:
 
 def test_watch_follows_a_growing_run_to_its_end(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "s", Job(backend="horovod", slots=2, preset="tiny", steps=40))
-    rows = (folder / records.STEPS).read_text().splitlines(keepends=True)
-    result = records.read_json(folder / records.RESULT)
-    (folder / records.STEPS).write_text("")
+    rows = (folder / STEPS).read_text().splitlines(keepends=True)
+    result = read_json(folder / RESULT)
+    (folder / STEPS).write_text("")
     hold(folder)
     write_running(folder)
 
     def run() -> None:
         for start in range(0, 40, 10):
             time.sleep(0.05)
-            with (folder / records.STEPS).open("a") as file:
+            with (folder / STEPS).open("a") as file:
                 file.write("".join(rows[start : start + 10]))
         result.pop("schema")
-        records.write_json(folder / records.RESULT, result)
+        write_json(folder / RESULT, result)
         release(folder)
 
     thread = threading.Thread(target=run)
@@ -110,19 +109,19 @@ def test_watch_has_a_limit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("killed", ["after it said who it is", "before it said anything", "by an older program"])
 def test_watch_notices_that_the_writer_is_dead(tmp_path: Path, killed: str) -> None:
     folder = write_run(tmp_path / "s", Job(preset="tiny"), fail="x")
-    (folder / records.RESULT).unlink()
+    (folder / RESULT).unlink()
     said = "write_running(folder)" if killed.startswith("after") else "pass"
     program = f"""
 import os, pathlib, signal
-from harness.folders import write_running
-from harness.holding import hold
+from harness.records.run_folder import write_running
+from harness.records.locks import hold
 folder = pathlib.Path({str(folder)!r})
 hold(folder)
 {said}
 os.kill(os.getpid(), signal.SIGKILL)
 """
     if killed.startswith("by an older"):
-        records.write_json(folder / records.RESULT, {"status": "running"})
+        write_json(folder / RESULT, {"status": "running"})
     else:
         assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
     out = io.StringIO()

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from harness.loss_scale import sentence, write
+from harness.experiments.parity.loss_scale import sentence, write
 
 
 def curve(skipped: int) -> list[dict[str, Any]]:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import marked
 from harness.cli import main
-from harness.index import write_index
-from harness.job import JobError
-from harness.readme import fill
+from harness.job.declaration import JobError
+from harness.publish import marked_text
+from harness.publish.index import write_index
+from harness.publish.readme_blocks import fill
 from tests.harness.made_runs import write_study
 from tests.harness.test_bad_input import refused
 
@@ -92,7 +92,7 @@ def test_what_is_no_text_is_left_alone(results: Path) -> None:
     with pytest.raises(JobError, match="not UTF-8"):
         fill(readme, results)
     with pytest.raises(JobError, match="cannot be read"):
-        marked.read(results)
+        marked_text.read(results)
 
 
 def test_no_results_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

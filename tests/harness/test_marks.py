@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.marks import LogPart, first_mark
+from harness.protocol.failure_marks import LogPart, first_mark
 
 TAGGED = {
     "plain": "HARNESS-FAILURE rank=1 user=0 ValueError: no tile\n",

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from harness import measure
+from harness.records import step_metrics
 
 
 def rows(times, samples=8, workers=2):
@@ -20,7 +20,7 @@ def rows(times, samples=8, workers=2):
 
 
 def test_warmup_is_dropped_and_nothing_else() -> None:
-    figures = measure.summarize(rows([9.0, 9.0, 1.0, 2.0, 3.0, 100.0]), warmup=2)
+    figures = step_metrics.summarize(rows([9.0, 9.0, 1.0, 2.0, 3.0, 100.0]), warmup=2)
     assert figures["step_s"]["n"] == 4
     assert figures["step_s"]["median"] == 2.5
     assert figures["step_s"]["p99"] > 90  # the outlier stays
@@ -28,14 +28,14 @@ def test_warmup_is_dropped_and_nothing_else() -> None:
 
 
 def test_throughput_is_samples_over_whole_steps_and_per_worker_divides_by_ranks() -> None:
-    figures = measure.summarize(rows([0.5] * 10, samples=16, workers=4), warmup=0)
+    figures = step_metrics.summarize(rows([0.5] * 10, samples=16, workers=4), warmup=0)
     assert figures["samples_per_s"]["median"] == pytest.approx(32.0)
     assert figures["samples_per_s_per_worker"]["median"] == pytest.approx(8.0)
     assert figures["data_share"] == pytest.approx(0.1)
 
 
 def test_no_row_left_gives_none_not_an_error() -> None:
-    figures = measure.summarize(rows([1.0]), warmup=10)
+    figures = step_metrics.summarize(rows([1.0]), warmup=10)
     assert figures["step_s"] == {"median": None, "q1": None, "q3": None, "p90": None, "p99": None, "n": 0}
     assert figures["drift"] is None
     assert figures["data_share"] is None
@@ -43,14 +43,14 @@ def test_no_row_left_gives_none_not_an_error() -> None:
 
 @pytest.mark.parametrize(("times", "expected"), [([1.0] * 10 + [1.2] * 10, 0.2), ([1.5] * 10 + [1.0] * 10, -1 / 3)])
 def test_drift_has_the_sign_of_the_change(times: list[float], expected: float) -> None:
-    assert measure.summarize(rows(times), warmup=0)["drift"] == pytest.approx(expected)
+    assert step_metrics.summarize(rows(times), warmup=0)["drift"] == pytest.approx(expected)
 
 
 def test_efficiency_and_its_warning() -> None:
-    assert measure.efficiency(10.0, 17.0, 2) == pytest.approx(0.85)
-    assert measure.efficiency_warning(0.99, 2, "strong") is None
-    strong = measure.efficiency_warning(1.2, 2, "strong")
-    weak = measure.efficiency_warning(1.2, 2, "weak")
+    assert step_metrics.efficiency(10.0, 17.0, 2) == pytest.approx(0.85)
+    assert step_metrics.efficiency_warning(0.99, 2, "strong") is None
+    strong = step_metrics.efficiency_warning(1.2, 2, "strong")
+    weak = step_metrics.efficiency_warning(1.2, 2, "weak")
     assert "120%" in strong
     assert "share of the fixed global batch" in strong
     assert "share of the fixed global batch" not in weak
@@ -58,27 +58,27 @@ def test_efficiency_and_its_warning() -> None:
 
 def test_time_to_target_is_the_first_time_it_is_reached() -> None:
     points = [(1.0, 0.9), (2.0, 0.5), (3.0, 0.6), (4.0, 0.4)]
-    assert measure.time_to_target(points, 0.5, higher_is_better=False) == 2.0
-    assert measure.time_to_target(points, 0.95, higher_is_better=True) is None
-    assert measure.time_to_target(points, 0.9, higher_is_better=True) == 1.0
+    assert step_metrics.time_to_target(points, 0.5, higher_is_better=False) == 2.0
+    assert step_metrics.time_to_target(points, 0.95, higher_is_better=True) is None
+    assert step_metrics.time_to_target(points, 0.9, higher_is_better=True) == 1.0
 
 
 def test_smoothed_loss_begins_when_its_window_is_full() -> None:
     made = rows([1.0] * 12)
     for index, row in enumerate(made):
         row["loss"] = float(index)
-    curve = measure.smooth_loss(made, window=10)
+    curve = step_metrics.smooth_loss(made, window=10)
     assert [time for time, _ in curve] == [10.0, 11.0, 12.0]
     assert [loss for _, loss in curve] == pytest.approx([4.5, 5.5, 6.5])
 
 
 def test_straggler_is_found_by_own_work_and_named_once() -> None:
     steady = [0.100, 0.101, 0.099]
-    assert measure.stragglers({0: steady, 1: steady, 2: [0.104]}) == []
-    (found,) = measure.stragglers({0: steady, 1: [0.15, 0.152], 2: steady})
+    assert step_metrics.stragglers({0: steady, 1: steady, 2: [0.104]}) == []
+    (found,) = step_metrics.stragglers({0: steady, 1: [0.15, 0.152], 2: steady})
     assert found["rank"] == 1
     assert math.isclose(found["excess"], 0.51, abs_tol=0.02)
 
 
 def test_single_rank_has_no_straggler() -> None:
-    assert measure.stragglers({0: [1.0, 2.0]}) == []
+    assert step_metrics.stragglers({0: [1.0, 2.0]}) == []

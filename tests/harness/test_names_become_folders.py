@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import records
-from harness.folders import check_writable
-from harness.job import Job, JobError
-from harness.study import Study
-from harness.study_run import _clear, find_finished
+from harness.job.declaration import Job, JobError
+from harness.records.record_files import SCHEMA_VERSION, runs_of
+from harness.records.run_folder import check_writable
+from harness.study.runner import _clear, find_finished
+from harness.study.study_file import Study
 from mpi.nodes import state
 from tests.harness.made_runs import write_run
 from tests.harness.test_bad_input import refused
@@ -102,7 +102,7 @@ def test_scaling_is_refused_before_nodes_are_made(
 def test_a_recorded_study_that_names_paths(tmp_path: Path, change: dict[str, object]) -> None:
     job = Job(preset="tiny", study="s", run="a").to_dict() | change
     file = tmp_path / "study.json"
-    file.write_text(json.dumps({"schema": records.SCHEMA_VERSION, "name": "s", "jobs": [job]}))
+    file.write_text(json.dumps({"schema": SCHEMA_VERSION, "name": "s", "jobs": [job]}))
     with pytest.raises(JobError, match="use letters"):
         Study.from_record(file)
 
@@ -116,7 +116,7 @@ def test_an_interrupted_run_that_is_a_link_is_not_removed(tmp_path: Path) -> Non
     assert list(done) == ["a"]
     with pytest.raises(Exception, match="a: a link"):
         _clear([job], done)
-    assert records.runs_of(tmp_path / "elsewhere")
+    assert runs_of(tmp_path / "elsewhere")
 
 
 def test_where_results_can_be_written(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.compare import summarize_study
-from harness.index import write_index
-from harness.notes import HEADING, markdown, notes_in
-from harness.price import Prices
-from harness.report import render
+from harness.analysis.comparison import summarize_study
+from harness.analysis.cost import Prices
+from harness.publish.index import write_index
+from harness.report.formats import render
+from harness.report.notes import HEADING, markdown, notes_in
 from tests.harness.made_runs import write_study
 
 TEXT = """Words before are for whoever edits the file.

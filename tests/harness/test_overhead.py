@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from harness import overhead as command
-from harness import records
-from harness.job import JobError
-from harness.overhead import Overhead, overhead, ratio_of, row_of
-from harness.overhead_record import headline
-from harness.parity_cells import Cell
+from harness.experiments.overhead import run as command
+from harness.experiments.overhead.record import headline
+from harness.experiments.overhead.run import Overhead, overhead, ratio_of, row_of
+from harness.experiments.trainings.cells import Cell
+from harness.job.declaration import JobError
+from harness.records.record_files import read_json
 
 DDP = Cell(backend="ddp", zero_stage=None, workers=2, precision="fp32")
 
@@ -44,7 +44,7 @@ def test_what_was_measured_before_a_failure_is_kept(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(command, "measure", measure)
     with pytest.raises(JobError, match="no network"):
         run("--engines", "ddp,horovod", "--workers", "2", "--results", str(tmp_path))
-    (row,) = records.read_json(tmp_path / "overhead" / "overhead.json")["rows"]
+    (row,) = read_json(tmp_path / "overhead" / "overhead.json")["rows"]
     assert row["engine"] == "ddp"
     assert (
         "| ddp | 2 | 1000.00 | 1000.00 | 1.000 | 1.000 to 1.000 | 2 |"

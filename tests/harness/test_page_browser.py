@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from harness.job import Job
-from harness.report import comparison_of, write_report
+from harness.job.declaration import Job
+from harness.report.formats import comparison_of, write_report
 from tests.harness.made_runs import write_run, write_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.job import Job, JobError
-from harness.measured import headline_of
-from harness.parity_cause import Control
-from harness.parity_cells import Cell, cells_of, parse_engine, unpack, worker_argv
-from harness.parity_judge import cause_of, judge
-from harness.parity_report import markdown, write_study
+from harness.experiments.parity.cause import Control
+from harness.experiments.parity.judge import cause_of, judge
+from harness.experiments.parity.report import markdown, write_study
+from harness.experiments.trainings.cells import Cell, cells_of, parse_engine, unpack, worker_argv
+from harness.job.declaration import Job, JobError
+from harness.publish.experiment_headlines import headline_of
 
 JOB = Job(preset="tiny")
 CELL = Cell(backend="ddp", workers=2, accumulation=2)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core_model.data.tiny import write_mvtec
-from harness import lacking
+from core_model.data.generated_sets import write_mvtec
+from harness.records import undefined_figures
 from tests.harness.used_run import ONCE, call, data, trained
 
 pytestmark = ONCE
@@ -71,7 +71,7 @@ def test_inverted_masks_are_questioned_before_the_start(capsys: pytest.CaptureFi
     root = write_mvtec(tmp_path)
     for path in root.glob("plate/ground_truth/hole/*.png"):
         Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
-    lacking._said.clear()
+    undefined_figures._said.clear()
     code, _, err = call(capsys, *run_on(root), "--dry-run")
     assert code == 0
     (line,) = [line for line in err.splitlines() if "mask" in line]

@@ -7,7 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness.predict_model import Model, Point, bootstrap, errors, fit, leave_one_out, slowest
+from harness.experiments.prediction.step_time_formula import (
+    Model,
+    Point,
+    bootstrap,
+    errors,
+    fit,
+    leave_one_out,
+    slowest,
+)
 
 TRUE = Model(overhead=0.004, update=0.0, alpha=2e-4, host=1e-9, inefficiency=1.1, overlap=0.6, straggler=0.003)
 CELLS = [(n, rate, wait) for n in (1, 2, 4) for rate in (None, 125e6, 12.5e6) for wait in (0.1, 0.1 / n)]

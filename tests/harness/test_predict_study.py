@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from harness.compare import summarize_study
-from harness.job import Job, JobError
-from harness.predict import predict
-from harness.predict_study import Law, Timed, build, fit, resampled
+from harness.analysis.comparison import summarize_study
+from harness.experiments.prediction.from_study import Law, Timed, build, fit, resampled
+from harness.experiments.prediction.run import predict
+from harness.job.declaration import Job, JobError
 from tests.harness.made_runs import write_run
 
 TRUE = Law(fixed=0.02, sample=0.001, exchange=0.015)

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.job import Job, JobError
-from harness.profiling import (
+from harness.instruments.profiling import (
     ACTIVE_STEPS,
     KINDS,
     Profiler,
@@ -20,8 +19,9 @@ from harness.profiling import (
     summarize,
     write_table,
 )
-from harness.recorded import RecordedRun
-from harness.tables import profile_table
+from harness.job.declaration import Job, JobError
+from harness.records.run_record import RecordedRun
+from harness.report.sections import profile_table
 from tests.harness.made_runs import write_run
 
 
@@ -137,7 +137,7 @@ def test_unknown_mode_is_refused() -> None:
 
 
 def test_table_sets_the_engines_beside_each_other(tmp_path: Path) -> None:
-    from harness.compare import summarize_study
+    from harness.analysis.comparison import summarize_study
 
     for backend, ms in (("horovod", 2.0), ("ddp", 3.0)):
         folder = write_run(tmp_path / "s", Job(backend=backend, slots=2, preset="tiny", profile="torch"))

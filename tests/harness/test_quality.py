@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import quality
-from harness.job import Job, JobError
-from harness.options import names_in
-from harness.recorded import RecordedRun
+from harness.inference import quality
+from harness.job.declaration import Job, JobError
+from harness.job.options import names_in
+from harness.records.run_record import RecordedRun
 from tests.harness.made_runs import write_run
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.answers import COLUMNS, answers
-from harness.job import Job
-from harness.readme import fill
+from harness.job.declaration import Job
+from harness.publish.answers import COLUMNS, answers
+from harness.publish.readme_blocks import fill
 from tests.harness.made_runs import write_run, write_study
 
 TEXT = """Typed by hand.

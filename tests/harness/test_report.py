@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from harness.compare import summarize_study
-from harness.job import Job, JobError
-from harness.plots import write_plots
-from harness.price import Prices
-from harness.report import comparison_of, report, to_json, write_report
-from harness.table import latex, markdown, tex
+from harness.analysis.comparison import summarize_study
+from harness.analysis.cost import Prices
+from harness.common.text_table import latex, markdown, tex
+from harness.job.declaration import Job, JobError
+from harness.report.formats import comparison_of, report, to_json, write_report
+from harness.report.plots import write_plots
 from tests.harness.made_runs import write_run, write_study
 
 
@@ -171,7 +171,7 @@ def test_bad_price_file_is_one_line(tmp_path: Path, text: str) -> None:
 
 
 def test_latex_and_markdown_escape() -> None:
-    from harness.table import Table
+    from harness.common.text_table import Table
 
     table = Table(id="t", title="50 % & more", columns=["a|b", "c_d"], rows=[["x|y", "1 – 2 ± 3"]])  # noqa: RUF001
     assert "x\\|y" in markdown(table)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from harness import records
-from harness.checkpoints import check_matches, check_resumable, cut_torn_lines, latest, save_checkpoint
-from harness.folders import claim_run_folder
-from harness.job import Job, JobError
+from harness.job.declaration import Job, JobError
+from harness.records.checkpoints import check_matches, check_resumable, cut_torn_lines, latest, save_checkpoint
+from harness.records.record_files import JOB, RESOURCES, SPLIT, append_jsonl, read_jsonl
+from harness.records.run_folder import claim_run_folder
 
 ASKED = Job(backend="fsdp2", preset="tiny", precision="fp16", image_size=56, run="run", checkpoint_every=10)
 
@@ -111,14 +111,14 @@ def test_the_newest_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
 )
 def test_another_job_is_refused_before_the_record_is_touched(name: str, value: Any, tmp_path: Path) -> None:
     folder = saved(tmp_path)
-    before = (folder / records.JOB).read_bytes()
+    before = (folder / JOB).read_bytes()
     with pytest.raises(JobError) as caught:
         claim_run_folder(ASKED.with_(resume=True, **{name: value}), tmp_path)
     said = str(caught.value)
     assert name in said or "written by fsdp2 on 1 workers" in said
     assert "leave --resume out" in said
     assert "\n" not in said
-    assert (folder / records.JOB).read_bytes() == before
+    assert (folder / JOB).read_bytes() == before
 
 
 def test_what_decides_speed_alone_may_change(tmp_path: Path) -> None:
@@ -162,13 +162,13 @@ def test_one_data_folder_may_be_spelled_in_two_ways(tmp_path: Path, monkeypatch:
 
 
 def test_torn_last_lines_are_cut_before_anything_is_appended(tmp_path: Path) -> None:
-    for name in (records.RESOURCES, records.SPLIT):
-        records.append_jsonl(tmp_path / name, [{"t": 1.0}, {"t": 2.0}])
+    for name in (RESOURCES, SPLIT):
+        append_jsonl(tmp_path / name, [{"t": 1.0}, {"t": 2.0}])
         with (tmp_path / name).open("a") as file:
             file.write('{"t": 3.')
     cut_torn_lines(tmp_path)
-    for name in (records.RESOURCES, records.SPLIT):
-        records.append_jsonl(tmp_path / name, [{"t": 4.0}])
-        assert [row["t"] for row in records.read_jsonl(tmp_path / name)] == [1.0, 2.0, 4.0]
+    for name in (RESOURCES, SPLIT):
+        append_jsonl(tmp_path / name, [{"t": 4.0}])
+        assert [row["t"] for row in read_jsonl(tmp_path / name)] == [1.0, 2.0, 4.0]
     shutil.rmtree(tmp_path)
     cut_torn_lines(tmp_path)

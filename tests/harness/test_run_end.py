@@ -15,24 +15,25 @@ from typing import Any
 
 import pytest
 
-from harness import launch, records, sealing
-from harness.holding import LOCK, holder_of
-from harness.job import Job, JobError
-from harness.launch import run_job, run_jobs
-from harness.output import Progress
-from harness.recorded import RecordedRun
-from harness.study_run import interrupted
+from harness.job.declaration import Job, JobError
+from harness.launch import run, sealing
+from harness.launch.run import run_job, run_jobs
+from harness.protocol.console import Progress
+from harness.records.locks import LOCK, holder_of
+from harness.records.record_files import RESULT, read_json
+from harness.records.run_record import RecordedRun
+from harness.study.runner import interrupted
 
-ROOT = Path(launch.__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 JOB = Job(preset="tiny", study="s", run="one", steps=3)
 # Trains SECONDS (of the environment), writing a row every 0.1 s, for each run that it was given.
 STAND_IN = """
 import json, os, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from harness.packed import unpack
-from harness import records
-from harness.folders import write_running
+from harness.common.packed_json import unpack
+from harness.records import record_files as records
+from harness.records.run_folder import write_running
 
 def train(folder):
     write_running(folder, started="2026-01-01T00:00:00+00:00")
@@ -55,8 +56,8 @@ else:
 def _worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = tmp_path / "stand_in.py"
     worker.write_text(STAND_IN.format(root=str(ROOT)))
-    monkeypatch.setattr(launch, "WORKER", worker)
-    monkeypatch.setattr(launch, "preflight", lambda job: job)
+    monkeypatch.setattr(run, "WORKER", worker)
+    monkeypatch.setattr(run, "preflight", lambda job: job)
     monkeypatch.setenv("SECONDS", "0.3")
 
 
@@ -65,7 +66,7 @@ def result_of(folder: Path) -> dict[str, Any]:
     assert holder_of(folder) is None
     assert not (folder / LOCK).exists()
     assert not (folder / ".room").exists()
-    result = records.read_json(folder / records.RESULT)
+    result = read_json(folder / RESULT)
     assert "holder" not in result
     return result
 
@@ -74,7 +75,7 @@ def test_a_run_names_who_ends_its_record_while_it_runs(tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
 
     def on_rows(rows: list[dict[str, Any]]) -> None:
-        seen.append(records.read_json(tmp_path / "s" / "one" / records.RESULT))
+        seen.append(read_json(tmp_path / "s" / "one" / RESULT))
 
     folder = run_job(JOB, tmp_path, on_rows=on_rows)
     assert seen[0]["status"] == "running"
@@ -106,7 +107,7 @@ def test_an_interrupt_between_claim_and_start_is_recorded(
     if where == "opening":
         monkeypatch.setattr(sealing.OpenRecord, "open", interrupt)
     else:
-        monkeypatch.setattr(launch, "_supervised", interrupt)
+        monkeypatch.setattr(run, "_supervised", interrupt)
     folder = run_job(JOB, tmp_path)
     result = result_of(folder)
     assert (result["status"], result["exit_code"]) == ("failed", 130)
@@ -119,7 +120,7 @@ def test_a_signal_outside_the_launch_is_recorded(
 ) -> None:
     before = signal.signal(number, signal.SIG_DFL)
     request.addfinalizer(lambda: signal.signal(number, before))
-    monkeypatch.setattr(launch, "_supervised", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(run, "_supervised", lambda *_: os.kill(os.getpid(), number))
     assert result_of(run_job(JOB, tmp_path))["exit_code"] == 128 + number
 
 
@@ -129,9 +130,9 @@ def test_a_closed_pipe_of_the_progress_output_does_not_end_the_job(tmp_path: Pat
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from harness import launch
-from harness.job import Job
-launch.WORKER = Path({str(launch.WORKER)!r})
+from harness.launch import run as launch
+from harness.job.declaration import Job
+launch.WORKER = Path({str(run.WORKER)!r})
 launch.preflight = lambda job: job
 folder = launch.run_job(Job(preset="tiny", study="s", run="one", steps=3), Path({str(tmp_path)!r}), show=True)
 sys.exit(launch.report_end(folder))
@@ -171,13 +172,13 @@ def test_a_run_past_its_time_limit_says_so_and_names_the_option(
 
 def test_without_a_time_limit_no_launch_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[object] = []
-    supervise = launch.mpi.process.supervise
+    supervise = run.mpi.process.supervise
 
     def noting(*args: Any, **options: Any) -> Any:
         limits.append(options.get("timeout"))
         return supervise(*args, **options)
 
-    monkeypatch.setattr(launch.mpi.process, "supervise", noting)
+    monkeypatch.setattr(run.mpi.process, "supervise", noting)
     run_job(JOB, tmp_path)
     run_jobs([JOB.with_(run="two"), JOB.with_(run="three")], tmp_path)
     assert limits == [None, None]
@@ -198,7 +199,7 @@ def test_every_run_that_shares_processes_is_sealed_whatever_comes(
     def broken(*_: object, **__: object) -> None:
         raise OSError("no log")
 
-    monkeypatch.setattr(launch.mpi.process, "supervise", broken)
+    monkeypatch.setattr(run.mpi.process, "supervise", broken)
     with pytest.raises(OSError, match="no log"):
         run_jobs([JOB, JOB.with_(run="two")], tmp_path)
     for name in ("one", "two"):
@@ -206,7 +207,7 @@ def test_every_run_that_shares_processes_is_sealed_whatever_comes(
 
 
 def test_a_time_limit_is_none_of_a_studys_settings(tmp_path: Path) -> None:
-    from harness.study_run import same_job
+    from harness.study.runner import same_job
 
     recorded = json.loads(json.dumps(JOB.to_dict()))
     assert same_job(JOB.with_(time_limit_s=60), recorded)

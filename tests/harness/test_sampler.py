@@ -9,8 +9,8 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from harness.sampler import ResourceSampler
-from harness.soundness import schema_errors
+from harness.instruments.resource_sampler import ResourceSampler
+from harness.records.soundness import schema_errors
 
 
 def wait_for(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
@@ -135,7 +135,7 @@ class FakeNvml:
 def test_gpus_are_watched_with_energy_by_counter_or_by_power(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("harness.sampler.BUDGET", 1.0)  # every row has them
+    monkeypatch.setattr("harness.instruments.resource_sampler.BUDGET", 1.0)  # every row has them
     rows: list[dict] = []
     with ResourceSampler(rows.append, hz=10) as sampler:
         wait_for(lambda: len(rows) >= 4)
@@ -174,7 +174,9 @@ def test_dear_gpus_are_read_less_often_but_first_and_last(monkeypatch: pytest.Mo
 def test_the_last_row_has_the_gpus_though_they_were_due_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", DearNvml())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("harness.sampler.BUDGET", 0.008 / 0.15)  # due 0.15 s after a reading of 8 ms
+    monkeypatch.setattr(
+        "harness.instruments.resource_sampler.BUDGET", 0.008 / 0.15
+    )  # due 0.15 s after a reading of 8 ms
     rows: list[dict] = []
     with ResourceSampler(rows.append, hz=10):
         wait_for(lambda: len(rows) >= 2 and not rows[-1]["gpus"])
@@ -195,7 +197,7 @@ def test_only_visible_gpus_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_environment_names_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness import environment
+    from harness.records import environment
 
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
     found = environment.gpus()

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from harness import scaling_report
-from harness.measured import headline_of
+from harness.experiments.virtual_scaling import report
+from harness.publish.experiment_headlines import headline_of
 
 
 def row(nodes: int, scaling: str, step_s: float, **changes: Any) -> dict[str, Any]:
@@ -41,17 +41,17 @@ def record() -> dict[str, Any]:
 
 
 def test_efficiency_is_of_the_kind_of_scaling(record: dict[str, Any]) -> None:
-    found = [scaling_report.efficiency(each, record["rows"]) for each in record["rows"]]
+    found = [report.efficiency(each, record["rows"]) for each in record["rows"]]
     assert found == [1.0, pytest.approx(0.5), None, 1.0, pytest.approx(0.75)]
 
 
 def test_a_failed_one_node_row_gives_no_efficiency(record: dict[str, Any]) -> None:
     rows = [{**record["rows"][0], "failed": "no"}, record["rows"][1]]
-    assert scaling_report.efficiency(rows[1], rows) is None
+    assert report.efficiency(rows[1], rows) is None
 
 
 def test_table_and_figure_say_what_was_emulated(record: dict[str, Any], tmp_path: Path) -> None:
-    paths = scaling_report.write(record, tmp_path)
+    paths = report.write(record, tmp_path)
     assert [path.name for path in paths] == ["scaling.md", "scaling.png", "scaling.svg"]
     text = paths[0].read_text()
     assert "4 nodes share 2 cores, so computing is emulated by a wait of 100 ms a step" in text
@@ -60,17 +60,17 @@ def test_table_and_figure_say_what_was_emulated(record: dict[str, Any], tmp_path
     svg = paths[2].read_text()
     assert "strong scaling, 1 Gbit/s links" in svg
     first = paths[1].read_bytes()
-    assert scaling_report.write(record, tmp_path)[1].read_bytes() == first, "the same records, the same figure"
+    assert report.write(record, tmp_path)[1].read_bytes() == first, "the same records, the same figure"
 
 
 def test_one_node_alone_has_a_table_and_no_figure(record: dict[str, Any], tmp_path: Path) -> None:
     alone = {**record, "rows": record["rows"][:1]}
-    assert [path.name for path in scaling_report.write(alone, tmp_path)] == ["scaling.md"]
+    assert [path.name for path in report.write(alone, tmp_path)] == ["scaling.md"]
 
 
 def test_headline_names_the_engines_at_the_most_nodes(record: dict[str, Any], tmp_path: Path) -> None:
     rows = [each for each in record["rows"] if "failed" not in each]
-    text = scaling_report.headline({**record, "rows": rows})
+    text = report.headline({**record, "rows": rows})
     assert text == "Weak-scaling efficiency on 2 nodes: DeepSpeed ZeRO-2 50 % (1 Gbit/s links)."
     (tmp_path / "scaling.json").write_text(json.dumps({"schema": 1, **record, "rows": rows}))
     assert "share 2 cores" in headline_of(tmp_path).sentence

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import environment
 from harness.cli import main
-from harness.job import Job
-from harness.launch import run_job
+from harness.job.declaration import Job
+from harness.launch.run import run_job
+from harness.records import environment
 
 TOKEN = "hf_not4realNot4realNot4real"
 HIDDEN = {

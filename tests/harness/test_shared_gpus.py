@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from harness.shared_gpus import gpu_of, sharing
+from harness.worker.shared_gpus import gpu_of, sharing
 
 
 def rank(number: int, gpu: str | None) -> dict[str, object]:

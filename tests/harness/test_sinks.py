@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from harness.job import Job, JobError
-from harness.recorded import RecordedRun
-from harness.sinks import export, open_sink, row_values, send
+from harness.job.declaration import Job, JobError
+from harness.records.run_record import RecordedRun
+from harness.tracking.trackers import export, open_sink, row_values, send
 from tests.harness.made_runs import write_run
 
 

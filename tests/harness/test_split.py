@@ -9,11 +9,11 @@ import torch
 
 import backends
 from backends.base import Optimization
-from backends.process import ProcessFacts
-from core_model.trainer import Plan, Trainer
-from harness.memory_model import memory_by_kind, sizes, theory
-from harness.soundness import schema_errors
-from harness.split import StepSplit
+from backends.process.rank import ProcessFacts
+from core_model.training.trainer import Plan, Trainer
+from harness.instruments.memory_theory import memory_by_kind, sizes, theory
+from harness.instruments.step_timing import StepSplit
+from harness.records.soundness import schema_errors
 
 
 class Sleepy(torch.nn.Module):

@@ -15,13 +15,16 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from harness import launch, records, study, study_run
 from harness.commands.compare import compare, study_from_options
-from harness.job import Job, JobError
-from harness.study import Study, parse_backend
-from harness.study_estimate import estimate, groups_of, plan_text
-from harness.study_run import _one_at_once, find_finished, run_study
-from harness.turns import Stop
+from harness.job.declaration import Job, JobError
+from harness.launch import run as launch
+from harness.protocol.turns import Stop
+from harness.records.record_files import JOB, RESULT, runs_of, write_json
+from harness.study import runner as study_run
+from harness.study import study_file as study
+from harness.study.runner import _one_at_once, find_finished, run_study
+from harness.study.study_file import Study, parse_backend
+from harness.study.time_estimate import estimate, groups_of, plan_text
 from tests.harness.made_runs import write_run
 
 
@@ -175,7 +178,7 @@ def test_interrupted_run_is_done_again_and_a_failed_one_is_kept(tmp_path: Path, 
     made = matrix(repeats=1)
     folder = run_study(made, tmp_path, show=False)
     for job, code in ((made.jobs[0], 129), (made.jobs[1], 1)):
-        path = folder / job.run / records.RESULT
+        path = folder / job.run / RESULT
         path.write_text(
             json.dumps({"schema": 1, "status": "failed", "reason": "x", "exit_code": code, "world_size": 1})
         )
@@ -183,7 +186,7 @@ def test_interrupted_run_is_done_again_and_a_failed_one_is_kept(tmp_path: Path, 
     run_study(made, tmp_path, show=False)
     assert runner == [made.jobs[0].run]
     runner.clear()
-    (folder / made.jobs[2].run / records.RESULT).unlink()  # claimed, and killed before it began
+    (folder / made.jobs[2].run / RESULT).unlink()  # claimed, and killed before it began
     run_study(made, tmp_path, show=False)
     assert runner == [made.jobs[2].run]
     runner.clear()
@@ -204,7 +207,7 @@ def test_interrupt_ends_the_study_at_once(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(click.exceptions.Exit) as caught:
         run_study(matrix(), tmp_path, show=False)
     assert caught.value.exit_code == 130
-    assert len(records.runs_of(tmp_path / "s")) == 1
+    assert len(runs_of(tmp_path / "s")) == 1
 
 
 def test_long_names_keep_their_end_and_stay_apart() -> None:
@@ -231,8 +234,8 @@ def waiting_job(job: Job, results: Path, *, stop: Stop) -> Path:
     while not stop.is_given:
         assert time.monotonic() < limit, "nobody was told to stop"
         time.sleep(0.02)
-    records.write_json(folder / records.JOB, job.to_dict())
-    records.write_json(folder / records.RESULT, {"status": "failed", "reason": "interrupted", "exit_code": 130})
+    write_json(folder / JOB, job.to_dict())
+    write_json(folder / RESULT, {"status": "failed", "reason": "interrupted", "exit_code": 130})
     return folder
 
 
@@ -328,7 +331,7 @@ def test_refused_study_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_estimate_is_from_like_runs(tmp_path: Path, runner: list[str]) -> None:
     assert estimate(matrix().jobs, tmp_path)[0] is None
     folder = run_study(matrix(repeats=1), tmp_path, show=False)
-    walls = [json.loads((path / "result.json").read_text())["wall_s"] for path in records.runs_of(folder)]
+    walls = [json.loads((path / "result.json").read_text())["wall_s"] for path in runs_of(folder)]
     seconds, source = estimate(matrix(repeats=1).jobs, tmp_path)
     assert seconds == pytest.approx(sum(walls), rel=0.05)
     assert "4 earlier runs" in source
@@ -390,7 +393,7 @@ def test_studies_of_the_project_are_valid(path: Path) -> None:
 
 
 def test_a_studys_own_estimate_counts_until_a_run_is_recorded(tmp_path: Path) -> None:
-    from harness.study_estimate import estimate_study
+    from harness.study.time_estimate import estimate_study
 
     file = tmp_path / "new.toml"
     text = 'backends = ["ddp"]\nworkers = [1, 2]\nrepeats = 2\n[job]\npreset = "tiny"\n'

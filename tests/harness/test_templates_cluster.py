@@ -12,8 +12,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from harness.job import JobError
-from harness.templates_cluster import template, validate_mpijob
+from harness.cluster.job_scripts import template, validate_mpijob
+from harness.job.declaration import JobError
 
 JOB = [
     "--nodes",

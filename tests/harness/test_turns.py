@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from harness import launch, turn_conductor
 from harness.commands.compare import compare
-from harness.job import Job, JobError
-from harness.recorded import RecordedRun
-from harness.study_run import interrupted
-from harness.turn_conductor import until_ready
-from harness.turns import NobodyConductsError, Turn
+from harness.job.declaration import Job, JobError
+from harness.launch import run as launch
+from harness.protocol.turns import NobodyConductsError, Turn
+from harness.records.run_record import RecordedRun
+from harness.study import turn_conductor
+from harness.study.runner import interrupted
+from harness.study.turn_conductor import until_ready
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.session import Session
-from harness.trained import load
+from harness.inference.load_model import load
+from harness.inference.session import Session
 from tests.harness.used_run import ONCE, call, data, trained
 
 pytestmark = [ONCE, pytest.mark.slow]  # trains a model first

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core_model.data.pictures import read_mask
+from core_model.data.decode.pictures import read_mask
 from harness.commands.detect import judgement
-from harness.job import JobError
-from harness.session import Look, Session, peak_place, place_table, trimmed_ask
-from harness.trained import load
+from harness.inference.load_model import load
+from harness.inference.session import Look, Session, peak_place, place_table, trimmed_ask
+from harness.job.declaration import JobError
 from tests.harness.used_run import ONCE, call, data, trained
 
 pytestmark = ONCE

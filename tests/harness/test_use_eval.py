@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from core_model.build import build
 from core_model.data import open_dataset
-from harness import records
-from harness.build import load_weights
-from harness.job import Job
-from harness.shots import good_pictures, memory_of
+from harness.job.declaration import Job
+from harness.records.record_files import EVALUATION, JOB, RESULT, WEIGHTS, read_json, write_json
+from harness.worker.few_shot import good_pictures, memory_of
+from harness.worker.model_and_data import load_weights
 from tests.harness.used_run import ONCE, call, data, trained, workplace
 
 pytestmark = ONCE
@@ -30,7 +30,7 @@ def evaluated(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[st
 
 def changed_weights(name: str, tensor: str) -> Path:
     """The run's weights with one tensor changed, as a bare file."""
-    state = load_file(trained() / records.WEIGHTS)
+    state = load_file(trained() / WEIGHTS)
     (key,) = [key for key in state if key.startswith(tensor)][:1]
     state[key] = state[key] + 0.5
     path = workplace() / name
@@ -41,22 +41,22 @@ def changed_weights(name: str, tensor: str) -> Path:
 def test_reproduces_what_the_worker_recorded(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Same run, same shots: the memory is deterministic and the weights are those of the record."""
     evaluated(capsys, trained(), "--out", tmp_path)
-    (own,) = records.read_json(tmp_path / "eval.json")["evaluations"]
-    recorded = records.read_json(trained() / records.EVALUATION)
+    (own,) = read_json(tmp_path / "eval.json")["evaluations"]
+    recorded = read_json(trained() / EVALUATION)
     assert own["branch"] == "memory"
     assert own["shots"] == 2
     assert own["figures"]["mean"] == pytest.approx(recorded["mean"], abs=1e-6)
     for one, other in zip(own["samples"], recorded["samples"], strict=True):
         assert (one["id"], one["answer"]) == (other["id"], other["answer"])
         assert one["score"] == pytest.approx(other["score"], rel=1e-5)
-    result = records.read_json(trained() / records.RESULT)
+    result = read_json(trained() / RESULT)
     assert own["weights"]["all"] != result["hashes"]["init_weights"]
 
 
 def test_the_decoder_branch_is_the_loaded_decoder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Scores against a model built and filled by hand."""
     evaluated(capsys, trained(), "--shots", 0, "--out", tmp_path, "--scoring", "max")
-    (own,) = records.read_json(tmp_path / "eval.json")["evaluations"]
+    (own,) = read_json(tmp_path / "eval.json")["evaluations"]
     assert own["branch"] == "decoder"
     model = build("tiny").eval()
     load_weights(model, trained())
@@ -94,7 +94,7 @@ def test_scoring_by_the_median_is_the_control(capsys: pytest.CaptureFixture[str]
 
 def test_same_weights_and_same_decoder_are_flagged(capsys: pytest.CaptureFixture[str]) -> None:
     copy = workplace() / "copy.safetensors"
-    shutil.copyfile(trained() / records.WEIGHTS, copy)
+    shutil.copyfile(trained() / WEIGHTS, copy)
     prompts = changed_weights("prompts.safetensors", "prompt_learner.")
     decoder = changed_weights("decoder.safetensors", "decoder.")
     options = ("--preset", "tiny", "--data", f"mvtec:{data()}", "--samples", 4, "--no-answers")
@@ -144,7 +144,7 @@ def test_weights_of_before_training_are_noticed(capsys: pytest.CaptureFixture[st
     """A run folder whose weights file holds the initial weights, as if saving had gone wrong."""
     run = workplace() / "untrained"
     shutil.copytree(trained(), run, dirs_exist_ok=True)
-    save_file({k: v.contiguous() for k, v in build("tiny").trainable_state().items()}, run / records.WEIGHTS)
+    save_file({k: v.contiguous() for k, v in build("tiny").trainable_state().items()}, run / WEIGHTS)
     (own,) = evaluated(capsys, run, "--samples", 2)["evaluations"]
     assert "before training" in own["warnings"][0]
 
@@ -161,15 +161,15 @@ def test_val_split_judges_held_out_pictures(capsys: pytest.CaptureFixture[str]) 
 
 def broken_weights() -> Path:
     path = workplace() / "broken.safetensors"
-    path.write_bytes((trained() / records.WEIGHTS).read_bytes()[:2000])
+    path.write_bytes((trained() / WEIGHTS).read_bytes()[:2000])
     return path
 
 
 def run_without_weights() -> Path:
     run = workplace() / "without"
     run.mkdir(exist_ok=True)
-    shutil.copyfile(trained() / records.JOB, run / records.JOB)
-    records.write_json(run / records.RESULT, {"status": "failed", "reason": "rank 1: out of memory"})
+    shutil.copyfile(trained() / JOB, run / JOB)
+    write_json(run / RESULT, {"status": "failed", "reason": "rank 1: out of memory"})
     return run
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.overlay import LARGEST, MARGIN, NARROWEST, Scale, heat, outlined, overlay
+from harness.inference.overlay import LARGEST, MARGIN, NARROWEST, Scale, heat, outlined, overlay
 
 UNIT = Scale(low=0.0, high=1.0, label="probability of a defect")
 

@@ -10,8 +10,8 @@ from backends.base import BackendError
 from core_model.data.errors import DataError
 from core_model.errors import ModelError
 from harness import cli
-from harness.job import JobError
-from harness.records import RecordError
+from harness.job.declaration import JobError
+from harness.records.record_files import RecordError
 from mpi.errors import UserError
 from mpi.hostfile import HostfileError
 from mpi.launchers.base import LaunchError

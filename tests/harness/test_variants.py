@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.compare import Comparison, group_names, summarize_study
-from harness.job import Job
-from harness.report import to_json
-from harness.tables import variant_table
-from harness.variants import sentences
-from harness.verdict import verdict
+from harness.analysis.comparison import Comparison, group_names, summarize_study
+from harness.analysis.setting_effects import sentences
+from harness.analysis.verdict import verdict
+from harness.job.declaration import Job
+from harness.report.formats import to_json
+from harness.report.sections import variant_table
 from tests.harness.made_runs import write_run
 
 PLAIN = Job(preset="tiny", steps=40, device="cpu", slots=2, global_batch=8, timing_warmup=4, precision="bf16")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.job import Job
-from harness.measured import headline_of
-from harness.parity_cells import Cell
-from harness.wire import headline, markdown, row_of, write
+from harness.experiments.trainings.cells import Cell
+from harness.experiments.wire.run import headline, markdown, row_of, write
+from harness.job.declaration import Job
+from harness.publish.experiment_headlines import headline_of
 
 SIZE = 6_400_000
 JOB = Job(preset="tiny")

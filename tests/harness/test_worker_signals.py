@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness import terminated
+from harness.protocol import terminated
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from core_model.data.tiny import write_mvtec
+from core_model.data.generated_sets import write_mvtec
 from harness import cli
 
 ONCE = pytest.mark.xdist_group("trained")  # a test process trains it once: its tests go to the same one

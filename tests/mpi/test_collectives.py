@@ -113,7 +113,7 @@ def test_workers_keep_the_callers_module_path(monkeypatch):
     """Where the engines lie in a folder of PYTHONPATH (a prepared GPU machine), the workers find them too."""
     from click.testing import CliRunner
 
-    from harness.comm import comm
+    from harness.experiments.collectives.run import comm
 
     monkeypatch.setenv("PYTHONPATH", "/engines/here")
     shown = CliRunner().invoke(comm, ["--dry-run", "--via", "gloo"])

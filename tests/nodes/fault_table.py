@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from harness import words
-from harness.environment import environment, scrub
-from harness.records import write_json, write_text
-from harness.table import Table, markdown
+from harness.common.formatting import number
+from harness.common.text_table import Table, markdown
+from harness.records.environment import environment, scrub
+from harness.records.record_files import write_json, write_text
 
 _ROWS: list[dict[str, object]] = []
 
@@ -32,7 +32,7 @@ def write(folder: Path) -> None:
     machine["nodes"] = "virtual nodes (network namespaces), one core each (all for the elastic job), links unlimited"
     write_json(folder / "faults.json", {"machine": machine, "rows": _ROWS})
     rows = [
-        [str(row["fault"]), str(row["engine"]), words.number(row["seconds"]), str(row["status"]), str(row["reason"])]
+        [str(row["fault"]), str(row["engine"]), number(row["seconds"]), str(row["status"]), str(row["reason"])]
         for row in sorted(_ROWS, key=lambda row: str(row["fault"]))
     ]
     table = Table(

@@ -17,8 +17,8 @@ from pathlib import Path
 
 def worker() -> None:
     """Says who it is, then does what its last argument says."""
-    from backends.process import detect
-    from harness.output import write_line
+    from backends.process.rank import detect
+    from harness.protocol.console import write_line
     from mpi import private
 
     inherited = "HF_TOKEN" in os.environ

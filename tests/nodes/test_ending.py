@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import records, scaling
+from harness.experiments.virtual_scaling import run
+from harness.records.record_files import RESULT, read_json
 from mpi.nodes import cluster
 from mpi.nodes.cluster import Cluster
 from mpi.nodes.processes import end_entered
@@ -78,10 +79,10 @@ def test_exec_hands_signals_on(two: Cluster) -> None:
 
 def test_a_scaling_job_at_its_limit_is_ended_on_all_nodes(two: Cluster, tmp_path: Path) -> None:
     cell = {"engine": "ddp", "nodes": 2, "rate": "unlimited", "scaling": "weak", "repeat": 0, "width": 64}
-    row = scaling._run(two, cell, 5000.0, 1000, tmp_path, limit_s=25.0)
+    row = run._run(two, cell, 5000.0, 1000, tmp_path, limit_s=25.0)
     assert row["failed"] == "not finished after 25 s"
     assert_nothing_left(two)
-    assert records.read_json(tmp_path / row["run"] / records.RESULT)["status"] == "failed"
+    assert read_json(tmp_path / row["run"] / RESULT)["status"] == "failed"
 
 
 LAUNCHER = """

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import contract, records
+from harness.records import comparability
+from harness.records.record_files import ENVIRONMENT, EVALUATION, JOB, RESULT, read_json, runs_of
 from mpi.nodes.cluster import Cluster
 
 pytestmark = [pytest.mark.parallel, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -37,11 +38,11 @@ def test_both_command_lines_end_with_records_that_may_be_compared(two: Cluster, 
     for engine, line in TYPED.items():
         typed(two, line, tmp_path / engine)
         (study,) = [path for path in (tmp_path / engine).iterdir() if path.is_dir()]
-        (run,) = records.runs_of(study)
-        result = records.read_json(run / records.RESULT)
+        (run,) = runs_of(study)
+        result = read_json(run / RESULT)
         assert (result["status"], result["world_size"]) == ("ok", 2)
-        assert (records.read_json(run / records.JOB)["nodes"], records.read_json(run / records.JOB)["slots"]) == (2, 1)
-        assert records.read_json(run / records.ENVIRONMENT)["host"]["name"] == "a"
-        assert records.read_json(run / records.EVALUATION)["samples"]
+        assert (read_json(run / JOB)["nodes"], read_json(run / JOB)["slots"]) == (2, 1)
+        assert read_json(run / ENVIRONMENT)["host"]["name"] == "a"
+        assert read_json(run / EVALUATION)["samples"]
         sides[engine] = result["contract"]
-    assert contract.differences(sides["deepspeed"], sides["horovod"], same_curve=True) == []
+    assert comparability.differences(sides["deepspeed"], sides["horovod"], same_curve=True) == []

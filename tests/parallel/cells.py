@@ -19,9 +19,9 @@ from tiny import Tiny, batches  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 import backends  # noqa: E402
-from backends.leaving import run_and_leave  # noqa: E402
-from backends.parity import Cell, run_cells  # noqa: E402
-from backends.process import detect  # noqa: E402
+from backends.checks.parity import Cell, run_cells  # noqa: E402
+from backends.process.exit import run_and_leave  # noqa: E402
+from backends.process.rank import detect  # noqa: E402
 
 
 def main() -> None:

@@ -23,8 +23,8 @@ from tiny import GLOBAL_BATCH, Tiny, batches  # noqa: E402
 
 import backends  # noqa: E402
 from backends.base import Optimization  # noqa: E402
-from backends.horovod_elastic import micro_parts, train  # noqa: E402
-from backends.process import detect  # noqa: E402
+from backends.horovod.elastic import micro_parts, train  # noqa: E402
+from backends.process.rank import detect  # noqa: E402
 
 
 def main() -> None:

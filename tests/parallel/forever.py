@@ -18,7 +18,7 @@ from tiny import Tiny, batches  # noqa: E402
 
 import backends  # noqa: E402
 from backends.base import BackendError, Optimization  # noqa: E402
-from backends.process import detect  # noqa: E402
+from backends.process.rank import detect  # noqa: E402
 
 
 def main() -> None:

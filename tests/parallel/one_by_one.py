@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from backends.process import detect
-from harness import worker
-from harness.folders import claim_run_folder
-from harness.job import Job
+from backends.process.rank import detect
+from harness.job.declaration import Job
+from harness.records.run_folder import claim_run_folder
+from harness.worker import main as worker
 
 
 def _report() -> None:

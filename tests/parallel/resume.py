@@ -18,8 +18,8 @@ from tiny import Tiny, batches  # noqa: E402
 
 import backends  # noqa: E402
 from backends.base import Backend  # noqa: E402
-from backends.parity import Cell  # noqa: E402
-from backends.process import detect  # noqa: E402
+from backends.checks.parity import Cell  # noqa: E402
+from backends.process.rank import detect  # noqa: E402
 
 HALF, END = 5, 10
 

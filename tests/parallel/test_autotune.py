@@ -9,7 +9,7 @@ import pytest
 from launch import HERE, run
 
 from backends.base import BackendError
-from backends.horovod_autotune import read_outcome
+from backends.horovod.autotune import read_outcome
 
 
 @pytest.mark.timeout(120)

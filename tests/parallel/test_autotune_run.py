@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from launch import BIN, run_command
 
-from harness import records
-from harness.check import check_runs
+from harness.analysis.check import check_runs
+from harness.records.record_files import JOB, RESULT, STEPS, read_json, read_jsonl, runs_of
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 TINY = ("--preset", "tiny", "--steps", "6", "--log-every", "2", "--timing-warmup", "1", "--eval-samples", "-1")
@@ -16,7 +16,7 @@ TINY = ("--preset", "tiny", "--steps", "6", "--log-every", "2", "--timing-warmup
 
 def check(folder: Path, steps: int) -> None:
     """The records of a run after a phase of `steps` steps."""
-    found, result = records.read_json(folder / "autotune.json"), records.read_json(folder / records.RESULT)
+    found, result = read_json(folder / "autotune.json"), read_json(folder / RESULT)
     assert result["status"] == "ok", result
     assert found["steps"] == steps
     assert check_runs([folder]) == []
@@ -28,8 +28,8 @@ def check(folder: Path, steps: int) -> None:
     assert engine["cycle_time_ms"] == pytest.approx(found["best"]["cycle_time_ms"])
     assert not [name for name in engine["environment"] if "AUTOTUNE" in name]
     assert (folder / "autotune.csv").read_text().count("\n") > found["samples"]
-    assert records.read_json(folder / records.JOB)["engine"] == {"tune_steps": steps}  # what was asked
-    assert [row["step"] for row in records.read_jsonl(folder / records.STEPS)] == list(range(6))
+    assert read_json(folder / JOB)["engine"] == {"tune_steps": steps}  # what was asked
+    assert [row["step"] for row in read_jsonl(folder / STEPS)] == list(range(6))
 
 
 def test_the_run_is_fixed_to_what_its_phase_found(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_the_run_is_fixed_to_what_its_phase_found(tmp_path: Path) -> None:
     ended = run_command([*argv, "--results", str(tmp_path)], tmp_path / "log.txt", limit_s=180)
     assert ended.code == 0, ended.output[-3000:]
     assert "tuned in" in ended.output
-    (folder,) = records.runs_of(tmp_path / "scratch")
+    (folder,) = runs_of(tmp_path / "scratch")
     check(folder, 60)
 
 
@@ -50,8 +50,8 @@ def test_a_study_declares_it_beside_another_engine(tmp_path: Path) -> None:
     argv = [str(BIN / "harness"), "compare", "--study", str(study), "--results", str(tmp_path)]
     ended = run_command(argv, tmp_path / "log.txt", limit_s=180)
     assert ended.code == 0, ended.output[-3000:]
-    runs = {folder.name.split("-")[0]: folder for folder in records.runs_of(tmp_path / "tuned")}
+    runs = {folder.name.split("-")[0]: folder for folder in runs_of(tmp_path / "tuned")}
     check(runs["horovod"], 40)
-    assert "autotune" not in records.read_json(runs["ddp"] / records.RESULT)
+    assert "autotune" not in read_json(runs["ddp"] / RESULT)
     again = run_command(argv, tmp_path / "again.txt", limit_s=60)
     assert "2 done" in again.output

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.check import check_runs
-from harness.compare import summarize_study
-from harness.findings import findings
-from harness.study_run import interrupted
+from harness.analysis.caveats import findings
+from harness.analysis.check import check_runs
+from harness.analysis.comparison import summarize_study
+from harness.study.runner import interrupted
 
 TINY = ["--preset", "tiny", "--steps", "14", "--timing-warmup", "2", "--eval-samples", "6", "--global-batch", "4"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import records
+from harness.records.record_files import RESULT, STEPS, read_json, read_jsonl
 from tests.parallel.test_harness_run import BIN, call, only_run
 
 pytestmark = [pytest.mark.parallel, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -34,9 +34,9 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one(tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         run = only_run(tmp_path / name)
-        result = records.read_json(run / records.RESULT)
+        result = read_json(run / RESULT)
         assert result["status"] == "ok"
         assert result["engine"]["compile"] is (name == "compiled")
         assert result["contract"].get("compile", False) is (name == "compiled")
-        losses[name] = [row["loss"] for row in records.read_jsonl(run / records.STEPS)]
+        losses[name] = [row["loss"] for row in read_jsonl(run / STEPS)]
     assert losses["compiled"] == pytest.approx(losses["plain"], rel=1e-4)

@@ -17,10 +17,10 @@ import torch
 from launch import BIN, HERE, started_command
 
 from backends.base import BackendError
-from backends.horovod_elastic import micro_parts, part
-from backends.parity import Cell, compare, run_cells
-from backends.process import ProcessFacts
-from backends.process_group import own_addresses
+from backends.checks.parity import Cell, compare, run_cells
+from backends.horovod.elastic import micro_parts, part
+from backends.process.rank import ProcessFacts
+from backends.torch.rendezvous import own_addresses
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 STEPS = 260

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from launch import BIN, run_command
 
-from harness import records
-from harness.check import check_runs
-from harness.elastic import WORLDS
+from harness.analysis.check import check_runs
+from harness.records import record_files
+from harness.records.record_files import RESULT, WEIGHTS, read_json, read_jsonl, runs_of
+from harness.worker.elastic import WORLDS
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 STEPS = 30
@@ -23,8 +24,8 @@ def weights(results: Path, *arguments: str, **variables: str) -> tuple[Path, dic
     argv = [str(BIN / "harness"), "run", *arguments, *TINY, "--results", str(results)]
     ended = run_command(argv, results.with_suffix(".log"), limit_s=150, **variables)
     assert ended.code == 0, ended.output[-3000:]
-    (folder,) = records.runs_of(results / "scratch")
-    return folder, load_file(folder / records.WEIGHTS)
+    (folder,) = runs_of(results / "scratch")
+    return folder, load_file(folder / WEIGHTS)
 
 
 def test_a_run_survives_a_lost_worker_and_its_records_say_so(tmp_path: Path) -> None:
@@ -35,16 +36,16 @@ def test_a_run_survives_a_lost_worker_and_its_records_say_so(tmp_path: Path) -> 
         tmp_path / "elastic", "--backend", "horovod", *elastic, "--set", "engine.commit_every=4", "--timeout", "30",
         HARNESS_FAULT="kill:rank=1,step=14",
     )  # fmt: skip
-    result = records.read_json(folder / records.RESULT)
+    result = read_json(folder / RESULT)
     assert result["status"] == "ok", result
     assert [world["world_size"] for world in result["elastic"]["worlds"]] == [2, 1]
     assert result["elastic"]["worlds"][1]["step"] in (12, 13, 14)
     assert 0 <= result["elastic"]["replayed_steps"] <= 4
     assert "the number of workers changed while it ran (2 from step 0, then 1 from step" in result["warnings"][0]
     assert result["contract"]["worlds"].startswith("2 from step 0")
-    assert [row["step"] for row in records.read_jsonl(folder / records.STEPS)] == list(range(STEPS))
+    assert [row["step"] for row in read_jsonl(folder / record_files.STEPS)] == list(range(STEPS))
     assert check_runs([folder]) == []
-    worlds = list(records.read_jsonl(folder / WORLDS))
+    worlds = list(read_jsonl(folder / WORLDS))
     assert sorted(worlds[0]["hosts"]) == ["127.0.0.1", "localhost"]
     assert worlds[1]["hosts"] == [worlds[0]["hosts"][0]], "the first rank's host is left"
     _, expected = weights(tmp_path / "single", "--backend", "single")
@@ -61,8 +62,8 @@ def test_horovodrun_by_hand_may_be_elastic_too(tmp_path: Path) -> None:
     argv += ["harness/run.py", "--backend", "horovod", *TINY, "--results", str(tmp_path / "results")]
     ended = run_command(argv, tmp_path / "log.txt", limit_s=120)
     assert ended.code == 0, ended.output[-3000:]
-    (folder,) = records.runs_of(tmp_path / "results" / "scratch")
-    result = records.read_json(folder / records.RESULT)
+    (folder,) = runs_of(tmp_path / "results" / "scratch")
+    result = read_json(folder / RESULT)
     assert result["status"] == "ok"
     assert [world["world_size"] for world in result["elastic"]["worlds"]] == [2]
     assert not [text for text in result["warnings"] if "number of workers changed" in text]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from launch import run_command
 
-from harness.soundness import schema_errors
+from harness.records.soundness import schema_errors
 
 ARGUMENTS = [
     *("fit", "--device", "cpu", "--memory-gib", "0.15", "--vocab", "512", "--length", "32", "--resolution", "0.3"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import records
+from harness.records.record_files import RESULT, STEPS, read_json, read_jsonl, runs_of
 
 pytestmark = [pytest.mark.parallel, pytest.mark.timeout(240)]
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -24,7 +24,7 @@ def call(*argv: str, timeout: float = 200, **environ: str) -> subprocess.Complet
 
 def only_run(results: Path) -> Path:
     (study,) = [path for path in results.iterdir() if path.is_dir()]
-    (run,) = records.runs_of(study)
+    (run,) = runs_of(study)
     return run
 
 
@@ -37,10 +37,10 @@ def test_every_engine_trains_with_frozen_bf16_weights(engine: tuple[str, ...], t
         "--results", str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    result = records.read_json(only_run(tmp_path) / records.RESULT)
+    result = read_json(only_run(tmp_path) / RESULT)
     assert result["status"] == "ok"
     assert result["world_size"] == 2
-    assert [row["step"] for row in records.read_jsonl(only_run(tmp_path) / records.STEPS)] == [0, 1, 2, 3]
+    assert [row["step"] for row in read_jsonl(only_run(tmp_path) / STEPS)] == [0, 1, 2, 3]
     assert "loss" in done.stdout
     assert "FutureWarning" not in done.stdout + done.stderr, "the engines' flood belongs into log.txt"
 
@@ -63,7 +63,7 @@ BY_HAND = {
 def test_the_worker_under_a_launcher_by_hand(launcher: str, tmp_path: Path) -> None:
     done = call(*BY_HAND[launcher], *TINY, "--results", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
-    result = records.read_json(only_run(tmp_path) / records.RESULT)
+    result = read_json(only_run(tmp_path) / RESULT)
     assert (result["status"], result["world_size"]) == ("ok", 2)
     # A horovodrun that was built with MPI starts its workers through mpirun.
     assert result["launcher"] in ((launcher, "mpirun") if launcher == "horovodrun" else (launcher,))
@@ -79,12 +79,12 @@ def test_a_killed_worker_ends_the_job(tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 1, done.stdout + done.stderr
         run = only_run(results)
-        result = records.read_json(run / records.RESULT)
+        result = read_json(run / RESULT)
         assert result["status"] == "failed"
         # DeepSpeed's launcher may see first the rank that lost its peer, and then reports that one's exit code.
         assert "SIGKILL" in result["reason"] or "rank 1 died without a message" in result["reason"], result["reason"]
         # From the last step that could be recorded to the sealed result.
-        took = (run / records.RESULT).stat().st_mtime - (run / records.STEPS).stat().st_mtime
+        took = (run / RESULT).stat().st_mtime - (run / STEPS).stat().st_mtime
         assert took < 30, f"{took:.0f} s from the kill to the end"
         assert not _alive(str(run)), "an orphan is left"
 

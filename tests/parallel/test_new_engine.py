@@ -12,9 +12,9 @@ import pytest
 import torch
 from launch import HERE, ROOT, run, started_command
 
-from backends.parity import Cell, compare, run_cells
-from backends.process import ProcessFacts
-from harness import records
+from backends.checks.parity import Cell, compare, run_cells
+from backends.process.rank import ProcessFacts
+from harness.records.record_files import RESULT, read_json, runs_of
 
 EXAMPLE = ROOT / "tests" / "backends" / "flat_engine.py"
 
@@ -56,8 +56,8 @@ def test_a_file_and_a_line_are_all_that_harness_run_needs(tmp_path: Path) -> Non
     argv += ["--backend", "flat", "--slots", "2", "--preset", "tiny", "--steps", "4", "--eval-samples", "-1"]
     with started_command([*argv, "--results", str(tmp_path / "results")], tmp_path / "log.txt") as process:
         assert process.wait(150) == 0, (tmp_path / "log.txt").read_text()[-3000:]
-    (folder,) = records.runs_of(tmp_path / "results" / "scratch")
-    result = records.read_json(folder / records.RESULT)
+    (folder,) = runs_of(tmp_path / "results" / "scratch")
+    result = read_json(folder / RESULT)
     assert (result["engine"]["engine"], result["world_size"]) == ("flat", 2)
 
 

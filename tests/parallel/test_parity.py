@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from backends.parity import Difference, compare
+from backends.checks.parity import Difference, compare
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -92,8 +92,8 @@ def reference():
     """The single process, trained here: by clipping and precision."""
     from tiny import Tiny, batches
 
-    from backends.parity import Cell, run_cells
-    from backends.process import ProcessFacts
+    from backends.checks.parity import Cell, run_cells
+    from backends.process.rank import ProcessFacts
 
     ways = {
         (clip, precision): Cell(
@@ -159,7 +159,7 @@ def test_half_precision_like_for_like(train, reference, name: str, options: dict
 
 def test_the_wire_carries_what_theory_says(train) -> None:
     """Counted bytes of one step at two workers, beside the ring's 2(n-1)/n x bytes; departures have a cause."""
-    from backends.exchange import theory
+    from backends.checks.traffic import theory
 
     cells = train(*LAUNCHES["mpirun-2"])
 

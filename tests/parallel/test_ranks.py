@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from launch import free_port, run_command
 
-from harness import records
+from harness.records.record_files import read_json
 
 pytestmark = pytest.mark.timeout(240)
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ MPIRUN = ("mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none
 def result_of(results: Path) -> dict:
     """The one run's."""
     (file,) = results.rglob("result.json")
-    return records.read_json(file)
+    return read_json(file)
 
 
 def start(rank: int, results: Path, environ: Mapping[str, str], *options: str) -> subprocess.Popen[str]:
@@ -43,7 +43,7 @@ def test_rank_and_world_size_alone_are_ranks_of_one_job(tmp_path: Path) -> None:
     result = result_of(tmp_path)
     assert (result["status"], result["world_size"], result["launcher"]) == ("ok", 2, "env")
     (file,) = tmp_path.rglob("environment.json")
-    places = [(rank["local_rank"], rank["local_size"]) for rank in records.read_json(file)["ranks"]]
+    places = [(rank["local_rank"], rank["local_size"]) for rank in read_json(file)["ranks"]]
     assert places == [(0, 2), (1, 2)]
 
 

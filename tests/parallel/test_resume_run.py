@@ -10,8 +10,9 @@ import torch
 from launch import BIN, run_command
 from safetensors.torch import load_file
 
-from harness import records
-from harness.check import check_runs
+from harness.analysis.check import check_runs
+from harness.records import record_files
+from harness.records.record_files import RESULT, WEIGHTS, read_json, read_jsonl
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 STEPS = 14
@@ -31,22 +32,22 @@ def ran(results: Path, *arguments: str, code: int = 0, **variables: str) -> tupl
 def test_a_run_with_dropout_that_was_cut_and_resumed_is_the_unbroken_one(tmp_path: Path) -> None:
     whole, _ = ran(tmp_path / "whole")
     folder, _ = ran(tmp_path / "cut", code=1, HARNESS_FAULT="raise:rank=1,step=11")
-    assert records.read_json(folder / records.RESULT)["reason"] == "rank 1: PlantedFaultError: planted at step 11"
-    assert len(list(records.read_jsonl(folder / records.STEPS))) > 8, "more was recorded than the checkpoint holds"
+    assert read_json(folder / RESULT)["reason"] == "rank 1: PlantedFaultError: planted at step 11"
+    assert len(list(read_jsonl(folder / record_files.STEPS))) > 8, "more was recorded than the checkpoint holds"
     ran(tmp_path / "cut", "--resume", code=1, HARNESS_FAULT="raise:rank=0,step=13")
-    reason = records.read_json(folder / records.RESULT)["reason"]
+    reason = read_json(folder / RESULT)["reason"]
     assert reason == "rank 0: PlantedFaultError: planted at step 13", "of its own life, not the first one's"
     _, printed = ran(tmp_path / "cut", "--resume")
     assert "Traceback" not in printed
-    result = records.read_json(folder / records.RESULT)
+    result = read_json(folder / RESULT)
     assert (result["status"], result["resumed_at"]) == ("ok", [8, 12])
     assert any(text.startswith("resumed at steps 8 and 12: ") for text in result["warnings"])
     assert result["throughput"]["warmup_steps"] == 6
-    rows = list(records.read_jsonl(folder / records.STEPS))
+    rows = list(read_jsonl(folder / record_files.STEPS))
     assert [row["step"] for row in rows] == list(range(STEPS))
     assert [row["step"] for row in rows if row.get("restarted")] == [8, 12]
     assert [row["t"] for row in rows] == sorted(row["t"] for row in rows)
     assert check_runs([folder]) == []
-    expected, found = (load_file(place / records.WEIGHTS) for place in (whole, folder))
+    expected, found = (load_file(place / WEIGHTS) for place in (whole, folder))
     differing = [name for name, value in expected.items() if not torch.equal(found[name], value)]
     assert not differing

@@ -14,5 +14,5 @@ def test_the_next_run_finds_no_tensors_of_the_last(tmp_path: Path) -> None:
     left = [int(line.rsplit(":", 1)[1]) for line in ended.output.splitlines() if "left behind:" in line]
     # Stage 3's hooks keep the model (1.5 MB here) for good, but not its buckets of 2 GB.
     assert len(left) == 4
-    assert max(left[:2]) < 5000  # the constants by which maps grow (core_model/decoder.py) are kept
+    assert max(left[:2]) < 5000  # the constants by which maps grow (core_model/anomalygpt/decoder.py) are kept
     assert max(left) < 3_000_000, left

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from core_model.data import noise
+from core_model.data import random_fields
 from core_model.data.anomalies import shapes
 from core_model.data.anomalies.base import Canvas, Edit, blend, bounding_box, darken, visible_mask
 
@@ -83,8 +83,8 @@ def chip(canvas: Canvas, rng: np.random.Generator) -> Edit | None:
         tone *= rng.uniform(0.2, 0.8)
     else:
         tone = np.minimum(tone * rng.uniform(1.2, 1.7) + 15, 255)
-    rough = noise.field(side, rng, scales=(16, 32), shape=shape) * rng.uniform(4, 18)
-    rough = rough + noise.grain(side, rng, shape=shape) * rng.uniform(2, 8)
+    rough = random_fields.field(side, rng, scales=(16, 32), shape=shape) * rng.uniform(4, 18)
+    rough = rough + random_fields.grain(side, rng, shape=shape) * rng.uniform(2, 8)
     image = blend(canvas.image, np.clip(tone + rough[..., None], 0, 255), alpha, box)
     return Edit(image=image, mask=visible_mask(canvas.image, image, inside, threshold=8))
 

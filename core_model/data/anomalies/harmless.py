@@ -9,7 +9,7 @@ from types import MappingProxyType
 import cv2
 import numpy as np
 
-from core_model.data import noise
+from core_model.data import random_fields
 
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -25,7 +25,7 @@ def exposure(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Uneven light: a broad smooth field, +-15 %."""
     side = image.shape[0]
-    coarse = cv2.resize(noise.field(side, rng, scales=(2,)), (32, 32), interpolation=cv2.INTER_AREA)
+    coarse = cv2.resize(random_fields.field(side, rng, scales=(2,)), (32, 32), interpolation=cv2.INTER_AREA)
     field = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
     gain = 1.0 + np.clip(field * rng.uniform(0.02, 0.07), -0.15, 0.15)
     return np.clip(image * gain[..., None] + 0.5, 0, 255).astype(np.uint8)
@@ -41,7 +41,7 @@ def focus(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def sensor(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Fine grain of 1-4 grey levels."""
-    grain = rng.uniform(1, 4) * noise.grain(image.shape[0], rng)
+    grain = rng.uniform(1, 4) * random_fields.grain(image.shape[0], rng)
     return np.clip(image + grain[..., None] + 0.5, 0, 255).astype(np.uint8)
 
 

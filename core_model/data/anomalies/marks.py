@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from core_model.data import noise
+from core_model.data import random_fields
 from core_model.data.anomalies import shapes
 from core_model.data.anomalies.base import Canvas, Edit, blend, bounding_box, visible_mask
 
@@ -43,7 +43,7 @@ def _shade(canvas: Canvas, alpha: np.ndarray, rng: np.random.Generator) -> Edit 
     hue = rng.uniform(0.85, 1.15, 3).astype(np.float32)
     if canvas.is_grey:
         hue[:] = hue.mean()
-    grain = noise.grain(canvas.side, rng, shape=inside.shape)[..., None] * (0.12 * abs(change))
+    grain = random_fields.grain(canvas.side, rng, shape=inside.shape)[..., None] * (0.12 * abs(change))
     paint = own + change * hue + grain
     image = blend(canvas.image, paint, alpha, box)
     return Edit(image=image, mask=visible_mask(canvas.image, image, (alpha > 0.15).astype(np.uint8), threshold=8))

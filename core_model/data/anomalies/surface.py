@@ -6,7 +6,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from core_model.data import noise
+from core_model.data import random_fields
 from core_model.data.anomalies import shapes
 from core_model.data.anomalies.base import Canvas, Edit, blend, bounding_box
 
@@ -40,7 +40,7 @@ def wear(canvas: Canvas, rng: np.random.Generator) -> Edit | None:
     down, right = float(np.sin(angle)), float(np.cos(angle))
     distance = centred[:, None] * down + centred[None, :] * right
     coarse = np.sort(distance[::8, ::8].ravel())
-    distance += noise.field(side, rng, scales=(2, 4)) * rng.uniform(0.0, 0.03)
+    distance += random_fields.field(side, rng, scales=(2, 4)) * rng.uniform(0.0, 0.03)
     share = rng.uniform(0.04, 0.45)
     inside = distance > coarse[int((1.0 - share) * (len(coarse) - 1))]
     if rng.random() < 0.25:  # a band instead of everything beyond the front
@@ -61,8 +61,8 @@ def wear(canvas: Canvas, rng: np.random.Generator) -> Edit | None:
     paint += blurred
     paint += own.mean(axis=(0, 1), dtype=np.float32) * np.float32(rng.uniform(-0.2, 0.2))
     if rng.random() < 0.5:  # the marks of the tool
-        lines = rng.uniform(4, 16) * noise.field(side, rng, scales=(32,), shape=own.shape[:2])[:, :1]
+        lines = rng.uniform(4, 16) * random_fields.field(side, rng, scales=(32,), shape=own.shape[:2])[:, :1]
         if rng.random() < 0.5:
-            lines = rng.uniform(4, 16) * noise.field(side, rng, scales=(32,), shape=own.shape[:2])[:1]
+            lines = rng.uniform(4, 16) * random_fields.field(side, rng, scales=(32,), shape=own.shape[:2])[:1]
         paint += lines[..., None]
     return Edit(image=blend(canvas.image, np.clip(paint, 0, 255, out=paint), alpha, box), mask=mask)

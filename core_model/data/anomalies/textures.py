@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from core_model.data import noise
+from core_model.data import random_fields
 from core_model.data.anomalies import shapes
 from core_model.data.anomalies.base import Canvas, Edit, blend, bounding_box, visible_mask
 
@@ -22,7 +22,7 @@ def perlin(canvas: Canvas, rng: np.random.Generator) -> Edit | None:
     box = bounding_box(window)
     if box is None:
         return None
-    heights = noise.field(side, rng, scales=(4, 8, 16, 32))
+    heights = random_fields.field(side, rng, scales=(4, 8, 16, 32))
     inside = ((heights > rng.uniform(0.5, 1.2)) & (window > 0)).astype(np.uint8)
     if canvas.foreground is not None:
         inside &= canvas.foreground
@@ -46,5 +46,5 @@ def texture(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
         return np.clip(2 * donor.mean(axis=(0, 1)) - donor + rng.uniform(-30, 30), 0, 255).astype(np.uint8)
     tone = canvas.image[tuple(rng.integers(side, size=2))].astype(np.float32) + rng.uniform(-90, 90)
     if kind == 2:  # grain about a tone
-        return np.clip(tone + rng.uniform(10, 40) * noise.grain(side, rng)[..., None], 0, 255).astype(np.uint8)
-    return np.clip(tone + 12.0 * noise.field(side, rng)[..., None], 0, 255).astype(np.uint8)
+        return np.clip(tone + rng.uniform(10, 40) * random_fields.grain(side, rng)[..., None], 0, 255).astype(np.uint8)
+    return np.clip(tone + 12.0 * random_fields.field(side, rng)[..., None], 0, 255).astype(np.uint8)

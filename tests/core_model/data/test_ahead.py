@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from core_model.batch import Batch
-from core_model.data.ahead import on_device
+from core_model.training.prefetch import on_device
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: copies beside kernels")
 

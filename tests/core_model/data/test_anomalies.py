@@ -13,8 +13,8 @@ from core_model.data.anomalies.foreground import foreground, has_ground
 from core_model.data.anomalies.harmless import CHANGES
 from core_model.data.anomalies.poisson import clone, solve
 from core_model.data.anomalies.recipes import GENERATORS
-from core_model.data.noise import field, perlin
-from core_model.data.tiny import write_mvtec
+from core_model.data.generated_sets import write_mvtec
+from core_model.data.random_fields import field, perlin
 
 SIDE = 96
 

@@ -10,7 +10,7 @@ import torch
 from core_model.batch import Batch, Sample
 from core_model.data import DataError, open_dataset
 from core_model.data.batches import BatchLoader, GlobalBatches
-from core_model.data.tiny import write_mvtec
+from core_model.data.generated_sets import write_mvtec
 
 SPLITS = [(1, 1), (2, 1), (4, 1), (1, 4), (2, 3), (3, 2), (6, 1), (12, 1)]
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import core_model.data.anomalies
-from core_model.data import open_dataset, textures
+from core_model.data import open_dataset
 from core_model.data.augment import COUNTS, TABLE, augmented
-from core_model.data.dialogue import PLACES, places_of
-from core_model.data.tiny import write_mvtec
+from core_model.data.generated_sets import write_mvtec
+from core_model.data.questions import PLACES, places_of
+from core_model.data.readers import builtin_textures
 from core_model.metrics import judge, places_in
 
 
@@ -62,21 +63,21 @@ def test_places_of_a_mask():
 
 
 def test_textures_train_and_test_share_no_pixel():
-    layout = textures.read()
+    layout = builtin_textures.read()
     for part, columns in ((layout.train, range(320)), (layout.test, range(320, 512))):
         for picture in part:
             _, left = picture.window()
             assert left in columns
-            assert left + textures.CROP - 1 in columns
+            assert left + builtin_textures.CROP - 1 in columns
     assert {picture.kind for picture in layout.test} == {"good", "crack", "hole", "stain", "swirl"}
 
 
 def test_texture_test_defects_are_visible_and_masked():
-    for picture in textures.read().test:
+    for picture in builtin_textures.read().test:
         if picture.kind == "good":
             continue
         spoiled, mask = picture._drawn()
-        good, _ = textures.TexturePicture(
+        good, _ = builtin_textures.TexturePicture(
             id=picture.id, category=picture.category, kind="good", number=0, columns=picture.columns
         )._drawn()
         change = np.abs(spoiled.astype(int) - good).max(axis=2)
@@ -94,7 +95,7 @@ def test_training_defects_never_use_the_test_generators():
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
             elif isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
-            assert "core_model.data.textures" not in " ".join(names), path.name
+            assert "core_model.data.readers.builtin_textures" not in " ".join(names), path.name
 
 
 def test_val_is_held_out_and_never_changes(tmp_path):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from core_model.data import DataError, decoding, open_dataset
-from core_model.data.decoding import header
-from core_model.data.pictures import FilePicture, check, content_hash, read_mask, read_rgb
-from core_model.data.tiny import picture, write_mvtec
+from core_model.data import DataError, open_dataset
+from core_model.data.decode import opener
+from core_model.data.decode.opener import header
+from core_model.data.decode.pictures import FilePicture, check, content_hash, read_mask, read_rgb
+from core_model.data.generated_sets import picture, write_mvtec
 
 # EXIF orientation -> how an upright picture is to be stored
 STORED = {
@@ -169,7 +170,7 @@ def test_a_picture_of_192_megapixels_is_none_too_many_and_300_are_named(tmp_path
     Image.new("1", (30000, 20000)).save(tmp_path / "biggest.png")
     for name, said in {"bigger": "20000x15000 are 300 megapixels, at most 268", "biggest": "than 537 megapix"}.items():
         with pytest.raises(DataError, match=f"{name}.png: .*{said}.*: make the picture smaller or cut it"):
-            decoding.read(tmp_path / f"{name}.png")
+            opener.read(tmp_path / f"{name}.png")
         with pytest.raises(DataError, match=said):
             header(tmp_path / f"{name}.png")
 

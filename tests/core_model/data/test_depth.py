@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core_model.data import DataError, depth, open_dataset
-from core_model.data.pictures import FilePicture, check, read_rgb
-from core_model.data.tiny import write_mvtec
+from core_model.data import DataError, open_dataset
+from core_model.data.decode import bit_depth
+from core_model.data.decode.pictures import FilePicture, check, read_rgb
+from core_model.data.generated_sets import write_mvtec
 
 RAMP = np.linspace(0, 1, 48 * 40).reshape(40, 48)
 EIGHT = np.floor(RAMP * 255.999).astype(np.uint8)
@@ -80,7 +81,7 @@ def test_values_without_a_brightness_are_refused(tmp_path):
             read_rgb(tmp_path / name)
     save(tmp_path / "d.tif", RAMP.astype(np.float32))
     with pytest.raises(DataError, match=r"brightest value 1 of 4095 .*they would be black: "):
-        depth.question([tmp_path / "d.tif"], 4095)
+        bit_depth.question([tmp_path / "d.tif"], 4095)
 
 
 def deep_data(root):
@@ -119,10 +120,10 @@ def test_only_some_of_many_are_decoded(tmp_path, monkeypatch):
     paths = [tmp_path / f"{number}.png" for number in range(70)]
     for path in paths:
         save(path, (RAMP * 65535).astype(np.uint16))
-    read, seen = depth.decoding.read, []
-    monkeypatch.setattr("core_model.data.decoding.read", lambda path: seen.append(path) or read(path))
-    depth.question(paths)
+    read, seen = bit_depth.opener.read, []
+    monkeypatch.setattr("core_model.data.decode.opener.read", lambda path: seen.append(path) or read(path))
+    bit_depth.question(paths)
     assert len(seen) == 24
-    monkeypatch.setattr("core_model.data.decoding.LOOK_PIXELS", RAMP.size)
-    depth.question(paths)
+    monkeypatch.setattr("core_model.data.decode.opener.LOOK_PIXELS", RAMP.size)
+    bit_depth.question(paths)
     assert len(seen) == 26

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from core_model.data import DataError, open_dataset
-from core_model.data.listing import SUFFIXES
-from core_model.data.tiny import write_aebad, write_mvtec, write_visa
+from core_model.data.generated_sets import write_aebad, write_mvtec, write_visa
+from core_model.data.readers.listing import SUFFIXES
 
 
 def opened(spec, split="train", **options):

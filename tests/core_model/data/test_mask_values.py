@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from core_model.data import DataError, open_dataset
-from core_model.data.mask_values import questioned, read_mask
-from core_model.data.tiny import write_mvtec
+from core_model.data.decode.mask_values import questioned, read_mask
+from core_model.data.generated_sets import write_mvtec
 
 TRUE = np.zeros((40, 48), np.uint8)
 TRUE[10:20, 12:30] = 1
@@ -120,7 +120,7 @@ def test_an_inverted_mask_is_questioned_by_name_once(tmp_path):
 
 
 def test_one_of_many_large_masks_is_looked_at_in_bounded_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("core_model.data.decoding.LOOK_PIXELS", TRUE.size)
+    monkeypatch.setattr("core_model.data.decode.opener.LOOK_PIXELS", TRUE.size)
     paths = [tmp_path / f"{number}.png" for number in range(5)]
     for path in paths:
         ALL_WHITE.save(path)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from core_model.data import DataError, open_dataset
-from core_model.data.tiny import write_aebad, write_instructions, write_mvtec, write_visa
+from core_model.data.generated_sets import write_aebad, write_instructions, write_mvtec, write_visa
 
 
 def opened(spec, split="test", **options):

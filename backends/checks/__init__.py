@@ -1,0 +1,1 @@
+"""Checks across engines: equal weights, bytes exchanged."""

@@ -1,0 +1,1 @@
+"""Horovod: ring all-reduce by a background thread."""

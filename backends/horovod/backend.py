@@ -1,0 +1,392 @@
+"""Horovod: all-reduce of gradients by a background thread that negotiates, fuses and caches them.
+
+Order of a step (facts.md, trap 5): backward, `synchronize()`, unscale, clip, then the inner optimizer inside
+`skip_synchronize()`. The loss is divided by the accumulation steps here, because ``backward_passes_per_step`` sums and
+does not average (trap 2); the exchange happens once, in the last pass. Initial weights, buffers and optimizer state are
+broadcast here (trap 8). The learning rate is never scaled by the world size (trap 3).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+
+from backends.base import Availability, BackendError, EngineSettings, Optimization, StepReport
+from backends.checks.traffic import Exchange, counting_horovod
+from backends.declared import declared
+from backends.horovod.start import start
+from backends.process.rank import ProcessFacts
+from backends.shared.step import StepBackend
+from backends.shared.step_parts import check_micro_batches
+from backends.torch.rendezvous import choose_device
+
+_OVER_MPI = "adasum is implemented over MPI only"
+_FOREIGN_LAUNCHERS = ("torchrun", "deepspeed", "srun", "mpich", "mvapich", "env")
+
+
+@declared(BackendError, "horovod: ")
+class HorovodSettings(EngineSettings):
+    """None = Horovod's own default (named in brackets).
+
+    fusion_threshold_mb: MiB of gradients exchanged as one message [128]. cycle_time_ms: how often the background thread
+    looks for ready gradients [1]. cache_capacity: negotiated responses kept [1024]. num_groups: gradients grouped into
+    so many all-reduces (0 = by readiness). compression: ``none`` or ``fp16``, the type on the wire. op: ``average``, or
+    ``adasum`` (arXiv:2006.02924; not the same training, so never comparable with the others).
+    gradient_predivide_factor: splits the averaging before and after the sum. hierarchical_allreduce: reduce inside a
+    node first. controller: who negotiates, ``gloo`` or ``mpi`` (auto = the launcher's). timeline: file for Horovod's
+    trace; slows the run. autotune: search for fusion and cycle while training; see backends.horovod.autotune for the
+    separate phase. tune_steps: train so many steps first, in processes of their own, with the tuner on, and fix what it
+    found for the run (0 = no). min_np, max_np: an elastic job goes on with so few workers and takes in so many (0 = not
+    elastic); commit_every: steps between the states that it can go back to. What starts the processes acts on these
+    four. extra: further environment variables (HOROVOD_...), set before hvd.init."""
+
+    fusion_threshold_mb: Annotated[float | None, Field(ge=0, le=65536)] = None
+    cycle_time_ms: Annotated[float | None, Field(gt=0, le=60000)] = None
+    cache_capacity: Annotated[int | None, Field(ge=0)] = None
+    num_groups: Annotated[int, Field(ge=0)] = 0
+    compression: Literal["none", "fp16"] = "none"
+    op: Literal["average", "adasum"] = "average"
+    gradient_predivide_factor: Annotated[float, Field(gt=0)] = 1.0
+    hierarchical_allreduce: bool | None = None
+    controller: Literal["auto", "gloo", "mpi"] = "auto"
+    timeline: str = ""
+    autotune: bool = False
+    autotune_log: str = ""
+    tune_steps: Annotated[int, Field(ge=0)] = 0
+    min_np: Annotated[int, Field(ge=0)] = 0
+    max_np: Annotated[int, Field(ge=0)] = 0
+    commit_every: Annotated[int, Field(ge=1)] = 10
+
+    def __post_init__(self) -> None:
+        if self.op == "adasum" and self.gradient_predivide_factor != 1.0:
+            raise BackendError("horovod: gradient_predivide_factor belongs to op 'average', adasum does not average")
+        for name, changed in (
+            ("gradient_predivide_factor", self.gradient_predivide_factor != 1.0),
+            ("op 'adasum'", self.op == "adasum"),
+        ):
+            if self.num_groups and changed:  # horovod/torch/optimizer.py: grouped all-reduces know of neither
+                raise BackendError(f"horovod: num_groups drops {name} without a word: leave one of them out")
+        if self.tune_steps and self.autotune:
+            raise BackendError("horovod: autotune tunes while it trains, tune_steps before: leave one of them out")
+        for name in self.extra:
+            if not name.startswith("HOROVOD_"):
+                raise BackendError(f"horovod: extra '{name}' is no Horovod variable: it must start with HOROVOD_")
+
+    def environment(self, timeout_s: float) -> dict[str, str]:
+        """The variables that carry these settings into Horovod's core, which reads them in hvd.init()."""
+        limit = str(max(1, int(timeout_s)))
+        variables = {
+            "HOROVOD_GLOO_TIMEOUT_SECONDS": limit,
+            # A rank that waits for a tensor which another never submits: warn after a quarter, end the job at the
+            # limit.
+            "HOROVOD_STALL_CHECK_TIME_SECONDS": str(max(1, int(timeout_s / 4))),
+            "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": limit,
+        }
+        if self.fusion_threshold_mb is not None:
+            variables["HOROVOD_FUSION_THRESHOLD"] = str(int(self.fusion_threshold_mb * 2**20))
+        if self.cycle_time_ms is not None:
+            variables["HOROVOD_CYCLE_TIME"] = str(self.cycle_time_ms)
+        if self.cache_capacity is not None:
+            variables["HOROVOD_CACHE_CAPACITY"] = str(self.cache_capacity)
+        if self.hierarchical_allreduce is not None:
+            variables["HOROVOD_HIERARCHICAL_ALLREDUCE"] = str(int(self.hierarchical_allreduce))
+        if self.controller != "auto":
+            variables["HOROVOD_CONTROLLER"] = self.controller
+            variables["HOROVOD_CPU_OPERATIONS"] = self.controller
+        if self.timeline:
+            variables["HOROVOD_TIMELINE"] = self.timeline
+        if self.autotune:
+            variables["HOROVOD_AUTOTUNE"] = "1"
+            if self.autotune_log:
+                variables["HOROVOD_AUTOTUNE_LOG"] = self.autotune_log
+        return variables | {name: str(value) for name, value in self.extra.items()}
+
+
+class HorovodBackend(StepBackend):
+    """One process of a Horovod job, started by horovodrun or mpirun (or alone)."""
+
+    name = "horovod"
+    Settings = HorovodSettings
+    settings: HorovodSettings
+
+    def __init__(
+        self, settings: EngineSettings, facts: ProcessFacts, *, device: str = "auto", timeout_s: float = 300.0
+    ) -> None:
+        super().__init__(settings, facts, device=device, timeout_s=timeout_s)
+        check_launcher(facts.launcher, facts.world_size)
+        self.device = choose_device(device, facts.local_rank)
+        variables = self.settings.environment(timeout_s)
+        if facts.world_size == 1 and facts.launcher != "mpirun":
+            # Alone, Horovod would start MPI if it was built with it; gloo needs no launcher.
+            for name in ("HOROVOD_CONTROLLER", "HOROVOD_CPU_OPERATIONS"):
+                variables.setdefault(name, os.environ.get(name, "gloo"))
+        try:
+            self._hvd = hvd = start(variables)
+        except BackendError:
+            raise
+        except (ValueError, RuntimeError) as error:
+            raise BackendError(
+                f"hvd.init failed on rank {facts.rank} ({_first_line(error)}): see Horovod's lines above"
+            ) from None
+        if hvd.size() != facts.world_size or hvd.rank() != facts.rank:
+            raise BackendError(
+                f"Horovod sees rank {hvd.rank()} of {hvd.size()}, {facts.launcher} started rank {facts.rank} of "
+                f"{facts.world_size}: Horovod was built for another MPI, or the launcher is not its own; use horovodrun"
+            )
+        self._closed = False
+        self._calls = 0
+
+    @classmethod
+    def availability(cls) -> Availability:
+        found = importlib.util.find_spec("horovod")
+        if found is None or not found.submodule_search_locations:
+            return Availability(
+                usable=False, reason="Horovod is not installed: run make setup, which builds it from its source"
+            )
+        # The library is looked for as a file: find_spec of a submodule would import horovod.torch, and its core reads
+        # part of its environment (the autotuner's) when it is loaded, before the settings are in it.
+        if not any(
+            list((Path(folder) / "torch").glob("mpi_lib_v2*.so")) for folder in found.submodule_search_locations
+        ):
+            return Availability(
+                usable=False,
+                reason="Horovod was built without its PyTorch part: build it with HOROVOD_WITH_PYTORCH=1 (make setup)",
+            )
+        return Availability(usable=True, version=importlib.metadata.version("horovod"))
+
+    @classmethod
+    def check_job(
+        cls, settings: EngineSettings, optimization: Optimization, *, world_size: int, micro_batch: int, launcher: str
+    ) -> None:
+        check_launcher(launcher, world_size)
+        if getattr(settings, "op", "") == "adasum" and world_size > 1:
+            _check_adasum(world_size, optimization)
+            if launcher == "horovodrun":
+                raise BackendError(f"{_OVER_MPI}: use --launcher mpirun or horovodrun-mpi")
+
+    # -- the step ------------------------------------------------------------------------------------------------
+    def prepare(self, model: torch.nn.Module, optimization: Optimization) -> None:
+        if self._adasum:
+            _check_adasum(self.world_size, optimization)
+            if not self._hvd.mpi_built() or not self._hvd.mpi_enabled():
+                raise BackendError(f"{_OVER_MPI}: launch with mpirun or horovodrun --mpi")
+        # hvd.broadcast_optimizer_state is NOT called on the fresh optimizer: to make state to broadcast, it takes a
+        # step with zero gradients (horovod/torch/functions.py), which decays the weights and puts Adam's step count at
+        # 1. A fresh optimizer is the same on every rank anyway; a restored one is read by every rank from the same
+        # file.
+        super().prepare(model, optimization)
+
+    @property
+    def _adasum(self) -> bool:
+        return self.settings.op == "adasum" and self.world_size > 1
+
+    def _equalize(self, model: torch.nn.Module) -> None:
+        """Rank 0's parameters (frozen ones too) and buffers. In an elastic job ranks prepare at different times, so
+        there backends.horovod.elastic does it, whenever the world changes."""
+        if not self.elastic:
+            self.broadcast_model(model)
+
+    @property
+    def elastic(self) -> bool:
+        """Whether horovodrun started an elastic job."""
+        return os.environ.get("HOROVOD_ELASTIC") == "1"
+
+    def broadcast_model(self, model: torch.nn.Module) -> None:
+        """Rank 0's parameters and buffers on every rank."""
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        self._hvd.broadcast_parameters(
+            {name: _as_bytes(t.data) for name, t in tensors.items() if t.numel()}, root_rank=0
+        )
+
+    def _wrap_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        hvd, settings = self._hvd, self.settings
+        return hvd.DistributedOptimizer(
+            optimizer,
+            named_parameters=list(self._parameters.items()),
+            compression=hvd.Compression.fp16 if settings.compression == "fp16" else hvd.Compression.none,
+            backward_passes_per_step=self.optimization.accumulation,
+            op=hvd.Adasum if settings.op == "adasum" else hvd.Average,
+            gradient_predivide_factor=settings.gradient_predivide_factor,
+            groups=settings.num_groups or None,
+        )
+
+    def _exchange(self) -> None:
+        self._optimizer.synchronize()
+
+    def _clip(self, grads: list[torch.Tensor]) -> torch.Tensor:
+        if self._adasum:  # the update was already computed in the backward hooks, from unclipped local gradients
+            return torch.full((), float("nan"), device=self.device)
+        return super()._clip(grads)
+
+    def _apply(self, overflow: torch.Tensor | None) -> None:
+        with nullcontext() if self._adasum else self._optimizer.skip_synchronize():
+            super()._apply(overflow)
+
+    # -- elastic: see backends.horovod.elastic -----------------------------------------------------------------------
+    @property
+    def step(self) -> int:
+        """The optimizer step to come."""
+        return self._step
+
+    def weighted_step(self, micro_batches: Sequence[Any], counts: Sequence[int]) -> StepReport:
+        """A step in which every SAMPLE of the global batch weighs the same although ranks and micro-batches hold
+        unequal numbers of them (`counts`). Loss parts in the report average to the global mean over the ranks."""
+        check_micro_batches(micro_batches, self.optimization)
+        everywhere = int(self.sum(torch.tensor(sum(counts), dtype=torch.int64)))
+        return self._train(micro_batches, [count * self.world_size / everywhere for count in counts])
+
+    def join_world(self) -> None:
+        """Takes over rank and size from Horovod, which changed them; calls are counted anew on every rank."""
+        hvd = self._hvd
+        self.facts = replace(
+            self.facts,
+            rank=hvd.rank(),
+            world_size=hvd.size(),
+            local_rank=hvd.local_rank(),
+            local_size=hvd.local_size(),
+        )
+        self._calls = 0
+
+    def _training(self) -> dict[str, Any]:
+        settings = self.settings
+        return super()._training() | {
+            "compression": settings.compression,
+            "op": settings.op,
+            "gradient_predivide_factor": settings.gradient_predivide_factor,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Everything that training changes: weights, buffers, optimizer, scale, step."""
+        return self._state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The reverse of `state`, at any world size."""
+        self._load_state(state)
+
+    # -- collectives outside the step --------------------------------------------------------------------------------
+    def _tag(self, verb: str) -> str:
+        """A name for a collective; ranks call them in the same order, so equal counts are equal calls."""
+        self._calls += 1
+        return f"harness.{verb}.{self._calls}"
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self._hvd.allreduce(tensor.detach().clone(), op=self._hvd.Sum, name=self._tag("sum"))
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Horovod has no gather to one rank, so bytes go to all, but only rank 0 unpickles them."""
+        data = torch.frombuffer(bytearray(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)), dtype=torch.uint8)
+        tag = self._tag("gather")
+        sizes = self._hvd.allgather(torch.tensor([data.numel()]), name=f"{tag}.sizes").tolist()
+        everything = self._hvd.allgather(data, name=f"{tag}.bytes")
+        if self.rank != 0:
+            return None
+        return [pickle.loads(part.numpy().tobytes()) for part in everything.split(sizes)]
+
+    def broadcast(self, value: Any) -> Any:
+        tag = self._tag("broadcast")
+        data = torch.empty(0, dtype=torch.uint8)
+        if self.rank == 0:
+            data = torch.frombuffer(bytearray(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)), dtype=torch.uint8)
+        size = int(self._hvd.broadcast(torch.tensor([data.numel()]), root_rank=0, name=f"{tag}.size"))
+        if self.rank != 0:
+            data = torch.empty(size, dtype=torch.uint8)
+        data = self._hvd.broadcast(data, root_rank=0, name=f"{tag}.bytes")
+        return value if self.rank == 0 else pickle.loads(data.numpy().tobytes())
+
+    def barrier(self) -> None:
+        self._hvd.allreduce(torch.zeros(1), op=self._hvd.Sum, name=self._tag("barrier"))
+
+    # -- records -----------------------------------------------------------------------------------------------------
+    def describe(self) -> dict[str, Any]:
+        hvd, settings = self._hvd, self.settings
+        built = {
+            name: bool(getattr(hvd, f"{name}_built")())
+            for name in ("nccl", "mpi", "gloo", "ddl", "ccl", "cuda", "rocm")
+        }
+        controller = "mpi" if hvd.mpi_enabled() else "gloo"
+        if self.device.type == "cuda":
+            data = "nccl" if built["nccl"] else controller
+        else:
+            data = os.environ.get("HOROVOD_CPU_OPERATIONS", controller).lower()
+        return super().describe() | {
+            "horovod": importlib.metadata.version("horovod"),
+            "controller": controller,
+            "communication": data,
+            "built": built,
+            "wire_dtype": "fp16" if settings.compression == "fp16" else "fp32",
+            "op": settings.op,
+            "fusion_threshold_bytes": int(os.environ.get("HOROVOD_FUSION_THRESHOLD", 128 * 2**20)),
+            "cycle_time_ms": float(os.environ.get("HOROVOD_CYCLE_TIME", 1.0)),
+            "cache_capacity": int(os.environ.get("HOROVOD_CACHE_CAPACITY", 1024)),
+            "groups": settings.num_groups,
+            "gradient_predivide_factor": settings.gradient_predivide_factor,
+            "autotune": bool(int(os.environ.get("HOROVOD_AUTOTUNE", "0") or 0)),
+            "timeline": bool(os.environ.get("HOROVOD_TIMELINE")),
+            "environment": {name: os.environ[name] for name in sorted(os.environ) if _is_setting(name)},
+        }
+
+    def counting_exchange(self) -> AbstractContextManager[Exchange]:
+        return counting_horovod()
+
+    def release(self) -> None:
+        self._optimizer = self._model = self._callable = None
+        self._parameters = {}
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._hvd.shutdown()
+
+
+def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """A view that Horovod can send: it has no bfloat16 (horovod/torch/mpi_ops.py), and a broadcast only copies bits."""
+    return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+
+
+def check_launcher(launcher: str, world_size: int) -> None:
+    """Raises BackendError where ranks are started by a launcher that Horovod cannot find its peers under."""
+    if world_size > 1 and launcher in _FOREIGN_LAUNCHERS:
+        raise BackendError(
+            f"engine 'horovod' does not run under {launcher}: "
+            f"start it with horovodrun -np {world_size} ... or mpirun (Open MPI)"
+        )
+
+
+def _check_adasum(world_size: int, optimization: Optimization) -> None:
+    """What Horovod's Adasum optimizer cannot do, refused by name (horovod/torch/optimizer.py: it steps inside the
+    backward hooks, on local gradients, and reduces the update)."""
+    if world_size & (world_size - 1):
+        raise BackendError(f"adasum needs a power of two of workers, not {world_size}: use 2, 4, 8 ... or op=average")
+    if optimization.clip_norm is not None:
+        raise BackendError(
+            "adasum updates inside the backward pass, so gradients cannot be clipped: use --clip-norm none"
+        )
+    if optimization.precision == "fp16":
+        raise BackendError(
+            "adasum updates inside the backward pass, so an overflow cannot be skipped: use bf16 or fp32"
+        )
+
+
+def _is_setting(name: str) -> bool:
+    """HOROVOD_ variables that are settings, without addresses, ranks and secrets of the launcher."""
+    private = ("ADDR", "PORT", "KEY", "SECRET", "RANK", "SIZE", "HOSTNAME", "IFACE", "COMMON")
+    return name.startswith("HOROVOD_") and not any(word in name for word in private)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def variables(settings: Mapping[str, Any], timeout_s: float = 300.0) -> dict[str, str]:
+    """The environment of a settings dict, for a launcher that wants to pass it (and for tests)."""
+    return HorovodSettings(**settings).environment(timeout_s)

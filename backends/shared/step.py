@@ -1,0 +1,270 @@
+"""The optimization step that single, ddp, fsdp2 and horovod share; each fills in its own exchange.
+
+One step: for each micro-batch, forward under autocast and backward of loss / accumulation (x fp16 scale); the exchange
+of gradients, once; unscale; global norm and clip; optimizer step, unless an fp16 gradient overflowed; scale update.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backends.base import Backend, BackendError, LossScale, Optimization, StepReport
+from backends.shared.checkpoint import STATE, read_state, write_state
+from backends.shared.loss_scale import DynamicScale
+from backends.shared.same_training import TRAINING, of_training
+from backends.shared.step_parts import (
+    LossMeter,
+    arrange,
+    autocast,
+    build_optimizer,
+    check_micro_batches,
+    clip,
+    conditional_step,
+    gradients,
+    optimizer_facts,
+    set_lr,
+    trainable,
+)
+
+# torch.amp.GradScaler's defaults as a LossScale: what a user of torch alone would get (precision mode `native`).
+TORCH_NATIVE_SCALE = LossScale(initial_power=16, window=2000, hysteresis=1, floor=0.0)
+
+
+class StepBackend(Backend):
+    """Holds the model, its optimizer and the step counter. Subclasses override the hooks that start with an
+    underscore."""
+
+    device: torch.device
+
+    def prepare(self, model: torch.nn.Module, optimization: Optimization) -> None:
+        self.optimization = optimization
+        self._step = 0
+        arrange(model, optimization)
+        self._model: Any = model.to(self.device)
+        self._callable: Any = self._model
+        self._equalize(self._model)
+        self._shard(self._model)
+        self._parameters: dict[str, Any] = trainable(self._model)
+        self._optimizer: Any = self._wrap_optimizer(
+            build_optimizer(self._parameters.values(), optimization, self.device)
+        )
+        self._callable = self._wrap_model(self._model)
+        self._scale: DynamicScale | None = None
+        if optimization.precision == "fp16":
+            native = optimization.precision_mode == "native"
+            self._scale = DynamicScale(TORCH_NATIVE_SCALE if native else optimization.loss_scale, self.device)
+
+    # -- hooks ---------------------------------------------------------------------------------------------------
+    def _equalize(self, model: torch.nn.Module) -> None:
+        """Gives rank 0's weights and buffers to every rank."""
+
+    def _shard(self, model: torch.nn.Module) -> None:
+        """Replaces whole parameters by shards (before the optimizer is built)."""
+
+    def _wrap_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        return optimizer
+
+    def _wrap_model(self, model: torch.nn.Module) -> Any:
+        """What is called in the forward pass."""
+        return model
+
+    def _pass(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Around one forward and backward pass; gradients need only be exchanged in the last one of a step."""
+        return contextlib.nullcontext()
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return autocast(self.optimization, self.device)
+
+    def _gradients(self) -> list[torch.Tensor]:
+        """What this rank holds of the exchanged gradients, as plain tensors.
+
+        A parameter that took no part in the step counts as having gradient zero (so it is decayed): Horovod and ZeRO
+        exchange zeros for it, and torch alone would leave it out.
+        """
+        for parameter in self._parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return gradients(self._parameters.values())
+
+    def _exchange(self) -> None:
+        """Waits for the exchange of this step's gradients."""
+
+    def _overflow_anywhere(self, overflow: torch.Tensor) -> torch.Tensor:
+        """`overflow` of this rank's gradients -> of all. Where whole gradients are exchanged they already agree."""
+        return overflow
+
+    def _clip(self, grads: list[torch.Tensor]) -> torch.Tensor:
+        return clip(grads, self.optimization.clip_norm, self.device)
+
+    def _apply(self, overflow: torch.Tensor | None) -> None:
+        if overflow is None:
+            self._optimizer.step()
+        else:
+            conditional_step(self._optimizer, overflow)
+
+    # -- the step ------------------------------------------------------------------------------------------------
+    def train_step(self, micro_batches: Sequence[Any]) -> StepReport:
+        check_micro_batches(micro_batches, self.optimization)
+        return self._train(micro_batches, [1.0 / len(micro_batches)] * len(micro_batches))
+
+    def _train(self, micro_batches: Sequence[Any], shares: Sequence[float]) -> StepReport:
+        """One step in which micro-batch i counts `shares[i]` (they sum to 1, unless ranks hold unequal parts of the
+        global batch: then the mean of their sums over the ranks is 1)."""
+        optimization, scale = self.optimization, self._scale
+        lr = optimization.lr_at(self._step)
+        set_lr(self._optimizer, lr)
+        meter = LossMeter()
+        for index, (batch, share) in enumerate(zip(micro_batches, shares, strict=True)):
+            with self._pass(is_last=index + 1 == len(micro_batches)):
+                with self._autocast():
+                    parts = self._callable(batch)
+                loss = parts["loss"] * share if share != 1.0 else parts["loss"]
+                (loss * scale.scale if scale is not None else loss).backward()
+            meter.add(parts, share)
+        self._exchange()
+        grads = self._gradients()
+        overflow: torch.Tensor | None = None
+        used_scale: torch.Tensor | float = 1.0
+        if scale is not None:
+            used_scale = scale.scale.clone()
+            overflow = self._overflow_anywhere(scale.unscale(grads))
+        norm = self._clip(grads)
+        del grads
+        self._apply(overflow)
+        if scale is not None and overflow is not None:
+            scale.update(overflow)
+        self._optimizer.zero_grad()
+        self._step += 1
+        return StepReport(
+            losses=meter.mean(),
+            grad_norm=norm,
+            loss_scale=used_scale,
+            skipped=overflow if overflow is not None else False,
+            lr=lr,
+        )
+
+    @property
+    def model(self) -> torch.nn.Module:
+        return self._model
+
+    # -- state ---------------------------------------------------------------------------------------------------
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in self._parameters.items()}
+
+    def save(self, folder: Path) -> None:
+        """Every rank holds the same state, so rank 0 writes it; the others wait until it is on disk."""
+        if self.rank == 0:
+            write_state(folder / STATE, self._state())
+        self.barrier()
+
+    def load(self, folder: Path) -> None:
+        self._load_state(self._read(folder / STATE))
+        self.barrier()
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """The state in `path`, which must be of this engine, world size and training."""
+        return read_state(path, engine=self.name, world_size=self.world_size, training=self._training())
+
+    def _training(self) -> dict[str, Any]:
+        """What decides the arithmetic: a checkpoint is only resumed where it is the same."""
+        return of_training(self.optimization)
+
+    def _state(self) -> dict[str, Any]:
+        buffers = {name: buffer.detach().cpu() for name, buffer in self._model.named_buffers()}
+        return {
+            "engine": self.name,
+            "world_size": self.world_size,
+            TRAINING: self._training(),
+            "step": self._step,
+            "weights": {name: p.detach().cpu() for name, p in self._parameters.items()},
+            "buffers": buffers,
+            "optimizer": self._optimizer.state_dict(),
+            "scale": self._scale.state() if self._scale is not None else None,
+        }
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        names, found = set(self._parameters), set(state["weights"])
+        if names != found:
+            odd = sorted(names ^ found)[0]
+            raise BackendError(f"the checkpoint is of another model: it differs in tensor '{odd}'")
+        if (state["scale"] is None) != (self._scale is None):
+            raise BackendError(
+                "the checkpoint was trained in another precision: resume with the precision it was saved with"
+            )
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                if parameter.shape != state["weights"][name].shape:
+                    raise BackendError(f"the checkpoint is of another model: tensor '{name}' has another shape")
+                parameter.copy_(state["weights"][name])
+        self._load_rest(state)
+
+    def _load_rest(self, state: dict[str, Any]) -> None:
+        """All but the weights: buffers, optimizer, loss scale, step."""
+        with torch.no_grad():
+            for name, buffer in self._model.named_buffers():
+                if name in state["buffers"]:
+                    buffer.copy_(state["buffers"][name])
+        self._optimizer.load_state_dict(state["optimizer"])
+        # A step that was cut, say by a peer's death between backward and exchange, has left its gradients: the next
+        # backward pass would add to them.
+        self._optimizer.zero_grad()
+        if self._scale is not None and state["scale"] is not None:
+            self._scale.load(state["scale"])
+        self._step = state["step"]
+
+    # -- records -------------------------------------------------------------------------------------------------
+    def describe(self) -> dict[str, Any]:
+        optimization = self.optimization
+        facts = {
+            "engine": self.name,
+            "torch": torch.__version__,
+            "device": str(self.device),
+            "world_size": self.world_size,
+            "launcher": self.facts.launcher,
+            "precision": optimization.precision,
+            "precision_mode": optimization.precision_mode,
+            "autocast": optimization.precision != "fp32",
+            "master_weights": "fp32",
+            "optimizer": optimizer_facts(self._optimizer),
+            "clipping": "torch" if optimization.clip_norm is not None else None,
+            "accumulation": optimization.accumulation,
+            "activation_checkpointing": optimization.activation_checkpointing,
+            "compile": optimization.compile,
+            "zero_stage": None,
+            "trainable_parameters": sum(p.numel() for p in self._parameters.values()),
+            "loss_scale_rule": describe_scale(self._scale),
+            "batch_norm_statistics": batch_norm_facts(self._model),
+            "settings": self.settings.to_dict(),
+        }
+        return json.loads(json.dumps(facts, default=str))
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
+
+def describe_scale(scale: DynamicScale | None) -> dict[str, Any] | None:
+    """The fp16 rule for a record; None where there is none."""
+    if scale is None:
+        return None
+    rule = scale.rule
+    return {
+        "implementation": "backends.shared.loss_scale.DynamicScale",
+        "initial": 2.0**rule.initial_power,
+        "window": rule.window,
+        "hysteresis": rule.hysteresis,
+        "floor": rule.floor if math.isfinite(rule.floor) else 0.0,
+    }
+
+
+def batch_norm_facts(model: torch.nn.Module) -> str | None:
+    """No engine synchronizes batch normalization: its statistics, hence its loss, depend on how samples are split."""
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    trained = [m for m in norms if any(p.requires_grad for p in m.parameters(recurse=False))]
+    return "of each rank's own micro-batch" if trained else None

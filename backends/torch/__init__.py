@@ -1,0 +1,1 @@
+"""Plain PyTorch engines: a single process, DistributedDataParallel, FSDP2."""

@@ -1,0 +1,227 @@
+"""torch FSDP2 (``fully_shard``): what users would pick instead of ZeRO-3.
+
+Trainable parameters, their gradients and the optimizer state are sharded over the ranks; frozen parameters are left
+whole on every rank, so that they are never exchanged. On the CPU, gloo has no averaging reduce-scatter (it sums in
+silence, facts.md trap 11), so the exchange is forced to sums with a division of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from inspect import signature
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+
+from backends.base import Availability, BackendError, EngineSettings, check_extra
+from backends.checks.traffic import Exchange, counting_torch
+from backends.declared import declared
+from backends.process.rank import ProcessFacts
+from backends.shared.checkpoint import write_state
+from backends.shared.step import StepBackend
+from backends.shared.step_parts import DTYPES
+from backends.torch.collectives import TorchCollectives, broadcast_tensors
+from backends.torch.rendezvous import choose_device, join, leave
+
+
+@declared(BackendError, "fsdp2: ")
+class Fsdp2Settings(EngineSettings):
+    """reshard_after_forward: free the whole parameters after forward and gather them again in backward (ZeRO-3), or
+    keep them (ZeRO-2's traffic). wrap_min_parameters: blocks of a ModuleList, and linear or convolution layers outside
+    of them, with at least so many trainable parameters are gathered on their own; the rest with the root. cpu_offload:
+    shards and optimizer state live on the CPU. extra: passed to ``fully_shard`` as they are."""
+
+    reshard_after_forward: bool = True
+    wrap_min_parameters: Annotated[int, Field(ge=0)] = 1_000_000
+    cpu_offload: bool = False
+
+    def __post_init__(self) -> None:
+        if self.extra:
+            from torch.distributed.fsdp import fully_shard
+
+            check_extra(self, signature(fully_shard).parameters, "fully_shard")
+
+
+class Fsdp2Backend(TorchCollectives, StepBackend):
+    """All-gather before use, reduce-scatter after backward, each rank updates its own shard."""
+
+    name = "fsdp2"
+    Settings = Fsdp2Settings
+    settings: Fsdp2Settings
+
+    def __init__(
+        self, settings: EngineSettings, facts: ProcessFacts, *, device: str = "auto", timeout_s: float = 300.0
+    ) -> None:
+        super().__init__(settings, facts, device=device, timeout_s=timeout_s)
+        self.device = choose_device(device, facts.local_rank)
+        self._library = join(facts, self.device, timeout_s)
+
+    @classmethod
+    def availability(cls) -> Availability:
+        try:
+            from torch.distributed.fsdp import fully_shard  # noqa: F401
+        except ImportError:
+            return Availability(usable=False, reason="this torch has no fully_shard: install torch >= 2.11")
+        return Availability(usable=True, version=torch.__version__)
+
+    # -- hooks of the shared step --------------------------------------------------------------------------------
+    def _equalize(self, model: torch.nn.Module) -> None:
+        broadcast_tensors([t.data for t in [*model.parameters(), *model.buffers()] if t.numel()])
+
+    def _shard(self, model: torch.nn.Module) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+
+        optimization = self.optimization
+        options: dict[str, Any] = {
+            "mesh": init_device_mesh(self.device.type, (self.world_size,)),
+            "reshard_after_forward": self.settings.reshard_after_forward,
+            "ignored_params": {p for p in model.parameters() if not p.requires_grad},
+            **self.settings.extra,
+        }
+        if optimization.precision_mode == "native" and optimization.precision != "fp32":
+            options["mp_policy"] = MixedPrecisionPolicy(
+                param_dtype=DTYPES[optimization.precision], reduce_dtype=torch.float32
+            )
+        if self.settings.cpu_offload:
+            options["offload_policy"] = CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
+        self._groups = list(_groups(model, self.settings.wrap_min_parameters))
+        for module in [*(m for _, m in self._groups), model]:
+            fully_shard(module, **options)
+        if self.device.type == "cpu":
+            for module in model.modules():
+                if isinstance(module, FSDPModule):
+                    module.set_force_sum_reduction_for_comms(True)
+
+    def _pass(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+        self._model.set_requires_gradient_sync(is_last)
+        self._model.set_is_last_backward(is_last)
+        return contextlib.nullcontext()
+
+    def _gradients(self) -> list[torch.Tensor]:
+        return [_local(gradient) for gradient in super()._gradients()]
+
+    def _overflow_anywhere(self, overflow: torch.Tensor) -> torch.Tensor:
+        flag = overflow.float().to(self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return (flag > 0).to(overflow.device)
+
+    def _clip(self, grads: list[torch.Tensor]) -> torch.Tensor:
+        """Each rank holds a part of every gradient: squares are summed over the ranks before the root is taken."""
+        squares = (
+            torch.stack([torch.linalg.vector_norm(g).float() ** 2 for g in grads]).sum() if grads else torch.zeros(())
+        )
+        squares = squares.to(self.device)
+        dist.all_reduce(squares)
+        norm = squares.sqrt()
+        if self.optimization.clip_norm is not None:
+            factor = (self.optimization.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            for gradient in grads:
+                gradient.mul_(factor.to(gradient.device))
+        return norm
+
+    def _apply(self, overflow: torch.Tensor | None) -> None:
+        # The fused kernels take no plain flag beside sharded tensors, so an fp16 step asks the host.
+        if overflow is None or not bool(overflow):
+            self._optimizer.step()
+
+    # -- state ---------------------------------------------------------------------------------------------------
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {
+            name: p.full_tensor().detach().to("cpu", torch.float32, copy=True) for name, p in self._parameters.items()
+        }
+
+    def save(self, folder: Path) -> None:
+        """One file a rank: its shards of weights and optimizer state."""
+        write_state(folder / self._shard_name(), self._state())
+        self.barrier()
+
+    def load(self, folder: Path) -> None:
+        self._load_state(self._read(folder / self._shard_name()))
+        self.barrier()
+
+    def _shard_name(self) -> str:
+        return f"state-{self.rank}-of-{self.world_size}.pt"
+
+    def _state(self) -> dict[str, Any]:
+        state = super()._state()
+        state["weights"] = {name: _local(p.detach()).cpu() for name, p in self._parameters.items()}
+        moments = state["optimizer"]["state"]
+        state["optimizer"]["state"] = {
+            key: {name: _local(value).cpu() if torch.is_tensor(value) else value for name, value in entry.items()}
+            for key, entry in moments.items()
+        }
+        return state
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        """Puts this rank's plain shards back behind the sharded parameters."""
+        from torch.distributed.tensor import DTensor
+
+        if set(state["weights"]) != set(self._parameters):
+            odd = sorted(set(state["weights"]) ^ set(self._parameters))[0]
+            raise BackendError(f"the checkpoint is of another model: it differs in tensor '{odd}'")
+        ordered = list(self._parameters.values())
+        for index, entry in state["optimizer"]["state"].items():
+            like = ordered[int(index)]
+            for name, value in entry.items():
+                if torch.is_tensor(value) and value.shape == _local(like).shape and value.dim() > 0:
+                    entry[name] = DTensor.from_local(
+                        value.to(_local(like).device),
+                        like.device_mesh,
+                        like.placements,
+                        shape=like.shape,
+                        stride=like.stride(),
+                    )
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                local = _local(parameter)
+                if local.shape != state["weights"][name].shape:
+                    raise BackendError(f"the checkpoint is of another model: tensor '{name}' has another shape")
+                local.copy_(state["weights"][name])
+        self._load_rest(state)
+
+    def describe(self) -> dict[str, Any]:
+        native = self.optimization.precision_mode == "native" and self.optimization.precision != "fp32"
+        return super().describe() | {
+            "communication": self._library,
+            "wire_dtype": "fp32",
+            "gather_dtype": self.optimization.precision if native else "fp32",
+            "sharded_groups": [name for name, _ in self._groups] + ["(root)"],
+            "reshard_after_forward": self.settings.reshard_after_forward,
+            "reduction": "sum, then divide" if self.device.type == "cpu" else "average",
+            "trainable_parameters": sum(p.numel() for p in self._parameters.values()),
+        }
+
+    def counting_exchange(self) -> contextlib.AbstractContextManager[Exchange]:
+        return counting_torch()
+
+    def close(self) -> None:
+        leave()
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _groups(model: torch.nn.Module, minimum: int) -> Iterable[tuple[str, torch.nn.Module]]:
+    """Modules that are gathered on their own: blocks of a ModuleList, linear and convolution layers outside of them.
+
+    A block is gathered as a whole, as torchtitan does: a group for every layer within it made 168 small collectives
+    a pass out of 24 on a transformer of 608 M parameters, and the step 5 times as long on two H100.
+    Only modules that are surely called (``module(x)``) qualify, because the gathering hangs on that call.
+    """
+    leaves = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    blocks = {id(block) for m in model.modules() if isinstance(m, torch.nn.ModuleList) for block in m}
+    chosen: list[str] = []
+    for name, module in model.named_modules():  # outer before inner
+        if module is model or not (isinstance(module, leaves) or id(module) in blocks):
+            continue
+        if any(name.startswith(f"{outer}.") for outer in chosen):
+            continue
+        if sum(p.numel() for p in module.parameters() if p.requires_grad) >= minimum:
+            chosen.append(name)
+            yield name, module

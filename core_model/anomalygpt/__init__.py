@@ -1,0 +1,1 @@
+"""The AnomalyGPT model: decoder, prompt learner, projection, memory bank, losses."""

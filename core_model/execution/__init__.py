@@ -1,0 +1,1 @@
+"""How frozen parts are run: storage type, CUDA graphs, torch.compile; the FLOPs they need."""

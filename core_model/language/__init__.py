@@ -1,0 +1,1 @@
+"""The language model: LLaMA-type transformer, tokenizers, dialogue format, transformers' models."""

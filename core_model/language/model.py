@@ -1,0 +1,237 @@
+"""The language model with a picture in its input: assembly, loss on answers, generation with a key-value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core_model.anomalygpt.losses import LossWeights, token_cross_entropy
+from core_model.batch import Batch
+from core_model.execution.cuda_graphs import GraphedPart
+from core_model.execution.frozen import own_precision
+from core_model.language.dialogue_format import IGNORED, Collator
+from core_model.language.llama import Prefix
+from core_model.language.text_tokenizers import Tokenizer
+
+LENGTHS = 16  # input lengths are rounded up to a multiple of this where each needs a CUDA graph of its own
+
+
+class LanguageModel(nn.Module):
+    """Wraps a causal transformer (`core_model.language.llama.Llama` or `core_model.language.huggingface.HubCausalLM`)
+    and its tokenizer."""
+
+    before_ids: Tensor
+    after_ids: Tensor
+
+    def __init__(self, transformer: Any, tokenizer: Tokenizer, collator: Collator) -> None:
+        super().__init__()
+        self.transformer: Any = transformer
+        self.tokenizer = tokenizer
+        self.collator = collator
+        template = collator.template
+        before = [tokenizer.bos_id, *tokenizer.encode(template.before_image)]
+        self.register_buffer("before_ids", torch.tensor(before), persistent=False)
+        self.register_buffer("after_ids", torch.tensor(tokenizer.encode(template.after_image)), persistent=False)
+        self.stop_text = template.stop.strip()
+        self._prefix: tuple[object, Prefix] | None = None
+        self.cuda_graphs = True
+        self._graphed = GraphedPart(transformer, self._whole, gradient=True)
+
+    @property
+    def width(self) -> int:
+        return self.transformer.config.width
+
+    def assemble(self, picture: Tensor, prompts: Tensor, token_ids: Tensor, *, from_picture: bool = False) -> Tensor:
+        """(B, L, width) input embeddings: BOS, the text before the picture, the picture, the text after it, the prompt
+        vectors, then token_ids (B, T). picture: (B, width). prompts: (B, P, width). from_picture: leave out what stands
+        before the picture, because its keys and values are known (`constant_prefix`)."""
+        batch = len(picture)
+        text = self.transformer.embed(token_ids)
+        after = self.transformer.embed(self.after_ids).expand(batch, -1, -1)
+        parts = [picture[:, None], after, prompts, text]
+        if not from_picture:
+            parts.insert(0, self.transformer.embed(self.before_ids).expand(batch, -1, -1))
+        return torch.cat([part.to(text.dtype) for part in parts], dim=1)
+
+    def constant_prefix(self) -> Prefix | None:
+        """Keys and values of BOS and the text before the picture: the same for every sample and step as long as the
+        transformer is frozen. None where it is trained (LoRA) or cannot use them."""
+        if not hasattr(self.transformer, "prefix"):
+            return None
+        weights = tuple(self.transformer.parameters())
+        if any(weight.requires_grad for weight in weights):
+            return None
+        # a moved, recast or newly loaded transformer has other tensors, or the same with a higher version
+        first = weights[0]
+        state = (id(first), first.device, first.dtype, sum(weight._version for weight in weights))
+        if self._prefix is None or self._prefix[0] != state:
+            self._prefix = (state, self.transformer.prefix(self.before_ids))
+        return self._prefix[1]
+
+    def answer_loss(self, picture: Tensor, prompts: Tensor, batch: Batch, weights: LossWeights) -> Tensor:
+        """Cross-entropy (B,): the mean over each sample's answer tokens.
+
+        Padding is on the right and attention causal, so padding needs no mask; logits are computed at answer places
+        only; what stands before the picture is computed once and for all.
+        """
+        rows, columns = answer_places(batch)
+        with own_precision(self.transformer):
+            # With a prefix, attention needs a mask, which the GPU's fused kernels want to do without.
+            prefix = None if picture.is_cuda else self.constant_prefix()
+            embeddings = self.assemble(picture, prompts, batch.token_ids, from_picture=prefix is not None)
+            hidden = self._hidden(embeddings, prefix)
+            offset = embeddings.shape[1] - batch.token_ids.shape[1]
+            logits = self.transformer.logits(hidden[rows, offset + columns - 1])
+        labels = batch.labels[rows, columns]
+        token_weights = None
+        if weights.verdict_weight != 1.0:
+            starts = (columns == 0) | (batch.labels[rows, (columns - 1).clamp_min(0)] == IGNORED)
+            token_weights = torch.where(starts, weights.verdict_weight, 1.0)
+        losses = token_cross_entropy(logits, labels, rows, len(batch), token_weights)
+        if weights.defective_weight != 1.0:
+            losses = losses * torch.where(batch.is_defective, weights.defective_weight, 1.0)
+        return losses
+
+    def _whole(self, embeddings: Tensor) -> tuple[Tensor, ...]:
+        return (self.transformer(embeddings),)
+
+    def _hidden(self, embeddings: Tensor, prefix: Prefix | None) -> Tensor:
+        """Last hidden states of (B, L, width) embeddings, by CUDA graphs where they can be used. There the length is
+        padded to a multiple of LENGTHS, so that few graphs serve all batches; causal places do not see the padding."""
+        if prefix is not None:
+            return self.transformer(embeddings, prefix=prefix)
+        if not (self.cuda_graphs and embeddings.is_cuda and getattr(self.transformer, "graphable", False)):
+            return self.transformer(embeddings)
+        padded = nn.functional.pad(embeddings, (0, 0, 0, -embeddings.shape[1] % LENGTHS))
+        return self._graphed(padded)[0]
+
+    @torch.no_grad()
+    def sentence_vectors(self, texts: list[str]) -> Tensor:
+        """(len, width): mean of the last hidden states over each text's tokens (BOS left out)."""
+        device = self.before_ids.device
+        encoded = [self.tokenizer.encode(text) for text in texts]
+        longest = max(len(ids) for ids in encoded)
+        ids = torch.full((len(texts), 1 + longest), self.tokenizer.pad_id, dtype=torch.int64)
+        ids[:, 0] = self.tokenizer.bos_id
+        for row, tokens in enumerate(encoded):
+            ids[row, 1 : 1 + len(tokens)] = torch.tensor(tokens)
+        lengths = torch.tensor([len(tokens) for tokens in encoded])
+        inside = (torch.arange(longest)[None] < lengths[:, None]).to(device)[..., None]
+        with own_precision(self.transformer):
+            hidden = self.transformer(self.transformer.embed(ids.to(device)))[:, 1:].float()
+        return (hidden * inside).sum(dim=1) / lengths.to(device)[:, None]
+
+    def _asked(self, picture: Tensor, prompts: Tensor, questions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Input embeddings (B, L, width) of B questions, padded on the right, and each question's length (B,) on the
+        host."""
+        lengths = torch.tensor([len(ids) for ids in questions])
+        ids = torch.full((len(questions), int(lengths.max())), self.tokenizer.pad_id, dtype=torch.int64)
+        for row, tokens in enumerate(questions):
+            ids[row, : len(tokens)] = torch.tensor(list(tokens))
+        return self.assemble(picture, prompts, ids.to(picture.device)), lengths
+
+    @torch.no_grad()
+    def yes_probability(self, picture: Tensor, prompts: Tensor, questions: Sequence[Sequence[int]]) -> Tensor:
+        """(B,) fp32 in [0, 1]: how probable "Yes" is beside "No" as the answer's first word.
+
+        The greedy answer says Yes where this is above one half (unless another word beats both); the number behind the
+        word makes a ranking of it, and a threshold that can be moved.
+        """
+        yes, no = (self.tokenizer.encode(self.collator.template.answer_text(word)) for word in ("Yes", "No"))
+        shared = next((place for place, pair in enumerate(zip(yes, no, strict=False)) if pair[0] != pair[1]), 0)
+        questions = [[*ids, *yes[:shared]] for ids in questions]  # e.g. a token for the space before either word
+        embeddings, lengths = self._asked(picture, prompts, questions)
+        ends = (embeddings.shape[1] - int(lengths.max()) + lengths).to(picture.device)
+        with own_precision(self.transformer):
+            hidden = self.transformer(embeddings)
+            logits = self.transformer.logits(hidden[torch.arange(len(ends), device=picture.device), ends - 1]).float()
+        return torch.sigmoid(logits[:, yes[shared]] - logits[:, no[shared]])
+
+    @torch.no_grad()
+    def generate(
+        self,
+        picture: Tensor,
+        prompts: Tensor,
+        questions: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        use_cache: bool = True,
+    ) -> list[str]:
+        """Answers to B questions (token ids up to the answer's place), greedy where temperature is 0.
+
+        Questions of different lengths share the batch: they are padded on the right, the padding is hidden from later
+        tokens by a mask, and positions continue behind each question's own end. use_cache=False recomputes everything
+        at each token (for tests).
+        """
+        device = picture.device
+        embeddings, lengths = self._asked(picture, prompts, questions)
+        longest = int(lengths.max())
+        prefix = embeddings.shape[1] - longest
+        ends = (prefix + lengths).to(device)
+        draw = torch.Generator(device="cpu").manual_seed(seed)
+
+        cache = None
+        if use_cache:
+            cache = self.transformer.new_cache(len(questions), embeddings.shape[1] + max_new_tokens)
+        answers: list[list[int]] = [[] for _ in questions]
+        open_rows = set(range(len(questions)))
+        with own_precision(self.transformer):
+            hidden = self.transformer(embeddings, cache=cache)
+            last = hidden[torch.arange(len(questions), device=device), ends - 1]
+            for step in range(max_new_tokens):
+                chosen = _choose(self.transformer.logits(last).float(), temperature, top_p, draw)
+                for row, token in enumerate(chosen.tolist()):
+                    if row in open_rows:
+                        answers[row].append(token)
+                        if token == self.tokenizer.eos_id or self._ended(answers[row]):
+                            open_rows.discard(row)
+                if not open_rows or step + 1 == max_new_tokens:
+                    break
+                new = self.transformer.embed(chosen.to(device))[:, None]
+                embeddings = torch.cat((embeddings, new), dim=1)
+                places = torch.arange(embeddings.shape[1], device=device)
+                seen = (places[None] < ends[:, None]) | (places[None] >= prefix + longest)
+                if cache is not None:
+                    mask = None if bool((lengths == longest).all()) else seen[:, None, None]
+                    last = self.transformer(new, cache=cache, positions=(ends + step)[:, None], mask=mask)[:, -1]
+                else:
+                    positions = torch.where(
+                        places[None] < prefix + longest, places[None], places[None] - (prefix + longest) + ends[:, None]
+                    )
+                    causal = places[:, None] >= places[None]
+                    itself = torch.eye(len(places), dtype=torch.bool, device=device)
+                    mask = causal[None, None] & (seen[:, None, None] | itself)
+                    last = self.transformer(embeddings, positions=positions, mask=mask)[:, -1]
+        return [self._text(ids) for ids in answers]
+
+    def _ended(self, ids: list[int]) -> bool:
+        return bool(self.stop_text) and self.stop_text in self.tokenizer.decode(ids[-8:])
+
+    def _text(self, ids: list[int]) -> str:
+        text = self.tokenizer.decode(ids)
+        return (text.split(self.stop_text)[0] if self.stop_text else text).strip()
+
+
+def answer_places(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Rows and columns (M,) of the answer tokens. The collator has found them on the host, so that a training step
+    needs no synchronization with the device; other batches are searched here."""
+    if "answer_rows" in batch.extras:
+        return batch.extras["answer_rows"], batch.extras["answer_columns"]
+    rows, columns = torch.nonzero(batch.labels != IGNORED, as_tuple=True)
+    return rows, columns
+
+
+def _choose(logits: Tensor, temperature: float, top_p: float, draw: torch.Generator) -> Tensor:
+    """Next tokens (B,) on the host: the likeliest, or drawn from the `top_p` nucleus at `temperature`."""
+    if temperature <= 0:
+        return logits.argmax(dim=-1).cpu()
+    probabilities = torch.softmax(logits / temperature, dim=-1).cpu()
+    ordered, order = probabilities.sort(dim=-1, descending=True)
+    ordered[ordered.cumsum(dim=-1) - ordered > top_p] = 0.0
+    return order.gather(1, torch.multinomial(ordered, 1, generator=draw))[:, 0]

@@ -1,0 +1,1 @@
+"""Pretrained weights: parts by name, where they come from, how their keys are mapped."""

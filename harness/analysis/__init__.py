@@ -1,0 +1,1 @@
+"""From records to statements: comparison, intervals, cost, MFU, verdict, caveats."""

@@ -1,0 +1,138 @@
+"""`harness diff RUN RUN`: in words, what differs between two runs: what was asked, the place, the figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.analysis import intervals
+from harness.analysis.comparison import QUALITY_NAMES, final_loss
+from harness.common.formatting import fixed, is_number, number
+from harness.records import comparability
+from harness.records.record_files import RecordError
+from harness.records.run_record import RecordedRun, load_runs, whole_run
+
+_QUIET = ("run", "study", "schema", "repeat")
+
+
+def describe_difference(a: RecordedRun, b: RecordedRun) -> list[tuple[str, list[str]]]:
+    """(heading, sentences) of each part in which two runs differ; a heading with no sentence is left out."""
+    parts = [
+        ("Asked", _job(a, b)),
+        ("Comparable?", _comparable(a, b)),
+        ("Environment", _environment(a, b)),
+        ("Engine as it was really used", _engine(a, b)),
+        ("Outcome", _outcome(a, b)),
+        ("Speed", _speed(a, b)),
+        ("Losses", _losses(a, b)),
+        ("Quality", _quality(a, b)),
+    ]
+    return [(heading, sentences) for heading, sentences in parts if sentences]
+
+
+def _job(a: RecordedRun, b: RecordedRun) -> list[str]:
+    keys = [key for key in dict.fromkeys([*a.job, *b.job]) if key not in _QUIET]
+    return [f"{key}: {a.job.get(key)} -> {b.job.get(key)}" for key in keys if a.job.get(key) != b.job.get(key)]
+
+
+def _comparable(a: RecordedRun, b: RecordedRun) -> list[str]:
+    reasons = comparability.differences(a.contract, b.contract)
+    if not reasons:
+        return ["yes: they share everything that must be alike"]
+    return [f"no: {reason}" for reason in reasons]
+
+
+def _environment(a: RecordedRun, b: RecordedRun) -> list[str]:
+    first, second = _flat(a.environment), _flat(b.environment)
+    keys = sorted(first.keys() | second.keys())
+    return [
+        f"{key}: {first.get(key)} -> {second.get(key)}"
+        for key in keys
+        if first.get(key) != second.get(key) and not key.startswith(("ranks", "gpus.topology"))
+    ]
+
+
+def _engine(a: RecordedRun, b: RecordedRun) -> list[str]:
+    first, second = _flat(a.result.get("engine") or {}), _flat(b.result.get("engine") or {})
+    if a.backend != b.backend:
+        return []  # two engines describe themselves in different words: the report shows both
+    return [f"{key}: {first.get(key)} -> {second.get(key)}" for key in sorted(first.keys() | second.keys())
+            if first.get(key) != second.get(key)]  # fmt: skip
+
+
+def _outcome(a: RecordedRun, b: RecordedRun) -> list[str]:
+    return [f"{run.name} failed: {run.reason}" for run in (a, b) if not run.ok]
+
+
+def _speed(a: RecordedRun, b: RecordedRun) -> list[str]:
+    times = [run.timed_steps for run in (a, b)]
+    if not all(times):
+        return []
+    batches = [int(run.job.get("global_batch", 1)) for run in (a, b)]
+    # Samples, not steps, are compared: the batches may differ.
+    per_sample = [[time / batch for time in own] for own, batch in zip(times, batches, strict=True)]
+    difference = intervals.step_difference(a.name, b.name, *per_sample)
+    rates = [(run.result.get("throughput") or {}).get("samples_per_s", {}).get("median") for run in (a, b)]
+    word = "faster" if difference.value > 0 else "slower"
+    verdict = "a real difference between these two runs" if difference.real else "no real difference"
+    change = f"{number(rates[0])} -> {number(rates[1])}, {abs(difference.value) * 100:.1f} % {word}"
+    return [f"samples/s: {change} ({difference.interval()}): {verdict}; drift between runs is not in the interval"]
+
+
+def _losses(a: RecordedRun, b: RecordedRun) -> list[str]:
+    sentences = []
+    ends = [final_loss(run) for run in (a, b)]
+    if all(is_number(end) for end in ends):
+        sentences.append(f"final loss (mean of 10 steps): {number(ends[0], 5)} -> {number(ends[1], 5)}")
+    pairs = [
+        (row["step"], row["loss"], other["loss"])
+        for row, other in zip(a.steps, b.steps, strict=False)
+        if row["step"] == other["step"] and is_number(row.get("loss")) and is_number(other.get("loss"))
+    ]
+    if pairs:
+        step, largest = max(((step, abs(x - y) / max(abs(x), 1e-12)) for step, x, y in pairs), key=lambda item: item[1])
+        sentences.append(
+            f"largest relative difference of the loss over {len(pairs)} steps: {largest:.2e} at step {step}"
+        )
+    return sentences
+
+
+def _quality(a: RecordedRun, b: RecordedRun) -> list[str]:
+    first, second = a.result.get("evaluation") or {}, b.result.get("evaluation") or {}
+    sentences = [
+        f"{name}: {fixed(first.get(key), 4)} -> {fixed(second.get(key), 4)}"
+        for key, name in QUALITY_NAMES.items()
+        if first.get(key) != second.get(key)
+    ]
+    scores = [{item["id"]: item["score"] for item in run.evaluation.get("samples") or ()} for run in (a, b)]
+    if scores[0] and scores[0] == scores[1]:
+        sentences.append("every test sample has the same score in both")
+    return sentences
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, keys joined by dots."""
+    if isinstance(value, dict):
+        return {
+            k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()
+        }
+    return {prefix: value} if prefix != "schema" else {}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("first", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("second", type=click.Path(path_type=Path), metavar="RUN")
+def diff(first: Path, second: Path) -> None:
+    """Say in words what differs between two runs."""
+    runs = [load_runs([path]) for path in (first, second)]
+    for path, found in zip((first, second), runs, strict=True):
+        if len(found) != 1:
+            raise RecordError(f"{path}: a study with {len(found)} runs: name one of its runs")
+    a, b = whole_run(runs[0][0]), whole_run(runs[1][0])
+    click.echo(f"{a.study}/{a.name} -> {b.study}/{b.name}")
+    for heading, sentences in describe_difference(a, b):
+        click.echo(f"\n{heading}")
+        for sentence in sentences:
+            click.echo(f"  {sentence}")

@@ -1,0 +1,1 @@
+"""Small helpers that every folder of the harness may use: numbers as text, tables, colours, paths."""

@@ -1,0 +1,1 @@
+"""Questions beside training speed, a folder each: parity, wire, overhead, collectives, largest model, prediction."""

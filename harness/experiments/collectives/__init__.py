@@ -1,0 +1,1 @@
+"""`harness comm`: what the network and each communication library can do."""

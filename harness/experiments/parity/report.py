@@ -1,0 +1,119 @@
+"""The parity table on the screen and in results/STUDY/: parity.json, parity.csv and parity.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from backends.base import PRECISIONS
+from harness.experiments.parity.judge import Verdict, bound, row_of
+from harness.experiments.trainings.cells import Cell
+from harness.job.declaration import Job
+from harness.records.record_files import csv_of, finite, write_json, write_text
+
+HEADERS = (
+    "engine",
+    "workers",
+    "accum.",
+    "clip",
+    "precision",
+    "max rel. diff",
+    "of update",
+    "same split",
+    "loss diff",
+    "bound",
+    "verdict",
+)
+
+
+def _cells(verdict: Verdict, note: int | None) -> tuple[str, ...]:
+    cell = verdict.cell
+    native = cell.precision_mode == "native"
+    number = lambda value: "-" if value is None else f"{value:.1e}"  # noqa: E731
+    word = verdict.status if not native or verdict.status in ("failed", "refused") else "native"
+    return (
+        cell.engine,
+        str(cell.workers),
+        str(cell.accumulation),
+        "on" if cell.clip else "off",
+        cell.precision + (" native" if native else ""),
+        number(verdict.difference),
+        number(verdict.of_update),
+        number(verdict.same_split),
+        number(verdict.loss_difference),
+        number(verdict.bound) if not native else "-",
+        word + (f" [{note}]" if note else ""),
+    )
+
+
+def notes_of(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """Each cause's number, in the order of the table."""
+    causes = dict.fromkeys(verdict.cause for verdict in verdicts if verdict.cause)
+    return {cause: number for number, cause in enumerate(causes, 1)}
+
+
+def print_table(verdicts: Sequence[Verdict]) -> None:
+    """The table, by rich."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Parity with a single process")
+    for index, header in enumerate(HEADERS):
+        table.add_column(header, justify="left" if index in (0, len(HEADERS) - 1) else "right")
+    notes = notes_of(verdicts)
+    for verdict in verdicts:
+        table.add_row(*_cells(verdict, notes.get(verdict.cause)), style="" if verdict.explained else "bold")
+    console = Console()
+    console.print(table)
+    for cause, number in notes.items():
+        console.print(f"[{number}] {cause}", markup=False, highlight=False)
+
+
+def write_study(verdicts: Sequence[Verdict], base: Job, folder: Path) -> None:
+    """Writes the table in three forms; figures and text only, no weights."""
+    from harness.records.step_metrics import environment
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(
+        folder / "parity.json",
+        finite(
+            {"job": base.to_dict(), "environment": environment(), "cells": [row_of(verdict) for verdict in verdicts]}
+        ),
+    )
+    write_csv(verdicts, folder / "parity.csv")
+    (folder / "parity.md").write_text(markdown(verdicts, base))
+
+
+def markdown(verdicts: Sequence[Verdict], base: Job) -> str:
+    """The table with the words that it needs to be read."""
+    judged = [v for v in verdicts if v.cell.precision_mode == "matched" and v.status in ("equal", "differs")]
+    equal = sum(v.status == "equal" for v in judged)
+    notes = notes_of(verdicts)
+    limits = {precision: bound(Cell(backend="ddp", precision=precision), base.steps)[1] for precision in PRECISIONS}
+    setting = f"Preset `{base.preset}` on `{base.data}`, {base.steps} steps of {base.global_batch}, seed {base.seed}"
+    lines = [
+        "# Parity",
+        "",
+        f"{setting}: {equal} of {len(judged)} judged cells equal the single process.",
+        "",
+        "- max rel. diff: largest ||a - b|| / ||b|| of any trainable tensor;",
+        "- of update: ||a - b|| / ||b - start|| over all tensors together;",
+        "- same split: max rel. diff against a single process that splits its batches into as many parts;",
+        "- loss diff: largest relative difference of a step's loss.",
+        "",
+        f"Bounds: fp32 {limits['fp32']:.0e} on max rel. diff; bf16 {limits['bf16']:.1e} and fp16 {limits['fp16']:.1e}",
+        "on the update (unit roundoff x sqrt(steps)). Native precision is reported, not judged.",
+        "",
+        "| " + " | ".join(HEADERS) + " |",
+        "|" + "---|" * len(HEADERS),
+        *("| " + " | ".join(_cells(verdict, notes.get(verdict.cause))) + " |" for verdict in verdicts),
+        "",
+        *(f"- [{number}] {cause}" for cause, number in notes.items()),
+        *([""] if notes else []),
+    ]
+    return "\n".join(lines)
+
+
+def write_csv(verdicts: Sequence[Verdict], path: Path) -> None:
+    """One row a cell, atomically."""
+    write_text(path, csv_of([row_of(verdict) for verdict in verdicts]))

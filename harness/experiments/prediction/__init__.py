@@ -1,0 +1,1 @@
+"""`harness predict`: a scaling curve drawn past the machines at hand."""

@@ -1,0 +1,248 @@
+"""`harness predict`: a model of each engine's step, fitted to a scaling study and drawn past the machines at hand.
+
+Its error is stated first: every (nodes, rate) cell is held back once and predicted from the others.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+
+from harness.common.text_table import Table, markdown
+from harness.experiments.virtual_scaling.report import median_step, name_of
+from harness.job.declaration import JobError
+from harness.job.number_ranges import AMOUNT, COUNT
+from harness.records.record_files import RecordError, read_json, runs_of, write_json, write_text
+from harness.records.run_folder import study_folder
+
+LARGEST = 512
+
+
+@click.command()
+@click.option("--study", default="scaling-nodes", show_default=True, help="Of `harness nodes scaling` or `compare`.")
+@click.option(
+    "--to", "largest", type=COUNT, default=LARGEST, show_default=True, help="Largest number of nodes that is drawn."
+)
+@click.option("--rate", default="1gbit", show_default=True, help="Link rate of the drawing; 'unlimited' for none.")
+@click.option(
+    "--compute-ms", type=AMOUNT, default=0.0, help="Computing a step in the drawing (default: the study's weak runs')."
+)
+@click.option(
+    "--parameters", type=AMOUNT, default=0.0, help="Trained fp32 parameters in the drawing (default: the study's)."
+)
+@click.option("--rounds", type=COUNT, default=50, show_default=True, help="Resamplings for the uncertainty.")
+@click.option("--results", default=None, help="Results folder.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def predict(
+    study: str,
+    largest: int,
+    rate: str,
+    compute_ms: float,
+    parameters: float,
+    rounds: int,
+    results: str | None,
+    as_json: bool,
+) -> None:
+    """Fit a model of the step to a scaling study, state its error, draw it to more nodes.
+
+    A study of `harness nodes scaling` gets an alpha-beta model. A study of `harness compare` with 1 and 2 workers gets
+    its scaling curve drawn past them; where it holds more workers too, these are not fitted but compared.
+    """
+    from mpi.nodes.link import bytes_per_second
+
+    if largest < 2:
+        raise JobError(f"--to is {largest}: it must be at least 2")
+    folder = study_folder(results, study)
+    if not (folder / "scaling.json").exists() and folder.is_dir() and runs_of(folder):
+        _from_runs(folder, largest, as_json)
+        return
+    link = None if rate == "unlimited" else bytes_per_second(rate)
+    report = build_report(folder, largest, link, compute_ms * 1e-3, parameters * 4.0, rounds)
+    write_json(folder / "prediction.json", report)
+    from harness.experiments.prediction.plot import plot
+
+    plot(report, folder / "prediction")
+    write_text(folder / "prediction.md", "\n".join(markdown(each) for each in tables_of(report)))
+    if as_json:
+        click.echo(json.dumps(report, indent=1))
+    else:
+        _print(report)
+        click.echo(f"{folder}/prediction.json, prediction.md, prediction.png, prediction.svg")
+    sys.exit(0)
+
+
+def _from_runs(folder: Path, largest: int, as_json: bool) -> None:
+    """The curve of a comparison study."""
+    from harness.analysis.comparison import summarize_study
+    from harness.experiments.prediction.from_study import build
+    from harness.experiments.prediction.from_study_report import table, write
+
+    report = build(summarize_study(folder), largest=largest)
+    paths = write(report, folder)
+    click.echo(json.dumps(report, indent=1) if as_json else markdown(table(report)))
+    if not as_json:
+        click.echo(", ".join(map(str, paths)))
+
+
+def build_report(
+    folder: Path, largest: int, link: float | None, wait_s: float, parameter_bytes: float, rounds: int
+) -> dict[str, Any]:
+    """Per engine: constants, held-back errors and the drawn curve. Raises JobError where the study is too small."""
+    from harness.experiments.prediction import step_time_formula as model
+    from harness.experiments.virtual_scaling.run import FILE
+
+    if not (folder / FILE).exists():
+        raise RecordError(f"{folder / FILE}: no scaling study there: harness nodes scaling --study {folder.name}")
+    record = read_json(folder / FILE)
+    rows = [row for row in record["rows"] if "failed" not in row]
+    engines: dict[str, Any] = {}
+    for name in dict.fromkeys(row["engine"] for row in rows):
+        own = [row for row in rows if row["engine"] == name]
+        points = [
+            model.Point(
+                ranks=row["nodes"],
+                wait_s=row["wait_s"],
+                parameter_bytes=row["parameter_bytes"],
+                link_bytes_per_s=row["link_bytes_per_s"],
+                step_s=median_step(row),
+                crowd=max(1.0, row["nodes"] / record["cores"]),
+            )
+            for row in own
+        ]
+        groups = [(row["nodes"], row["rate"], row["parameter_bytes"]) for row in own]
+        if len(set(groups)) < 5 or not any(point.ranks > 1 for point in points):
+            raise JobError(f"study '{folder.name}' has {len(set(groups))} cells of {name}: measure at least 5")
+        held = model.leave_one_out(points, groups)
+        fitted = model.fit(points)
+        spread = model.bootstrap(points, rounds)
+        wait = wait_s or max(point.wait_s for point in points)
+        size = parameter_bytes or max(point.parameter_bytes for point in points)
+        engines[name] = {
+            "constants": fitted.__dict__,
+            "held_back": [
+                {
+                    "nodes": row["nodes"],
+                    "rate": row["rate"],
+                    "scaling": row["scaling"],
+                    "parameter_bytes": row["parameter_bytes"],
+                    "measured_s": point.step_s,
+                    "error": error,
+                }
+                for row, (point, error) in zip(own, held, strict=True)
+            ],
+            "median_error": median([abs(error) for _, error in held]),
+            "curve": _curve(model, fitted, spread, largest, wait, size, link),
+        }
+    return {
+        "link_bytes_per_s": link,
+        "wait_s": wait_s or max(row["wait_s"] for row in rows),
+        "parameter_bytes": parameter_bytes or max(row["parameter_bytes"] for row in rows),
+        "cores": record["cores"],
+        "measured_nodes": max(row["nodes"] for row in rows),
+        "median_error": median([abs(item["error"]) for one in engines.values() for item in one["held_back"]]),
+        "engines": engines,
+    }
+
+
+def _curve(
+    model: Any, fitted: Any, spread: Sequence[Any], largest: int, wait: float, size: float, link: float | None
+) -> list[dict[str, float]]:
+    """Step time and weak-scaling efficiency at 1, 2, 4 ... nodes, with the 5 % and 95 % points of the resamplings."""
+    import numpy as np
+
+    found = []
+    one = model.Point(ranks=1, wait_s=wait, parameter_bytes=size, link_bytes_per_s=link)
+    ranks = 1
+    while ranks <= largest:
+        point = model.Point(ranks=ranks, wait_s=wait, parameter_bytes=size, link_bytes_per_s=link)
+        efficiencies = [each.step(one) / each.step(point) for each in spread]
+        low, high = (float(value) for value in np.percentile(efficiencies, (5, 95)))
+        found.append(
+            {
+                "nodes": ranks,
+                "step_s": fitted.step(point),
+                "efficiency": fitted.step(one) / fitted.step(point),
+                "efficiency_low": low,
+                "efficiency_high": high,
+            }
+        )
+        ranks *= 2
+    return found
+
+
+def _constants(one: dict[str, Any]) -> list[str]:
+    """An engine's constants as text, then its median error."""
+    own = one["constants"]
+    return [
+        f"{own['overhead'] * 1e3:.1f}",
+        f"{own['update'] * 1e9 * 1024:.0f}",
+        f"{own['alpha'] * 1e6:.0f}",
+        f"{own['host'] * 1e9 * 1024:.0f}",
+        f"{own['inefficiency']:.2f}",
+        f"{own['overlap']:.2f}",
+        f"{own['straggler'] * 1e3:.1f}",
+        f"{one['median_error']:.1%}",
+    ]
+
+
+def tables_of(report: dict[str, Any]) -> list[Table]:
+    """The fitted constants with the median error of each engine, and the errors by link rate and number of nodes."""
+    cells: dict[tuple[str, str, int, float], list[float]] = {}
+    for name, one in report["engines"].items():
+        for item in one["held_back"]:
+            key = (name_of(name), item["rate"], item["nodes"], item["parameter_bytes"])
+            cells.setdefault(key, []).append(item["error"])
+    errors = [
+        [engine, rate, str(nodes), f"{size / 4e6:.2g} M", ", ".join(f"{error:+.1%}" for error in found)]
+        for (engine, rate, nodes, size), found in cells.items()
+    ]
+    return [
+        Table(
+            id="constants",
+            title="The model of the step, fitted to measured runs",
+            columns=[
+                *("engine", "overhead ms", "update ns/KiB", "alpha us", "host ns/KiB", "link inefficiency", "overlap"),
+                *("straggler ms", "median error"),
+            ],
+            rows=[[name_of(name), *_constants(one)] for name, one in report["engines"].items()],
+            note="update: a rank's own work a byte of parameters; alpha: a message's latency; host: time of a byte "
+            "sent, in the processes; link inefficiency: time on the link over bytes / rate. The virtual nodes shared "
+            f"{report['cores']} cores: where workers outnumber them, what the processors do is multiplied by the "
+            "workers a core; the drawing has a core for each. Median error over all held-back cells: "
+            f"{report['median_error']:.1%}.",
+        ),
+        Table(
+            id="held-back",
+            title="Cells held back and predicted from the others",
+            columns=["engine", "links", "nodes", "parameters", "predicted against measured"],
+            rows=errors,
+            note="Each (nodes, link rate, size) is left out of the fit once, with all its runs (weak, then strong).",
+        ),
+    ]
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="fitted to measured runs; error of cells that were held back", title_justify="left")
+    for heading in ("engine", "fix ms", "own ns/KiB", "alpha us", "ns/KiB", "link x", "overlap", "slow ms", "error"):
+        table.add_column(
+            heading, justify="left" if heading == "engine" else "right", no_wrap=True, min_width=len(heading)
+        )
+    for name, one in report["engines"].items():
+        table.add_row(name, *_constants(one))
+    console = Console()
+    console.print(table)
+    console.print("fix: overhead; alpha: a message; ns/KiB: in the processes; link x: on the link; slow: stragglers")
+    console.print(f"median error over all held-back cells: {report['median_error']:.1%}")
+    for name, one in report["engines"].items():
+        drawn = [point for point in one["curve"] if point["nodes"] in (8, 64)] + one["curve"][-1:]
+        words = [f"{p['nodes']}: {p['efficiency']:.1%}" for p in drawn]
+        console.print(f"{name}, weak-scaling efficiency at nodes {', '.join(words)}", highlight=False)

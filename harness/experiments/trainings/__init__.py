@@ -1,0 +1,1 @@
+"""Small trainings under the engines' real launchers, which several experiments use."""

@@ -1,0 +1,144 @@
+"""What parity compares: cells of engine, ZeRO stage, workers, accumulation, clipping and precision.
+
+All cells that share engine and workers run one after another in one launched job: the process group is made once, the
+engine is prepared anew for each cell. A cell is an ordinary training of the harness's own trainer on its own data, so
+what is proven is what is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.common import packed_json as packing
+from harness.job.declaration import Job, JobError
+from harness.job.options import parse_value
+
+PARITY_WORKER = "harness.experiments.parity.worker"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One training. settings: further engine settings. `overflow_at`: optimizer step in which one rank's loss is made
+    infinite (a planted overflow), -1 = none."""
+
+    backend: str
+    zero_stage: int | None = None
+    settings: tuple[tuple[str, Any], ...] = ()
+    workers: int = 1
+    accumulation: int = 1
+    clip: bool = True
+    precision: str = "fp32"
+    precision_mode: str = "matched"
+    overflow_at: int = -1
+
+    @property
+    def engine(self) -> str:
+        stage = "" if self.zero_stage is None else f" ZeRO-{self.zero_stage}"
+        settings = ", ".join(f"{key}={json.dumps(value)}" for key, value in self.settings)
+        return self.backend + stage + (f" ({settings})" if settings else "")
+
+    @property
+    def name(self) -> str:
+        stage = "" if self.zero_stage is None else f"-z{self.zero_stage}"
+        settings = re.sub(r"[^A-Za-z0-9._-]+", "-", "".join(f"-{key}-{value}" for key, value in self.settings))
+        clip = "clip" if self.clip else "noclip"
+        overflow = "" if self.overflow_at < 0 else f"-o{self.overflow_at}"
+        mode = "" if self.precision_mode == "matched" else "-native"
+        head = f"{self.backend}{stage}{settings}-w{self.workers}-a{self.accumulation}"
+        return f"{head}-{clip}-{self.precision}{mode}{overflow}"
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts a global batch is split."""
+        return self.workers * self.accumulation
+
+    def reference(self) -> Cell:
+        """The single-process cell that this one must equal: whole global batch at once, the same precision, matched."""
+        return Cell(backend="single", clip=self.clip, precision=self.precision, overflow_at=self.overflow_at)
+
+    def same_split(self) -> Cell:
+        """The single-process cell that splits its batches into the same parts, so that it rounds at the same places."""
+        return Cell(
+            backend="single",
+            accumulation=self.parts,
+            clip=self.clip,
+            precision=self.precision,
+            overflow_at=self.overflow_at,
+        )
+
+    def job(self, base: Job) -> Job:
+        """`base` as this cell trains it."""
+        stage = {} if self.zero_stage is None else {"zero_stage": self.zero_stage}
+        return base.with_(
+            backend=self.backend,
+            nodes=1,
+            slots=self.workers,
+            accumulation=self.accumulation,
+            clip_norm=base.clip_norm if self.clip else None,
+            precision=self.precision,
+            precision_mode=self.precision_mode,
+            engine={**stage, **dict(self.settings)},
+        )
+
+
+def parse_engine(text: str) -> dict[str, Any]:
+    """``ddp``, ``deepspeed:2`` (with its ZeRO stage), ``deepspeed:3+memory_efficient_linear=false`` (and settings) as
+    fields of a `Cell`. Raises JobError."""
+    head, *pairs = text.strip().split("+")
+    backend, _, stage = head.partition(":")
+    if stage and (backend != "deepspeed" or not stage.isdigit()):
+        raise JobError(f"engine '{text}': write NAME, deepspeed:STAGE or either with +KEY=VALUE behind it")
+    settings = []
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise JobError(f"engine '{text}': write its settings as +KEY=VALUE")
+        settings.append((key, parse_value(value)))
+    zero = int(stage or 0) if backend == "deepspeed" else None
+    return {"backend": backend, "zero_stage": zero, "settings": tuple(settings)}
+
+
+def cells_of(
+    engines: Sequence[str],
+    workers: Sequence[int],
+    accumulations: Sequence[int],
+    clips: Sequence[bool],
+    precisions: Sequence[str],
+    modes: Sequence[str],
+) -> list[Cell]:
+    """The matrix. engines: see `parse_engine`. fp32 knows one mode only."""
+    return [
+        Cell(
+            **parse_engine(engine),
+            workers=count,
+            accumulation=accumulation,
+            clip=clip,
+            precision=precision,
+            precision_mode=mode,
+        )
+        for engine in engines
+        for count in workers
+        for accumulation in accumulations
+        for clip in clips
+        for precision in precisions
+        for mode in (modes if precision != "fp32" else ("matched",))
+    ]
+
+
+def worker_argv(module: str, base: Job, cells: Sequence[Cell], out: Path) -> list[str]:
+    """argv of the worker module that runs `cells` and writes each one's files into `out`."""
+    packed = packing.pack({"job": base.to_dict(), "cells": [asdict(cell) for cell in cells]})
+    return [sys.executable, "-m", module, packed, str(out)]
+
+
+def unpack(packed: str) -> tuple[Job, list[Cell]]:
+    """The reverse of what `worker_argv` packs."""
+    value: dict[str, Any] = packing.unpack(packed)
+    cells = [Cell(**{**cell, "settings": tuple(map(tuple, cell["settings"]))}) for cell in value["cells"]]
+    return Job.from_dict(value["job"]), cells

@@ -1,0 +1,1 @@
+"""Trained weights in use: evaluation, detection, chat, the web page."""

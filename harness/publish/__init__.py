@@ -1,0 +1,1 @@
+"""What the program writes into results/README.md and README.md."""

@@ -1,0 +1,103 @@
+"""Horovod or DeepSpeed, and for which job: the answers of several studies in one table, a row a job and number of
+workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.analysis.comparison import Comparison, summarize_study
+from harness.analysis.intervals import Difference
+from harness.analysis.verdict import facing, fastest_of_both
+from harness.common.formatting import DASH, change, mebibytes, percent, plural
+from harness.common.text_table import Table
+
+COLUMNS = ("job", "on", "faster", "by", "memory a worker", "efficiency")
+
+
+def answers(studies: Sequence[Path], root: Path, summarize: Callable[[Path], Comparison] = summarize_study) -> Table:
+    """root: where the table is shown, for the links. summarize: for a caller that has done it. Studies without both
+    engines at some number of workers have no row. Raises RecordError for a damaged study."""
+    rows = [row for study in studies for row in _rows(summarize(study), f"{seen_from(root, study)}/report.html")]
+    return Table(
+        id="answers",
+        title="",
+        columns=COLUMNS,
+        rows=rows,
+        numeric=False,
+        note="Horovod beside the fastest setting of DeepSpeed at that number of workers. by: samples/s more, with its "
+        '95 % interval. "no difference shown": the interval holds zero; "alike": and all of it lies within 5 %; '
+        '"not decided": and it is wider than 30 %. Memory: peak of the worker that needs most; a dash where other runs '
+        "of the same processes still held some. Efficiency: from one worker.",
+    )
+
+
+def seen_from(root: Path, study: Path) -> Path:
+    """The study's folder as a link from `root` names it."""
+    return study.relative_to(root) if study.is_relative_to(root) else study
+
+
+def _rows(comparison: Comparison, link: str) -> list[list[str]]:
+    main = comparison.main
+    if not len(main):
+        return []
+    main = main[main["samples_per_s"].notna()]
+    rows = []
+    for workers in sorted({int(count) for count in main["workers"]}, reverse=True):
+        if cells := fastest_of_both(main[main["workers"] == workers]):
+            faster, by = _faster(comparison, workers, *(cell["label"] for cell in cells))
+            memory = _both({cell["label"]: mebibytes(cell["peak_memory_mib"]) for cell in cells})
+            shares = {cell["label"]: percent(cell["efficiency"]) for cell in cells}
+            efficiency = _both(shares) if workers > 1 else DASH
+            rows.append([_job(comparison, link), _place(comparison, workers), faster, by, memory, efficiency])
+    return rows
+
+
+def _faster(comparison: Comparison, workers: int, deepspeed: str, horovod: str) -> tuple[str, str]:
+    """Who is faster and by how much; ("alike", "no difference shown" or "not decided", the difference) else."""
+    for pair in comparison.speed:
+        if (
+            pair.group == 0
+            and pair.workers == workers
+            and {pair.difference.a, pair.difference.b} == {deepspeed, horovod}
+        ):
+            difference = facing(pair, horovod).difference
+            if difference.real and difference.value < 0:
+                difference = facing(pair, deepspeed).difference
+            if difference.real:
+                return difference.b, _amount(difference)
+            word = "alike" if difference.alike else "not decided" if difference.vague else "no difference shown"
+            return word, f"{difference.b}: {_amount(difference)}"
+    return DASH, DASH
+
+
+def _amount(difference: Difference) -> str:
+    digits = 0 if difference.vague else 1
+    return f"{change(difference.value, digits)} ({difference.bounds(digits)})"
+
+
+def _job(comparison: Comparison, link: str) -> str:
+    run = comparison.members(0)[0]
+    job: dict[str, Any] = run.job
+    weak = job.get("scaling") == "weak"
+    batch = int(job.get("global_batch", 0)) // (run.workers if weak else 1)
+    held = f"{batch} samples a worker" if weak else f"{batch} samples in all"
+    return f"[{job.get('preset')}]({link}), {held}"
+
+
+def _place(comparison: Comparison, workers: int) -> str:
+    """``4x NVIDIA H200``, or ``2 workers on 2 cores``."""
+    place = comparison.members(0)[0].environment
+    devices = (place.get("gpus") or {}).get("devices") or []
+    if devices:
+        return f"{workers}x {devices[0].get('name')}"
+    cores = int((place.get("cpu") or {}).get("usable_cores") or 0)
+    return f"{plural(workers, 'worker')} on {plural(cores, 'core')}"
+
+
+def _both(texts: Mapping[str, str]) -> str:
+    """``ZeRO-1 16.8 GiB, Horovod 19.8 GiB``; a dash where neither is known."""
+    if all(text == DASH for text in texts.values()):
+        return DASH
+    return ", ".join(f"{label.removeprefix('DeepSpeed ')} {text}" for label, text in texts.items())

@@ -1,0 +1,1 @@
+"""From statements to what a person reads: tables, plots, the HTML page and the other formats."""

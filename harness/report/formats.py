@@ -1,0 +1,137 @@
+"""`harness report`: runs or studies as HTML, Markdown, CSV, JSON or LaTeX."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.analysis.caveats import findings
+from harness.analysis.comparison import Comparison, summarize_runs
+from harness.analysis.cost import Prices
+from harness.analysis.intervals import Difference
+from harness.analysis.verdict import setting, verdict
+from harness.common.text_table import latex, markdown
+from harness.job.declaration import JobError
+from harness.records.record_files import finite
+from harness.records.run_record import load_runs
+from harness.report import notes, sections
+
+FORMATS = ("html", "md", "csv", "json", "latex")
+_SUFFIX = {"html": "html", "md": "md", "csv": "csv", "json": "json", "latex": "tex"}
+
+
+def write_report(comparison: Comparison, path: Path, *, prices: Prices | None = None, format: str = "html") -> Path:
+    """Writes the report to `path` (whole or not at all) and returns it."""
+    text = render(comparison, prices or Prices.load(), format)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise JobError(f"{path}: cannot write the report there ({error.strerror}): use --out FILE") from None
+    return path
+
+
+def render(comparison: Comparison, prices: Prices, format: str) -> str:
+    """The report as text in one of `FORMATS`."""
+    if format == "html":
+        from harness.report.html_page import render as page
+
+        return page(comparison, prices)
+    if format == "csv":
+        return comparison.cells.to_csv(index=False, lineterminator="\n", float_format="%.10g")
+    if format == "json":
+        return to_json(comparison)
+    found = findings(comparison)
+    parts = sections.all_tables(comparison, prices)
+    if format == "latex":
+        head = "".join(f"% {sentence}\n" for sentence in [setting(comparison), *verdict(comparison, found)])
+        return head + "\n" + "\n".join(latex(table) for table in parts)
+    lines = [f"# {comparison.title}", "", f"{setting(comparison)}.", ""]
+    lines += [f"- {sentence}" for sentence in verdict(comparison, found)]
+    lines += notes.markdown(notes.notes_on(comparison.runs))
+    lines += ["", *(markdown(table) for table in parts)]
+    if found:
+        lines += ["### Objections", "", *(f"- **{finding.level}**: {finding.text}" for finding in found), ""]
+    return "\n".join(lines)
+
+
+def to_json(comparison: Comparison) -> str:
+    """Everything the report says, for programs."""
+    found = findings(comparison)
+    value = {
+        "title": comparison.title,
+        "setting": setting(comparison),
+        "verdict": verdict(comparison, found),
+        "notes": notes.notes_on(comparison.runs),
+        "findings": [{"level": item.level, "code": item.code, "text": item.text} for item in found],
+        "cells": _plain_rows(comparison.cells),
+        "runs": _plain_rows(comparison.frame),
+        "groups": [
+            {"runs": [run.name for run in comparison.members(group)], "differs": list(reasons)}
+            for group, reasons in enumerate(comparison.comparability.reasons)
+        ],
+        "differences": [
+            {"group": pair.group, "workers": pair.workers, "figure": pair.figure, **_difference(pair.difference)}
+            for pair in [*comparison.speed, *comparison.quality]
+        ],
+        "variants": [
+            {
+                "engine": one.engine,
+                "workers": one.workers,
+                "setting": one.setting,
+                "against": one.against,
+                "speed": _difference(one.speed) | {"a": one.against, "b": one.setting},
+                "memory": one.memory,
+                "final_loss": one.loss,
+            }
+            for one in comparison.variants
+        ],
+    }
+    return json.dumps(finite(value), indent=1) + "\n"
+
+
+def _difference(found: Difference) -> dict[str, Any]:
+    names = ("a", "b", "value", "low", "high", "pairs", "relative", "real")
+    return {name: getattr(found, name) for name in names}
+
+
+def _plain_rows(frame: Any) -> list[dict[str, Any]]:
+    return [
+        {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
+
+
+def comparison_of(paths: Sequence[Path]) -> Comparison:
+    """The comparison of run and study folders; its title is the study's name, or all of them."""
+    runs = load_runs(list(paths))
+    names = list(dict.fromkeys(run.study for run in runs))
+    title = runs[0].name if len(runs) == 1 else ", ".join(names[:4])
+    return summarize_runs(runs, title=title)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_OR_STUDY...")
+@click.option(
+    "--format", "format_", type=click.Choice(FORMATS), default="html", show_default=True, help="What to write."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="File to write; '-' = the terminal.")
+@click.option("--prices", type=click.Path(path_type=Path), help="Price file (TOML) for the cost table.")
+def report(paths: tuple[Path, ...], format_: str, out: Path | None, prices: Path | None) -> None:
+    """Render runs or studies as HTML, Markdown, CSV, JSON or LaTeX.
+
+    Without --out, HTML goes to report.html in the study's (or run's) folder, everything else to the terminal.
+    """
+    comparison = comparison_of(paths)
+    price_list = Prices.load(prices)
+    if (out is None and format_ != "html") or str(out) == "-":
+        click.echo(render(comparison, price_list, format_), nl=False)
+        return
+    target = out or paths[0] / f"report.{_SUFFIX[format_]}"
+    click.echo(str(write_report(comparison, target, prices=price_list, format=format_)))

@@ -1,0 +1,230 @@
+"""A study = engines x settings x workers x repeats: what `harness compare` runs (`harness.study.runner`), interleaved.
+
+A study is asked for by options or by a TOML file::
+
+    name = "two-engines"            # folder in results/ (default: the file's name)
+    title = "..."                   # optional, shown in the report
+    backends = ["deepspeed:zero_stage=1", "horovod"]
+    workers = [1, 2]                # world sizes; nodes is fixed, slots = workers / nodes
+    repeats = 3
+    seeds = [0, 1, 2]               # of repeat 0, 1, 2 (default: the job's seed + the repeat)
+    [job]                           # any field of harness.job.declaration.Job
+    preset = "small"
+    steps = 60
+    [matrix]                        # optional: every combination of these job fields
+    precision = ["fp32", "bf16"]
+    [estimate]                      # optional: what the plan goes by while no earlier run of this kind is recorded
+    start_s = 20                    # seconds that a start of processes takes, and that a run takes besides
+    run_s = 10
+
+Within a repeat, engines run right after one another at each number of workers, and the order turns from repeat to
+repeat (A B, B A, ...): a slow drift of the machine then hits all engines alike and cancels in the paired comparison.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from backends.declared import check_field, declared, nearest, unknown
+from harness.common.formatting import is_number
+from harness.job.declaration import Job, JobError
+from harness.job.options import parse_value, with_version
+from harness.records.record_files import read_json
+from harness.records.run_folder import check_name
+
+STUDY = "study.json"
+_INSTEAD = {
+    "slots": "name world sizes by workers, out of [job], [matrix] and the options",
+    "backend": "name engines by backends, out of [job], [matrix] and the options",
+    "engine": 'write an engine\'s settings behind its name, backends = ["deepspeed:zero_stage=1"]',
+    "seed": "name seeds by seeds = [0, 1, 2]",
+}
+
+
+@declared(JobError)
+class StudyMatrix:
+    """What a study file or the options of `harness compare` declare: the keys of the file, their types and ranges."""
+
+    name: str
+    title: str = ""
+    backends: tuple[str, ...] = ()
+    workers: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
+    repeats: Annotated[int, Field(ge=1)] = 3
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    job: Mapping[str, Any] = field(default_factory=dict)
+    matrix: Mapping[str, Any] = field(default_factory=dict)
+    estimate: Mapping[str, Any] | None = None
+
+    @property
+    def estimate_seconds(self) -> tuple[float, float] | None:
+        """[estimate]: seconds of a start of processes, and of a run. Raises JobError that names what is wrong in it."""
+        if self.estimate is None:
+            return None
+        if set(self.estimate) != {"start_s", "run_s"} or not all(map(is_number, self.estimate.values())):
+            raise JobError("[estimate] has start_s and run_s, seconds of a start of processes and of a run")
+        start, run = float(self.estimate["start_s"]), float(self.estimate["run_s"])
+        if start < 0 or run < 0:
+            raise JobError(f"[estimate] seconds must be at least 0, got {min(start, run):g}")
+        return start, run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """The jobs of a study in the order in which they are run. `title`: a sentence for the report, may be empty."""
+
+    name: str
+    jobs: tuple[Job, ...]
+    title: str = ""
+    declared: tuple[float, float] | None = None  # [estimate]: seconds of a start of processes, and of a run
+
+    @classmethod
+    def from_matrix(cls, **declared: Any) -> Study:
+        """Every combination of what is declared (fields of `StudyMatrix`), validated. Raises JobError for what cannot
+        work."""
+        asked = StudyMatrix(**declared)
+        if not asked.backends or not asked.workers:
+            raise JobError("a study needs at least one engine, one number of workers and one repeat")
+        engines = [parse_backend(text) for text in asked.backends]
+        if len({tuple(sorted(map(str, engine.items()))) for engine in engines}) < len(engines):
+            raise JobError("the same engine with the same settings is listed twice: leave one out")
+        for name in ("slots", "repeat", "run", "study", "backend", "engine", "seed"):
+            if name in asked.matrix or (name in asked.job and name != "seed"):
+                remedy = _INSTEAD.get(name, "leave it out of [job], [matrix] and the options")
+                raise JobError(f"'{name}' is decided by the study: {remedy}")
+        base = with_version(Job.checked(asked.job))
+        jobs: list[Job] = []
+        for repeat in range(asked.repeats):
+            seed = asked.seeds[repeat % len(asked.seeds)] if asked.seeds else base.get("seed", Job.seed) + repeat
+            for changes in _combinations(asked.matrix):
+                for count in asked.workers:
+                    # Each repeat begins with the next engine.
+                    turn = repeat % len(engines)
+                    for engine in engines[turn:] + engines[:turn]:
+                        values = {**base, **changes, "seed": seed, "repeat": repeat}
+                        made = _job(asked.name, engine, count, values, tuple(changes))
+                        if made is not None:
+                            jobs.append(made)
+        if not jobs:
+            raise JobError("no job is left: engine 'single' runs with one worker only, add 1 to --workers")
+        return cls(
+            name=check_name("study", asked.name), jobs=tuple(jobs), title=asked.title, declared=asked.estimate_seconds
+        )
+
+    @classmethod
+    def from_toml(cls, path: Path, **overrides: Any) -> Study:
+        """The study that `path` declares; `overrides` (None = not given) replace its top-level keys, and those in
+        ``job`` are merged into its job. Raises JobError that names an unreadable file or an unknown key."""
+        try:
+            declared = tomllib.loads(path.read_text())
+        except FileNotFoundError:
+            raise JobError(f"{path}: no such study file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise JobError(f"{path}: not a readable TOML file ({error})") from None
+        declared.setdefault("name", path.stem)
+        given = {name: value for name, value in overrides.items() if value is not None}
+        job = given.pop("job", {})
+        try:
+            _check_keys(declared)
+            if job and isinstance(declared.get("job", {}), dict):
+                declared["job"] = {**declared.get("job", {}), **job}
+            return cls.from_matrix(**{**declared, **given})
+        except JobError as error:
+            raise JobError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_record(cls, path: Path) -> Study:
+        """The study that a study.json records: the same jobs in the same order, for doing it again elsewhere."""
+        value = read_json(path)
+        try:
+            jobs = tuple(Job.from_dict(job).validate() for job in value["jobs"])
+            return cls(name=check_name("study", value["name"]), jobs=jobs, title=value.get("title", ""))
+        except (KeyError, TypeError) as error:
+            raise JobError(
+                f"{path}: not a study's record ({error}): name a study.json or a study's TOML file"
+            ) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For study.json: the resolved jobs in running order."""
+        return {"name": self.name, "title": self.title, "jobs": [job.to_dict() for job in self.jobs]}
+
+
+def _check_keys(declared: Mapping[str, Any]) -> None:
+    """Raises JobError for the first key that a study file does not have, with where it may belong."""
+    keys = {item.name for item in fields(StudyMatrix)}
+    for key in declared:
+        if key in keys:
+            continue
+        if near := nearest(key, keys):
+            hint = f"did you mean '{near}'?"
+        elif field_meant := nearest(key, Job.names()):
+            hint = f"a field of the job stands under [job], as {field_meant}"
+        else:
+            hint = f"a study has {', '.join(sorted(keys))}"
+        raise JobError(f"unknown key '{key}': {hint}")
+
+
+_LONGEST_NAME = 120  # of a run's folder
+
+
+def parse_backend(text: str) -> dict[str, Any]:
+    """``deepspeed:zero_stage=1+overlap_comm=true`` as ``{"backend": ..., "engine": {...}}``."""
+    name, _, settings = text.strip().partition(":")
+    engine: dict[str, Any] = {}
+    for part in filter(None, settings.split("+")):
+        key, separator, value = part.partition("=")
+        if not separator:
+            raise JobError(f"engine setting '{part}' in '{text}': write it as KEY=VALUE")
+        engine[key.strip()] = parse_value(value.strip())
+    return {"backend": name, "engine": engine}
+
+
+def _combinations(matrix: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every combination of a matrix of job fields; one empty one for an empty matrix."""
+    checked: dict[str, list[Any]] = {}
+    for key, values in matrix.items():
+        if key not in Job.names():
+            raise JobError(f"[matrix] '{key}' is no job field: {unknown('job field', key, Job.names())}")
+        if not isinstance(values, list) or not values:
+            raise JobError(f"[matrix] '{key}' must be a list of values")
+        checked[key] = [check_field(Job, key, value, JobError, f"[matrix] {key}") for value in values]
+    for values in itertools.product(*checked.values()):
+        yield dict(zip(checked, values, strict=True))
+
+
+def _job(
+    study: str, engine: Mapping[str, Any], workers: int, values: dict[str, Any], varied: Sequence[str]
+) -> Job | None:
+    """The validated job of one cell and repeat, None where the engine cannot have that many workers."""
+    if engine["backend"] == "single" and workers > 1:
+        return None
+    nodes = values.get("nodes", Job.nodes)
+    if workers % nodes:
+        raise JobError(f"{workers} workers cannot be spread evenly over {nodes} nodes: use a multiple of {nodes}")
+    values = {**values, **engine, "slots": workers // nodes, "study": study}
+    if values.get("scaling") == "weak":  # the batch that was asked for is one worker's
+        values["global_batch"] = values.get("global_batch", Job.global_batch) * workers
+    job = Job.from_dict(values).validate()
+    return job.with_(run=run_name(job, varied))
+
+
+def run_name(job: Job, varied: Sequence[str] = ()) -> str:
+    """Folder of a study's run: engine, settings, what the matrix varies, workers, precision, seed and repeat."""
+    settings = [f"{key}-{value}" for key, value in sorted(job.engine.items()) if key != "zero_stage"]
+    others = [f"{key}-{getattr(job, key)}" for key in varied if key not in ("precision", "seed")]
+    engine, rest = job.default_run_name().split(f"-w{job.world_size}-", 1)
+    text = "-".join([engine, *settings, *others, f"w{job.world_size}", rest])
+    text = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+    if len(text) <= _LONGEST_NAME:
+        return text
+    # Workers, seed and repeat stand at its end; a digest stands for what is left out in the middle.
+    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return f"{text[: _LONGEST_NAME - 49]}-{digest}-{text[-39:].lstrip('-')}"

@@ -1,0 +1,1 @@
+"""Following a run: the live view, and figures for TensorBoard, MLflow or Weights & Biases."""
