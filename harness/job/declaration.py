@@ -252,7 +252,14 @@ class Job:
 
     @classmethod
     def load(cls, path: Path) -> Job:
-        return cls.from_dict(json.loads(path.read_text()))
+        """The job in a file. Raises JobError where it is none."""
+        try:
+            values = json.loads(path.read_text())
+        except ValueError as error:
+            raise JobError(f"{path}: not valid JSON ({error}): the record is damaged") from None
+        if not isinstance(values, dict):
+            raise JobError(f"{path}: not a job: it holds no JSON object")
+        return cls.from_dict(values)
 
     def with_(self, **changes: Any) -> Job:
         return replace(self, **changes)

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from harness.experiments.parity.cause import Control
 from harness.experiments.parity.judge import cause_of, judge
 from harness.experiments.parity.report import markdown, write_study
-from harness.experiments.trainings.cells import Cell, cells_of, parse_engine, unpack, worker_argv
+from harness.experiments.parity.run import JOB_FILE, _kept
+from harness.experiments.trainings.cells import Cell, cells_of, parse_engine, unpack, worker_argv, write_told
 from harness.job.declaration import Job, JobError
 from harness.publish.experiment_headlines import headline_of
 
@@ -161,3 +162,15 @@ def test_fp32_knows_one_mode() -> None:
         ("bf16", "matched"),
         ("bf16", "native"),
     ]
+
+
+def test_what_a_kill_cut_off_is_trained_again(tmp_path: Path) -> None:
+    (tmp_path / JOB_FILE).write_text(json.dumps(JOB.to_dict()))
+    other = Cell(backend="horovod", workers=2)
+    write_told(tmp_path, CELL, {"rows": []})
+    (tmp_path / f"{other.name}.json").write_text('{"rows": [{"st')
+    assert _kept(JOB, tmp_path) == {CELL.name}
+    assert _kept(JOB.with_(time_limit_s=60), tmp_path) == {CELL.name}
+    (tmp_path / JOB_FILE).write_text("{")
+    with pytest.raises(JobError, match="not valid JSON"):
+        _kept(JOB, tmp_path)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from harness.job.declaration import Job, JobError
@@ -215,6 +216,19 @@ def test_a_time_limit_is_none_of_a_studys_settings(tmp_path: Path) -> None:
     assert same_job(JOB, recorded)
     with pytest.raises(JobError, match="time_limit_s"):
         JOB.with_(time_limit_s=-1)
+
+
+def test_every_command_that_launches_has_the_time_limit_apart_from_that_of_one_wait() -> None:
+    import harness.cli
+
+    for name in ("run", "compare", "duel", "parity", "wire", "overhead", "comm"):
+        command = harness.cli.cli.get_command(click.Context(harness.cli.cli), name)
+        assert command is not None
+        options = {flag: option for option in command.params for flag in option.opts}
+        assert "--time-limit" in options, name
+        # comm's libraries have no limit of a wait of their own
+        default = options["--time-limit"].get_default(click.Context(command))
+        assert (default if isinstance(default, float) else 0) == (300 if name == "comm" else 0), name
 
 
 def test_a_supervisor_outside_the_main_thread_works_too(tmp_path: Path) -> None:

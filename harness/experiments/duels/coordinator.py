@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+RAISE = "raise --set timeout_s=SECONDS"
+
 
 class DuelError(RuntimeError):
     """A contender is gone, or does not answer within the limit."""
@@ -63,7 +65,7 @@ class Coordinator:
         while len(self._ranks) < sum(self.world_sizes):
             check()
             if time.monotonic() > limit:
-                raise DuelError(f"{self._missing()} not ready after {limit_s:.0f} s")
+                raise DuelError(f"{self._missing()} not ready after {limit_s:g} s: {RAISE} if it needs longer")
             try:
                 connection, _ = self._server.accept()
             except TimeoutError:
@@ -91,7 +93,10 @@ class Coordinator:
                     waiting.unregister(key.fileobj)
                 check()
                 if time.monotonic() > limit:
-                    raise DuelError(f"contender {contender}: no end of a block of {steps} steps after {limit_s:.0f} s")
+                    raise DuelError(
+                        f"contender {contender}: no end of a block of {steps} steps after {limit_s:g} s: {RAISE} or "
+                        "take fewer --steps"
+                    )
         return [replies[rank] for rank in ranks]
 
     def finish(self) -> None:

@@ -20,8 +20,6 @@ from harness.experiments.trainings.cells import Cell
 from harness.job.declaration import Job, JobError
 from harness.study.turn_conductor import supervisors
 
-START_LIMIT_S = 300.0
-BLOCK_LIMIT_S = 300.0
 ENDING_LIMIT_S = 30.0  # for the processes of a failed duel to say why
 BETWEEN_BLOCKS_S = 3600.0  # that a contender waits for its next block: the others' come first
 
@@ -92,13 +90,13 @@ def fight(
                     folder.mkdir()
                     _write_seat(folder / "seat.json", coordinator, index)
                     running.append(pool.submit(_run, contender.job(base), contender.cell, folder))
-                coordinator.wait_ready(START_LIMIT_S, check)
+                coordinator.wait_ready(base.timeout_s, check)
                 duel.start_s = time.monotonic() - began
                 say(f"duel {number + 1}: {len(contenders)} contenders ready after {duel.start_s:.0f} s")
-                _rounds(coordinator, contenders, pace, duel, Random(f"{seed} {number}"), check)
+                _rounds(coordinator, contenders, pace, duel, Random(f"{seed} {number}"), check, base.timeout_s)
                 coordinator.finish()
                 for contender, future, folder in zip(contenders, running, folders, strict=True):
-                    reasons = list(future.result(timeout=START_LIMIT_S).values())
+                    reasons = list(future.result(timeout=base.timeout_s).values())
                     if reasons:
                         raise DuelError(f"{contender.name}: {reasons[0]}")
                     duel.told[contender.name] = json.loads((folder / f"{contender.cell.name}.json").read_text())
@@ -114,11 +112,13 @@ def _rounds(
     duel: Duel,
     random: Random,
     check: Callable[[], None],
+    limit_s: float,
 ) -> None:
+    """limit_s: what a block may take, one wait of the job."""
     waited = {contender.name: (0.0, 0.0) for contender in contenders}
 
     def block(index: int, steps: int) -> list[Reply]:
-        return coordinator.block(index, steps, limit_s=BLOCK_LIMIT_S, check=check)
+        return coordinator.block(index, steps, limit_s=limit_s, check=check)
 
     for index in range(len(contenders)):
         block(index, pace.warmup)

@@ -16,7 +16,7 @@ from typing import Any
 from backends.process.exit import run_and_leave
 from backends.process.rank import detect
 from harness.experiments.duels.coordinator import Reply, Seat
-from harness.experiments.trainings.cells import unpack
+from harness.experiments.trainings.cells import unpack, write_told
 
 
 class Pacer:
@@ -112,7 +112,7 @@ def main(packed: str, out: str) -> None:
     peaks = backend.gather(peak)
     if facts.rank == 0:
         told = {"losses": [row["loss"] for row in rows], "device_mib": peaks, "engine": backend.describe()}
-        (Path(out) / f"{cell.name}.json").write_text(json.dumps(told, default=str))
+        write_told(Path(out), cell, told)
     backend.barrier()
     backend.close()
 

@@ -7,7 +7,6 @@ block's time holds everything: fetching the batch, the step, and on the harness'
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 
 from backends.process.exit import run_and_leave
 from backends.process.rank import ProcessFacts, detect
-from harness.experiments.trainings.cells import Cell, unpack
+from harness.experiments.trainings.cells import Cell, unpack, write_told
 from harness.job.declaration import Job
 from mpi import private
 
@@ -35,7 +34,7 @@ def main(packed: str, out: str) -> None:
         backend, blocks = time_cell(cell, base, facts)
         if facts.rank == 0:
             told = {"harness": blocks["harness"], "handwritten": blocks["handwritten"], "engine": backend.describe()}
-            (Path(out) / f"{cell.name}.json").write_text(json.dumps(told, default=str))
+            write_told(Path(out), cell, told)
     backend.close()
 
 

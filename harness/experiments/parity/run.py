@@ -14,11 +14,12 @@ import click
 from click.core import ParameterSource
 
 from harness.experiments.parity.judge import Verdict, cause_of, judge, row_of
-from harness.experiments.trainings.cells import Cell, cells_of
+from harness.experiments.trainings.cells import Cell, cells_of, is_told
 from harness.experiments.trainings.launch import train_cells
 from harness.job.declaration import Job, JobError
 from harness.job.number_ranges import COUNT, SEED
 from harness.job.options import apply_settings, time_limit_option
+from harness.records.record_files import write_text
 from harness.records.run_folder import check_writable, study_folder
 
 ENGINES = "ddp,fsdp2,horovod,deepspeed:0,deepspeed:1,deepspeed:2,deepspeed:3"
@@ -155,7 +156,7 @@ def run_parity(
         out = Path(keep) if keep else Path(temporary)
         out.mkdir(parents=True, exist_ok=True)
         done = _kept(base, out) if resume else set()
-        (out / JOB_FILE).write_text(json.dumps(base.to_dict()))
+        write_text(out / JOB_FILE, json.dumps(base.to_dict()))
         todo = [cell for cell in [*references, *cells] if cell.name not in done]
         failures = train_cells(base, todo, out, say=say)
         for reference in references:
@@ -169,9 +170,9 @@ def run_parity(
 def _kept(base: Job, out: Path) -> set[str]:
     """Names of the cells that an earlier call has trained into `out`. Raises JobError where it was another job."""
     file = out / JOB_FILE
-    if file.exists() and Job.load(file) != base:
+    if file.exists() and Job.load(file).with_(time_limit_s=base.time_limit_s) != base:
         raise JobError(f"{out}: holds cells of another job: choose another --keep folder, or leave --resume out")
-    return {path.stem for path in out.glob("*.json") if path.name != JOB_FILE}
+    return {path.stem for path in out.glob("*.json") if path.name != JOB_FILE and is_told(path)}
 
 
 def _explained(verdicts: list[Verdict], base: Job, out: Path, say: Say | None) -> list[Verdict]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from backends.process.exit import run_and_leave
 from backends.process.rank import ProcessFacts, detect
 from core_model.data.batches import BatchLoader, GlobalBatches
 from core_model.training.trainer import Plan, Trainer
-from harness.experiments.trainings.cells import Cell, unpack
+from harness.experiments.trainings.cells import Cell, unpack, write_told
 from harness.job.declaration import Job
 from harness.worker.model_and_data import build_dataset, build_model, build_optimization, save_weights
 from harness.worker.overflow_injection import PREFIX, Overflowing
@@ -126,13 +125,12 @@ def _asked(cell: Cell, base: Job) -> parity.Cell:
 def _write(cell: Cell, outcome: parity.Outcome, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if outcome.error:
-        (out / f"{cell.name}.json").write_text(json.dumps({"refused": outcome.error}))
+        write_told(out, cell, {"refused": outcome.error})
         return
     save_weights(_names(outcome.weights), out / f"{cell.name}.safetensors", {"cell": cell.name})
     if cell.backend == "single":
         save_weights(_names(outcome.initial), out / "start.safetensors", {"cell": "start"})
-    told = {"rows": outcome.rows, "engine": outcome.description}
-    (out / f"{cell.name}.json").write_text(json.dumps(told, default=str))
+    write_told(out, cell, {"rows": outcome.rows, "engine": outcome.description})
 
 
 def _names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from harness.common import packed_json as packing
 from harness.job.declaration import Job, JobError
 from harness.job.options import parse_value
+from harness.records.record_files import write_text
 
 PARITY_WORKER = "harness.experiments.parity.worker"
 
@@ -142,3 +143,16 @@ def unpack(packed: str) -> tuple[Job, list[Cell]]:
     value: dict[str, Any] = packing.unpack(packed)
     cells = [Cell(**{**cell, "settings": tuple(map(tuple, cell["settings"]))}) for cell in value["cells"]]
     return Job.from_dict(value["job"]), cells
+
+
+def write_told(out: Path, cell: Cell, told: Mapping[str, Any]) -> None:
+    """OUT/NAME.json, what a cell's training told: whole or not at all, for it is what counts as done."""
+    write_text(out / f"{cell.name}.json", json.dumps(told, default=str))
+
+
+def is_told(file: Path) -> bool:
+    """Whether a cell's file is whole."""
+    try:
+        return isinstance(json.loads(file.read_text()), dict)
+    except (OSError, ValueError):
+        return False

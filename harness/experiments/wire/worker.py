@@ -8,7 +8,6 @@ steps, and then counts one more step at the engine's own hooks. One rank a node,
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from contextlib import AbstractContextManager
@@ -21,7 +20,7 @@ from backends.base import Backend
 from backends.process.exit import run_and_leave
 from backends.process.rank import detect
 from harness.experiments.parity.worker import train
-from harness.experiments.trainings.cells import unpack
+from harness.experiments.trainings.cells import unpack, write_told
 from mpi import private
 from mpi.network import bytes_of_this_host
 
@@ -39,7 +38,7 @@ def main(packed: str, out: str) -> None:
     for cell, outcome in zip(cells, train(cells, base, facts, count.before_step), strict=True):
         if facts.rank == 0:
             told = {"refused": outcome.error} if outcome.error else count.found | {"engine": outcome.description}
-            (Path(out) / f"{cell.name}.json").write_text(json.dumps(told, default=str))
+            write_told(Path(out), cell, told)
 
 
 class Counter:
