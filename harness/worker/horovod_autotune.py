@@ -61,8 +61,7 @@ def _tune(job: Job, facts: ProcessFacts, log: Path) -> None:
     import backends
     from backends.horovod.autotune import fixed, phase, tune
     from backends.horovod.backend import HorovodSettings
-    from core_model.data.batches import BatchLoader, GlobalBatches
-    from harness.worker.model_and_data import build_dataset, build_model, build_optimization
+    from harness.worker.model_and_data import build_dataset, build_loader, build_model, build_optimization
 
     began = time.perf_counter()
     torch.set_num_threads(job.threads)
@@ -81,18 +80,7 @@ def _tune(job: Job, facts: ProcessFacts, log: Path) -> None:
     dataset = build_dataset(job, model, "train")
     model.prepare_text(dataset.categories)
     backend.prepare(model, build_optimization(job))
-    loader = BatchLoader(
-        dataset,
-        GlobalBatches(dataset.ids, global_batch=job.global_batch, seed=job.seed, groups=dataset.groups),
-        rank=facts.rank,
-        world=facts.world_size,
-        accumulation=job.accumulation,
-        steps=job.tune_steps,
-        collate=model.collator,
-        workers=job.loader_workers,
-        timeout_s=job.timeout_s,
-    )
-    batches = iter(loader)
+    batches = iter(build_loader(job, facts, model, dataset, steps=job.tune_steps))
     outcome = tune(
         backend,
         lambda step: [batch.to(backend.device) for batch in next(batches)],

@@ -73,19 +73,33 @@ def build_optimization(job: Job) -> Optimization:
     )
 
 
-def build_loader(job: Job, facts: ProcessFacts, model: Any, dataset: Any, *, start_step: int = 0, cuda: bool) -> Any:
-    """This rank's batches from `start_step` to the job's end; the global order is the job's, whatever the engine."""
+def order_of(job: Job, dataset: Any) -> GlobalBatches:
+    """The order of the job's samples, the same for every engine and number of workers."""
+    return GlobalBatches(dataset.ids, global_batch=job.global_batch, seed=job.seed, groups=dataset.groups)
+
+
+def build_loader(
+    job: Job,
+    facts: ProcessFacts,
+    model: Any,
+    dataset: Any,
+    *,
+    start_step: int = 0,
+    steps: int = 0,
+    pin_memory: bool = False,
+) -> BatchLoader:
+    """This rank's batches of `order_of`, from `start_step` to `steps` (0: the job's)."""
     return BatchLoader(
         dataset,
-        GlobalBatches(dataset.ids, global_batch=job.global_batch, seed=job.seed, groups=dataset.groups),
+        order_of(job, dataset),
         rank=facts.rank,
         world=facts.world_size,
         accumulation=job.accumulation,
         start_step=start_step,
-        steps=job.steps,
+        steps=steps or job.steps,
         collate=model.collator,
         workers=job.loader_workers,
-        pin_memory=cuda,
+        pin_memory=pin_memory,
         timeout_s=job.timeout_s,
     )
 

@@ -197,27 +197,14 @@ class Run:
 
     def _batches(self, model: Any, dataset: Any) -> tuple[Any, str]:
         """This rank's loader factory (start step -> iterable) and the fingerprint of the global sample order."""
-        from core_model.data.batches import BatchLoader, GlobalBatches
+        from harness.worker.model_and_data import build_loader, order_of
 
-        job = self.job
-        order = GlobalBatches(dataset.ids, global_batch=job.global_batch, seed=job.seed, groups=dataset.groups)
+        job, cuda = self.job, self.backend.device.type == "cuda"
 
         def loader(start_step: int) -> Any:
-            return BatchLoader(
-                dataset,
-                order,
-                rank=self.facts.rank,
-                world=self.facts.world_size,
-                accumulation=job.accumulation,
-                start_step=start_step,
-                steps=job.steps,
-                collate=model.collator,
-                workers=job.loader_workers,
-                pin_memory=self.backend.device.type == "cuda",
-                timeout_s=job.timeout_s,
-            )
+            return build_loader(job, self.facts, model, dataset, start_step=start_step, pin_memory=cuda)
 
-        return loader, order.fingerprint(job.steps)
+        return loader, order_of(job, dataset).fingerprint(job.steps)
 
     def _compare_with_study(self, pictures: int) -> None:
         """A job that names a version of the study says in what it is not the study's run."""

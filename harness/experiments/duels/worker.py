@@ -77,7 +77,7 @@ def main(packed: str, out: str) -> None:
     backend = engine(settings, facts, device=job.device, timeout_s=job.timeout_s)
     model = build_model(job, device=backend.device)
     dataset = build_dataset(job, model, "train")
-    batches = build_loader(job, facts, model, dataset, cuda=backend.device.type == "cuda")
+    batches = build_loader(job, facts, model, dataset, pin_memory=backend.device.type == "cuda")
     model.prepare_text(dataset.categories)
     backend.prepare(model, build_optimization(job))
     seat = Seat(
