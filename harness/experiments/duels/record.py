@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from harness.analysis.intervals import ALIKE
 from harness.common.formatting import DASH, number, plural
 from harness.common.text_table import Table, markdown
 from harness.experiments.duels.estimate import Block, DuelDifference, difference
@@ -19,7 +20,6 @@ from harness.records.record_files import write_json, write_text
 NAME = "duel.json"
 _SPREAD = ("sd between duels", "sd of a round")
 WAITING = 0.005  # share of the cores that a waiting engine keeps busy above which it is said
-ALIKE = 0.05  # a difference that is smaller than this for certain is none that anybody would choose by
 COMPARED, PARTED = 5, 0.005  # losses of the first steps that must agree, and to which share
 FOREIGN = 0.05  # share of the cores above which foreign load is said beside the verdict
 
