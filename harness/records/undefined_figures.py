@@ -8,12 +8,12 @@ from typing import Any
 
 from harness.job.declaration import Job
 
-_said: set[str] = set()
+_said: set[tuple[str, str]] = set()  # (data, note)
 
 
 def check_data(job: Job) -> None:
-    """Looks at every file that the job will read, and says on stderr, once a process, what is left out and what the
-    test set cannot show. Raises DataError. A job that is not evaluated needs no test set."""
+    """Looks at every file that the job will read, and says on stderr, once a process and data set, what is left
+    out and what the test set cannot show. Raises DataError. A job that is not evaluated needs no test set."""
     from core_model.data import open_dataset
     from core_model.data.splits import subset
 
@@ -30,8 +30,8 @@ def check_data(job: Job) -> None:
         if split == "test":
             notes += dataset.lacks(subset(len(dataset), job.eval_samples, job.seed))
         for note in notes:
-            if note not in _said:
-                _said.add(note)
+            if (job.data, note) not in _said:
+                _said.add((job.data, note))
                 sys.stderr.write(f"warning: {note}\n")
 
 

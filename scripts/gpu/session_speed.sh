@@ -21,7 +21,7 @@ while [ $# -ge 2 ]; do
     began=$SECONDS
     case $2 in
         tests)
-            timeout "$1" python3 -m pytest -q -p no:cacheprovider tests/core_model/test_graphs.py tests/core_model/test_compiled.py \
+            timeout "$1" python3 -m pytest -q -p no:cacheprovider tests/core_model/execution/test_graphs.py tests/core_model/execution/test_compiled.py \
                 tests/core_model/data/test_ahead.py 2>&1 | tail -n 5
             ;;
         comm)

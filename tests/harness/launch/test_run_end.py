@@ -25,7 +25,7 @@ from harness.records.record_files import RESULT, read_json
 from harness.records.run_record import RecordedRun
 from harness.study.runner import interrupted
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 JOB = Job(preset="tiny", study="s", run="one", steps=3)
 # Trains SECONDS (of the environment), writing a row every 0.1 s, for each run that it was given.
 STAND_IN = """

@@ -206,6 +206,6 @@ def test_times_and_what_is_neither() -> None:
 
 
 def test_the_table_in_the_methodology_is_the_programs() -> None:
-    text = (Path(__file__).resolve().parents[2] / "docs" / "methodology.md").read_text()
+    text = (Path(__file__).resolve().parents[3] / "docs" / "methodology.md").read_text()
     for row in simulate.table():
         assert "| " + " | ".join(row) + " |" in text, "python -m harness.experiments.duels.simulate"

@@ -16,12 +16,12 @@ import pytest
 from click.testing import CliRunner
 
 from harness.commands.compare import compare, study_from_options
+from harness.common.paths import PROJECT
 from harness.job.declaration import Job, JobError
 from harness.launch import run as launch
 from harness.protocol.turns import Stop
 from harness.records.record_files import JOB, RESULT, runs_of, write_json
 from harness.study import runner as study_run
-from harness.study import study_file as study
 from harness.study.runner import _one_at_once, find_finished, run_study
 from harness.study.study_file import Study, parse_backend
 from harness.study.time_estimate import estimate, groups_of, plan_text
@@ -384,7 +384,7 @@ def test_plan_names_what_is_left() -> None:
     assert "12 runs (deepspeed-z1 and horovod x 1 and 2 workers x 3 repeats), 7 done; about 2.1 min to go" in text
 
 
-@pytest.mark.parametrize("path", sorted(Path(study.__file__).with_name("studies").glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((PROJECT / "harness" / "studies").glob("*.toml")), ids=lambda p: p.stem)
 def test_studies_of_the_project_are_valid(path: Path) -> None:
     made = Study.from_toml(path)
     assert made.name == path.stem

@@ -19,7 +19,7 @@ from harness.job.declaration import TABLES, Job, JobError, json_schema
 from harness.job.options import FieldType, make_job
 from harness.study.study_file import Study
 
-RESULTS = Path(__file__).resolve().parents[2] / "results"
+RESULTS = Path(__file__).resolve().parents[3] / "results"
 
 # field, wrong value, what is said behind the field's name
 WRONG = [

@@ -12,8 +12,8 @@ from harness.job.declaration import JobError
 from harness.publish import marked_text
 from harness.publish.index import write_index
 from harness.publish.readme_blocks import fill
+from tests.harness.commands.test_bad_input import refused
 from tests.harness.made_runs import write_study
-from tests.harness.test_bad_input import refused
 
 MINE = b"# My thesis\r\n\r\nNothing here is from a program.\r\n"
 

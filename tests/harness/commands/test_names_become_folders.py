@@ -13,8 +13,8 @@ from harness.records.run_folder import check_writable
 from harness.study.runner import _clear, find_finished
 from harness.study.study_file import Study
 from mpi.nodes import state
+from tests.harness.commands.test_bad_input import refused
 from tests.harness.made_runs import write_run
-from tests.harness.test_bad_input import refused
 
 TINY = ("--preset", "tiny")
 # the words of a command that end in the flag whose value becomes a folder
