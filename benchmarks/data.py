@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from core_model.data import Dataset, open_dataset
-from core_model.data.anomalies import RECIPES, Canvas
-from core_model.data.anomalies.recipes import GENERATORS
+from core_model.data.defects import RECIPES, Canvas
+from core_model.data.defects.recipes import GENERATORS
 from harness.records.environment import environment
 from harness.records.record_files import write_json
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from core_model.data.anomalies import recipe_named
 from core_model.data.dataset import Dataset
 from core_model.data.decode.pictures import GOOD, FilePicture, Picture, check
+from core_model.data.defects import recipe_named
 from core_model.data.entries import instruction_entries, test_entries, train_entries, val_entries
 from core_model.data.errors import DataError
 from core_model.data.options import DataOptions
@@ -33,7 +33,7 @@ def open_dataset(
     """The data set that `spec` names: ``textures``, ``LAYOUT:DIR`` (one category or several), or such joined by ``+``.
 
     split: ``train``, ``val`` (needs option ``holdout`` or ``folds``) or ``test``. simulation: a recipe of
-    `core_model.data.anomalies.RECIPES`, "" = the default. options: fields of `DataOptions`.
+    `core_model.data.defects.RECIPES`, "" = the default. options: fields of `DataOptions`.
     Every file of the split is looked at (headers, and a few masks), so that a job fails before it starts. Raises
     DataError.
     """

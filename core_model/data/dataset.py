@@ -13,11 +13,11 @@ import torch
 
 from core_model.batch import Sample
 from core_model.data import questions as dialogue
-from core_model.data.anomalies import Canvas, Recipe, simulate
-from core_model.data.anomalies.foreground import foreground, has_ground
 from core_model.data.augment import augmented, operations_for
 from core_model.data.cache import PictureCache
 from core_model.data.decode.pictures import GOOD, Picture
+from core_model.data.defects import Canvas, Recipe, simulate
+from core_model.data.defects.foreground import foreground, has_ground
 from core_model.data.entries import Entry
 from core_model.data.errors import DataError
 from core_model.data.options import DataOptions

@@ -1,7 +1,7 @@
 """The built-in data set: brick, grass and gravel, cut from scikit-image's 512 x 512 grey photographs (CC0).
 
 Training crops come from the left 320 columns, test crops from the right 192, so no pixel is in both. Test defects are
-drawn by the generators of this file, which training never uses: `core_model.data.anomalies` must not import it, and a
+drawn by the generators of this file, which training never uses: `core_model.data.defects` must not import it, and a
 test holds it to that.
 """
 
@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 
 from core_model.data import random_fields
-from core_model.data.anomalies import shapes
 from core_model.data.decode.pictures import resize, resize_mask
+from core_model.data.defects import shapes
 from core_model.data.readers.layout import Layout
 
 CATEGORIES = ("brick", "grass", "gravel")

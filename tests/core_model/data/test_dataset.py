@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import core_model.data.anomalies
+import core_model.data.defects
 from core_model.data import open_dataset
 from core_model.data.augment import COUNTS, TABLE, augmented
 from core_model.data.generated_sets import write_mvtec
@@ -87,7 +87,7 @@ def test_texture_test_defects_are_visible_and_masked():
 
 
 def test_training_defects_never_use_the_test_generators():
-    folder = Path(core_model.data.anomalies.__file__).parent
+    folder = Path(core_model.data.defects.__file__).parent
     for path in folder.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = []

@@ -9,9 +9,9 @@ from types import MappingProxyType
 import cv2
 import numpy as np
 
-from core_model.data.anomalies import cutpaste, damage, marks, poisson, surface, textures
-from core_model.data.anomalies.base import Canvas, Edit, Generator, bounding_box, difference
-from core_model.data.anomalies.harmless import CHANGES
+from core_model.data.defects import cutpaste, damage, marks, poisson, surface, textures
+from core_model.data.defects.base import Canvas, Edit, Generator, bounding_box, difference
+from core_model.data.defects.harmless import CHANGES
 from core_model.data.errors import DataError
 
 GENERATORS: Mapping[str, Generator] = MappingProxyType(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from core_model.data import random_fields
-from core_model.data.anomalies import shapes
-from core_model.data.anomalies.base import Canvas, Edit, blend, bounding_box, visible_mask
+from core_model.data.defects import shapes
+from core_model.data.defects.base import Canvas, Edit, blend, bounding_box, visible_mask
 
 
 def scratch(canvas: Canvas, rng: np.random.Generator) -> Edit | None:

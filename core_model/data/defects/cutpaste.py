@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from core_model.data.anomalies.base import Canvas, Edit, visible_mask
+from core_model.data.defects.base import Canvas, Edit, visible_mask
 
 
 def cutpaste(canvas: Canvas, rng: np.random.Generator) -> Edit | None:

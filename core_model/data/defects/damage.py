@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 
 from core_model.data import random_fields
-from core_model.data.anomalies import shapes
-from core_model.data.anomalies.base import Canvas, Edit, blend, bounding_box, darken, visible_mask
+from core_model.data.defects import shapes
+from core_model.data.defects.base import Canvas, Edit, blend, bounding_box, darken, visible_mask
 
 
 def fissure(canvas: Canvas, rng: np.random.Generator) -> Edit | None:

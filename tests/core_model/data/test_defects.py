@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from core_model.data import open_dataset
-from core_model.data.anomalies import RECIPES, Canvas, simulate
-from core_model.data.anomalies.foreground import foreground, has_ground
-from core_model.data.anomalies.harmless import CHANGES
-from core_model.data.anomalies.poisson import clone, solve
-from core_model.data.anomalies.recipes import GENERATORS
+from core_model.data.defects import RECIPES, Canvas, simulate
+from core_model.data.defects.foreground import foreground, has_ground
+from core_model.data.defects.harmless import CHANGES
+from core_model.data.defects.poisson import clone, solve
+from core_model.data.defects.recipes import GENERATORS
 from core_model.data.generated_sets import write_mvtec
 from core_model.data.random_fields import field, perlin
 

@@ -20,8 +20,8 @@ import cv2
 import numpy as np
 from scipy import fft
 
-from core_model.data.anomalies import shapes
-from core_model.data.anomalies.base import Canvas, Edit, visible_mask
+from core_model.data.defects import shapes
+from core_model.data.defects.base import Canvas, Edit, visible_mask
 
 
 @lru_cache(maxsize=512)
