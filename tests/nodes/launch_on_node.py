@@ -31,7 +31,7 @@ def worker() -> None:
         write_line(f"TOKEN {facts.rank} {'inherited' if inherited else 'taken'} {digest}", sys.stdout)
     action = sys.argv[-1]
     if action == "shortly":
-        time.sleep(3)
+        time.sleep(1.5)
     if action == "wait" or (action in ("kill", "raise") and facts.rank == 0):
         time.sleep(300)
     if action == "kill":

@@ -88,11 +88,12 @@ def test_a_scaling_job_at_its_limit_is_ended_on_all_nodes(two: Cluster, tmp_path
 LAUNCHER = """
 import sys, time
 from pathlib import Path
-from mpi import guard
+from mpi import guard, guards
 from mpi.launchers.base import Launch
 from mpi.process import supervise
+guards.SILENCE_S, guards.BEAT_S = 5.0, 0.5
 tag, log = sys.argv[1], Path(sys.argv[2])
-worker = f"{guard.VARIABLE}={tag} {sys.executable} -c 'import time; time.sleep(35)'"
+worker = f"{guard.VARIABLE}={tag} {sys.executable} -c 'import time; time.sleep(15)'"
 launch = Launch(launcher="x", argv=("ssh", "b", worker), tag=tag, remote=("b",))
 print("up", flush=True)
 out = supervise(launch, log_path=log, timeout=200)
@@ -106,12 +107,12 @@ def test_a_launcher_that_is_stopped_for_longer_than_a_node_is_silent(two: Cluste
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         deadline = time.monotonic() + 60
-        while not any(b"time.sleep(35)" in _words(pid) for pid in two.processes("b")):
+        while not any(b"time.sleep(15)" in _words(pid) for pid in two.processes("b")):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         launcher = next(pid for pid in two.processes("a") if b"supervise" in _words(pid))
         os.kill(launcher, signal.SIGSTOP)
-        time.sleep(26)  # a guard that heard nothing for 20 s would have ended the worker
+        time.sleep(8)  # a guard that heard nothing for 5 s would have ended the worker
         os.kill(launcher, signal.SIGCONT)
         process.send_signal(signal.SIGCONT)  # nsenter stops itself when its command is stopped
         out, _ = process.communicate(timeout=90)

@@ -1,9 +1,8 @@
-"""Every launcher across two nodes: who runs where, what arrives, and how each kind of failure ends."""
+"""Launchers across two nodes: how each kind of failure ends. What arrives is looked at in test_secrets."""
 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import threading
@@ -20,8 +19,6 @@ from tests.nodes.leftovers import assert_nothing_left
 pytestmark = [pytest.mark.parallel, pytest.mark.slow]
 SCRIPT = Path(__file__).with_name("launch_on_node.py")
 LAUNCHERS = ("deepspeed", "deepspeed-openmpi", "horovodrun", "horovodrun-mpi", "mpirun", "torchrun")
-NASTY = ["a 'b' $c", "%h;x", '"', "*"]
-_TAG = re.compile(r"\[1,\d\]<std(?:out|err)>:")
 
 
 def launch(
@@ -57,18 +54,6 @@ def _is_worker(path: Path) -> bool:
         return False
     # The interpreter running the script itself: launchers have the same words further back.
     return [word for word in words[1:] if word != b"-u"][:2] == [str(SCRIPT).encode(), b"--worker"]
-
-
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_ranks_arguments_and_variables_arrive(two, launcher):
-    found = launch(two, launcher, *NASTY)
-    assert found["returncode"] == 0, found["log"]
-    assert found["reason"] == ""
-    text = _TAG.sub("", found["log"])
-    workers = sorted(json.loads(line) for line in re.findall(r"WORKER (\[.*\])", text))
-    assert workers == [[rank, 2, 0, 1, host, NASTY, "two 'words' $x", "1"] for rank, host in ((0, "a"), (1, "b"))]
-    assert found["orphans"] == 0
-    assert_nothing_left(two)
 
 
 @pytest.mark.parametrize("launcher", ["deepspeed", "horovodrun", "mpirun", "torchrun"])

@@ -1,4 +1,7 @@
-"""A token in the environment: on no command line of any process while a job runs, and every worker has it."""
+"""Every launcher: who runs where and what arrives.
+
+A token in the environment is on no command line of any process while the job runs, and every worker has it.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.nodes.leftovers import assert_nothing_left
 from tests.nodes.test_launchers import LAUNCHERS, launch
 
 pytestmark = [pytest.mark.parallel, pytest.mark.slow]
 TOKEN = "hf_not4realNot4realNot4real"
 OTHER = "0ther-not-real-0ther"  # not carried to other nodes by any launcher but horovodrun
+NASTY = ["a 'b' $c", "%h;x", '"', "*"]
+_TAG = re.compile(r"\[1,\d\]<std(?:out|err)>:")  # mpirun's, before each line
 SCRIPT = Path(__file__).with_name("launch_on_node.py")
 
 
@@ -59,10 +65,14 @@ def assert_all_have_it(log: str, workers: int) -> None:
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_over_ssh(two, launcher):
+def test_ranks_arguments_variables_and_secrets_arrive_over_ssh(two, launcher):
     with command_lines_watched() as shown:
-        found = launch(two, launcher, "shortly")
-    assert found["returncode"] == 0, found["log"]
+        found = launch(two, launcher, *NASTY, "shortly")
+    assert (found["returncode"], found["reason"], found["orphans"]) == (0, "", 0), found["log"]
+    assert_nothing_left(two)
+    workers = sorted(json.loads(line) for line in re.findall(r"WORKER (\[.*\])", _TAG.sub("", found["log"])))
+    words = [*NASTY, "shortly"]
+    assert workers == [[rank, 2, 0, 1, host, words, "two 'words' $x", "1"] for rank, host in ((0, "a"), (1, "b"))]
     assert shown == set()
     assert_all_have_it(found["log"], 2)
     assert TOKEN not in json.dumps(found)
@@ -70,7 +80,8 @@ def test_over_ssh(two, launcher):
     assert not list(Path("/dev/shm").glob(f"*{found['tag']}*"))
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+# On one machine a launcher starts its workers as on the first of two nodes: one of each kind is enough here.
+@pytest.mark.parametrize("launcher", ["deepspeed", "horovodrun", "mpirun"])
 def test_on_this_machine(launcher):
     with command_lines_watched() as shown:
         done = subprocess.run(
