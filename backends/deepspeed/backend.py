@@ -52,7 +52,7 @@ from backends.shared.step_parts import (
     arrange,
     build_optimizer,
     check_micro_batches,
-    clip,
+    global_norm,
     gradients,
     optimizer_facts,
     set_lr,
@@ -229,7 +229,7 @@ class DeepSpeedBackend(TorchCollectives, Backend):
                 parts = engine(batch)
                 engine.backward(parts["loss"])
                 if index + 1 == len(micro_batches) and self._norm_is_ours():
-                    self._grad_norm = clip(gradients(engine.module.parameters()), None, self.device)
+                    self._grad_norm = global_norm(gradients(engine.module.parameters()), self.device)
                 engine.step()
                 meter.add(parts, share)
         skipped = self._finish_scale()

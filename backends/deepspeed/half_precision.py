@@ -9,7 +9,7 @@ import torch
 
 from backends.base import Optimization
 from backends.shared.loss_scale import DynamicScale
-from backends.shared.step_parts import autocast, clip, conditional_step, gradients
+from backends.shared.step_parts import autocast, conditional_step, global_norm, gradients
 
 
 def shared_scale(optimization: Optimization, device: torch.device, *, zero_stage: int) -> DynamicScale | None:
@@ -42,7 +42,7 @@ class StageZeroScaler:
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         if not self._unscaled:  # without clipping DeepSpeed does not ask for it
             self.unscale_(optimizer)
-            self._keep_norm(clip(gradients(self._module.parameters()), None, self.overflow.device))
+            self._keep_norm(global_norm(gradients(self._module.parameters()), self.overflow.device))
         conditional_step(optimizer, self.overflow)
 
     def update(self) -> None:

@@ -190,25 +190,25 @@ class HorovodBackend(StepBackend):
     def _adasum(self) -> bool:
         return self.settings.op == "adasum" and self.world_size > 1
 
-    def _equalize(self, model: torch.nn.Module) -> None:
+    def broadcast_model(self, model: torch.nn.Module) -> None:
         """Rank 0's parameters (frozen ones too) and buffers. In an elastic job ranks prepare at different times, so
         there backends.horovod.elastic does it, whenever the world changes."""
         if not self.elastic:
-            self.broadcast_model(model)
+            self.broadcast_weights(model)
 
     @property
     def elastic(self) -> bool:
         """Whether horovodrun started an elastic job."""
         return os.environ.get("HOROVOD_ELASTIC") == "1"
 
-    def broadcast_model(self, model: torch.nn.Module) -> None:
+    def broadcast_weights(self, model: torch.nn.Module) -> None:
         """Rank 0's parameters and buffers on every rank."""
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         self._hvd.broadcast_parameters(
             {name: _as_bytes(t.data) for name, t in tensors.items() if t.numel()}, root_rank=0
         )
 
-    def _wrap_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    def wrap_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         hvd, settings = self._hvd, self.settings
         return hvd.DistributedOptimizer(
             optimizer,
@@ -220,17 +220,18 @@ class HorovodBackend(StepBackend):
             groups=settings.num_groups or None,
         )
 
-    def _exchange(self) -> None:
+    def all_reduce_gradients(self) -> None:
         self._optimizer.synchronize()
 
-    def _clip(self, grads: list[torch.Tensor]) -> torch.Tensor:
+    def clip_gradients(self, grads: list[torch.Tensor]) -> torch.Tensor:
+        """See `StepBackend.clip_gradients`; nan under Adasum."""
         if self._adasum:  # the update was already computed in the backward hooks, from unclipped local gradients
             return torch.full((), float("nan"), device=self.device)
-        return super()._clip(grads)
+        return super().clip_gradients(grads)
 
-    def _apply(self, overflow: torch.Tensor | None) -> None:
+    def optimizer_step(self, overflow: torch.Tensor | None) -> None:
         with nullcontext() if self._adasum else self._optimizer.skip_synchronize():
-            super()._apply(overflow)
+            super().optimizer_step(overflow)
 
     # -- elastic: see backends.horovod.elastic -----------------------------------------------------------------------
     @property

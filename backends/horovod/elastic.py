@@ -125,7 +125,7 @@ def _make_state(backend: HorovodBackend, hvd: Any) -> Any:
 
         def sync(self) -> None:
             """Rank 0's state on every rank: objects first, then tensors as tensors."""
-            backend.broadcast_model(backend.model)
+            backend.broadcast_weights(backend.model)
             mine = backend.state()
             skeleton, tensors = _taken_apart(mine)
             skeleton, self.worlds, self.replayed, self.reached = backend.broadcast(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils import clip_grads_with_norm_
 
 from backends.base import Backend, BackendError, LossScale, Optimization, StepReport
 from backends.shared.checkpoint import STATE, read_state, write_state
@@ -25,8 +26,8 @@ from backends.shared.step_parts import (
     autocast,
     build_optimizer,
     check_micro_batches,
-    clip,
     conditional_step,
+    global_norm,
     gradients,
     optimizer_facts,
     set_lr,
@@ -38,8 +39,7 @@ TORCH_NATIVE_SCALE = LossScale(initial_power=16, window=2000, hysteresis=1, floo
 
 
 class StepBackend(Backend):
-    """Holds the model, its optimizer and the step counter. Subclasses override the hooks that start with an
-    underscore."""
+    """Holds the model, its optimizer and the step counter. Subclasses override the hooks below `prepare`."""
 
     device: torch.device
 
@@ -49,41 +49,44 @@ class StepBackend(Backend):
         arrange(model, optimization)
         self._model: Any = model.to(self.device)
         self._callable: Any = self._model
-        self._equalize(self._model)
-        self._shard(self._model)
+        self.broadcast_model(self._model)
+        self.shard_model(self._model)
         self._parameters: dict[str, Any] = trainable(self._model)
-        self._optimizer: Any = self._wrap_optimizer(
+        self._optimizer: Any = self.wrap_optimizer(
             build_optimizer(self._parameters.values(), optimization, self.device)
         )
-        self._callable = self._wrap_model(self._model)
+        self._callable = self.wrap_model(self._model)
         self._scale: DynamicScale | None = None
         if optimization.precision == "fp16":
             native = optimization.precision_mode == "native"
             self._scale = DynamicScale(TORCH_NATIVE_SCALE if native else optimization.loss_scale, self.device)
 
     # -- hooks ---------------------------------------------------------------------------------------------------
-    def _equalize(self, model: torch.nn.Module) -> None:
-        """Gives rank 0's weights and buffers to every rank."""
+    def broadcast_model(self, model: torch.nn.Module) -> None:
+        """Hook of `prepare`: gives rank 0's weights and buffers to every rank, in place."""
 
-    def _shard(self, model: torch.nn.Module) -> None:
-        """Replaces whole parameters by shards (before the optimizer is built)."""
+    def shard_model(self, model: torch.nn.Module) -> None:
+        """Hook of `prepare`: replaces whole parameters by shards, before the optimizer is built."""
 
-    def _wrap_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    def wrap_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Hook of `prepare`: the optimizer that steps, such as one that exchanges gradients."""
         return optimizer
 
-    def _wrap_model(self, model: torch.nn.Module) -> Any:
-        """What is called in the forward pass."""
+    def wrap_model(self, model: torch.nn.Module) -> Any:
+        """Hook of `prepare`: what is called in the forward pass."""
         return model
 
-    def _pass(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around one forward and backward pass; gradients need only be exchanged in the last one of a step."""
+    def no_sync_context(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+        """The context of one micro-batch's forward and backward pass: gradients are exchanged in the last one of a step
+        (`is_last`) and accumulated locally in the others."""
         return contextlib.nullcontext()
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast_context(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of a forward pass: torch's autocast, nothing for fp32."""
         return autocast(self.optimization, self.device)
 
-    def _gradients(self) -> list[torch.Tensor]:
-        """What this rank holds of the exchanged gradients, as plain tensors.
+    def local_gradients(self) -> list[torch.Tensor]:
+        """What this rank holds of the gradients, as plain tensors: all of them, or its shards.
 
         A parameter that took no part in the step counts as having gradient zero (so it is decayed): Horovod and ZeRO
         exchange zeros for it, and torch alone would leave it out.
@@ -93,17 +96,25 @@ class StepBackend(Backend):
                 parameter.grad = torch.zeros_like(parameter)
         return gradients(self._parameters.values())
 
-    def _exchange(self) -> None:
-        """Waits for the exchange of this step's gradients."""
+    def all_reduce_gradients(self) -> None:
+        """When it returns, the gradients are the mean over all ranks. An engine that exchanges them in the backward
+        pass waits here until that has ended."""
 
-    def _overflow_anywhere(self, overflow: torch.Tensor) -> torch.Tensor:
+    def overflow_on_any_rank(self, overflow: torch.Tensor) -> torch.Tensor:
         """`overflow` of this rank's gradients -> of all. Where whole gradients are exchanged they already agree."""
         return overflow
 
-    def _clip(self, grads: list[torch.Tensor]) -> torch.Tensor:
-        return clip(grads, self.optimization.clip_norm, self.device)
+    def clip_gradients(self, grads: list[torch.Tensor]) -> torch.Tensor:
+        """Scales the gradients in place to a global L2 norm of at most the job's `clip_norm`. grads: as
+        `local_gradients` gives them. Returns the norm before (0-dim fp32), without a wait for the device."""
+        norm = global_norm(grads, self.device)
+        if self.optimization.clip_norm is not None:
+            clip_grads_with_norm_(self._parameters.values(), self.optimization.clip_norm, norm)
+        return norm
 
-    def _apply(self, overflow: torch.Tensor | None) -> None:
+    def optimizer_step(self, overflow: torch.Tensor | None) -> None:
+        """Updates the weights. overflow: 0-dim bool, True where an fp16 gradient is not finite and the step is to be
+        skipped; None where that cannot be (fp32, bf16)."""
         if overflow is None:
             self._optimizer.step()
         else:
@@ -122,22 +133,22 @@ class StepBackend(Backend):
         set_lr(self._optimizer, lr)
         meter = LossMeter()
         for index, (batch, share) in enumerate(zip(micro_batches, shares, strict=True)):
-            with self._pass(is_last=index + 1 == len(micro_batches)):
-                with self._autocast():
+            with self.no_sync_context(is_last=index + 1 == len(micro_batches)):
+                with self.autocast_context():
                     parts = self._callable(batch)
                 loss = parts["loss"] * share if share != 1.0 else parts["loss"]
                 (loss * scale.scale if scale is not None else loss).backward()
             meter.add(parts, share)
-        self._exchange()
-        grads = self._gradients()
+        self.all_reduce_gradients()
+        grads = self.local_gradients()
         overflow: torch.Tensor | None = None
         used_scale: torch.Tensor | float = 1.0
         if scale is not None:
             used_scale = scale.scale.clone()
-            overflow = self._overflow_anywhere(scale.unscale(grads))
-        norm = self._clip(grads)
+            overflow = self.overflow_on_any_rank(scale.unscale(grads))
+        norm = self.clip_gradients(grads)
         del grads
-        self._apply(overflow)
+        self.optimizer_step(overflow)
         if scale is not None and overflow is not None:
             scale.update(overflow)
         self._optimizer.zero_grad()

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils import get_total_norm
 
 from backends.base import BackendError, Optimization
 
@@ -80,17 +81,10 @@ def gradients(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
-def clip(grads: Sequence[torch.Tensor], clip_norm: float | None, device: torch.device) -> torch.Tensor:
-    """Scales `grads` in place to a global L2 norm of at most `clip_norm`; returns the norm before (0-dim fp32).
-
-    The factor is min(1, clip_norm / (norm + 1e-6)), the one of torch and of DeepSpeed. No host synchronization.
-    """
-    if not grads:
-        return torch.zeros((), device=device)
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(grads)))).float()
-    if clip_norm is not None:
-        torch._foreach_mul_(list(grads), (clip_norm / (norm + 1e-6)).clamp(max=1.0))
-    return norm
+def global_norm(grads: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """The L2 norm of all `grads` as one vector (0-dim fp32 on their device; zero on `device` where there are none),
+    without a wait for the device."""
+    return get_total_norm(grads).float() if grads else torch.zeros((), device=device)
 
 
 def conditional_step(optimizer: Any, overflow: torch.Tensor) -> None:

@@ -70,13 +70,13 @@ class DdpBackend(TorchCollectives, StepBackend):
             return Availability(usable=False, reason="this torch has no torch.distributed: install a build that has it")
         return Availability(usable=True, version=torch.__version__)
 
-    def _equalize(self, model: torch.nn.Module) -> None:
+    def broadcast_model(self, model: torch.nn.Module) -> None:
         broadcast_tensors([buffer for buffer in model.buffers() if buffer.numel()])  # parameters: DDP itself
 
     def _training(self) -> dict[str, Any]:
         return super()._training() | {"compression": self.settings.compression}
 
-    def _wrap_model(self, model: torch.nn.Module) -> Any:
+    def wrap_model(self, model: torch.nn.Module) -> Any:
         settings = self.settings
         wrapped = DistributedDataParallel(
             model,
@@ -95,7 +95,7 @@ class DdpBackend(TorchCollectives, StepBackend):
             wrapped.register_comm_hook(dist.group.WORLD, getattr(default_hooks, hook))
         return wrapped
 
-    def _pass(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+    def no_sync_context(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if is_last else self._callable.no_sync()
 
     def describe(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from backends.declared import declared
 from backends.process.rank import ProcessFacts
 from backends.shared.checkpoint import write_state
 from backends.shared.step import StepBackend
-from backends.shared.step_parts import DTYPES
+from backends.shared.step_parts import DTYPES, global_norm
 from backends.torch.collectives import TorchCollectives, broadcast_tensors
 from backends.torch.rendezvous import choose_device, join, leave
 
@@ -69,10 +69,10 @@ class Fsdp2Backend(TorchCollectives, StepBackend):
         return Availability(usable=True, version=torch.__version__)
 
     # -- hooks of the shared step --------------------------------------------------------------------------------
-    def _equalize(self, model: torch.nn.Module) -> None:
+    def broadcast_model(self, model: torch.nn.Module) -> None:
         broadcast_tensors([t.data for t in [*model.parameters(), *model.buffers()] if t.numel()])
 
-    def _shard(self, model: torch.nn.Module) -> None:
+    def shard_model(self, model: torch.nn.Module) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -97,34 +97,31 @@ class Fsdp2Backend(TorchCollectives, StepBackend):
                 if isinstance(module, FSDPModule):
                     module.set_force_sum_reduction_for_comms(True)
 
-    def _pass(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+    def no_sync_context(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
         self._model.set_requires_gradient_sync(is_last)
         self._model.set_is_last_backward(is_last)
         return contextlib.nullcontext()
 
-    def _gradients(self) -> list[torch.Tensor]:
-        return [_local(gradient) for gradient in super()._gradients()]
+    def local_gradients(self) -> list[torch.Tensor]:
+        return [_local(gradient) for gradient in super().local_gradients()]
 
-    def _overflow_anywhere(self, overflow: torch.Tensor) -> torch.Tensor:
+    def overflow_on_any_rank(self, overflow: torch.Tensor) -> torch.Tensor:
         flag = overflow.float().to(self.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return (flag > 0).to(overflow.device)
 
-    def _clip(self, grads: list[torch.Tensor]) -> torch.Tensor:
+    def clip_gradients(self, grads: list[torch.Tensor]) -> torch.Tensor:
         """Each rank holds a part of every gradient: squares are summed over the ranks before the root is taken."""
-        squares = (
-            torch.stack([torch.linalg.vector_norm(g).float() ** 2 for g in grads]).sum() if grads else torch.zeros(())
-        )
-        squares = squares.to(self.device)
+        squares = global_norm(grads, self.device).to(self.device) ** 2
         dist.all_reduce(squares)
         norm = squares.sqrt()
-        if self.optimization.clip_norm is not None:
+        if self.optimization.clip_norm is not None and grads:
+            # torch's clip_grads_with_norm_, on the shards: given sharded tensors it would scale them one by one.
             factor = (self.optimization.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-            for gradient in grads:
-                gradient.mul_(factor.to(gradient.device))
+            torch._foreach_mul_(grads, factor.to(grads[0].device))
         return norm
 
-    def _apply(self, overflow: torch.Tensor | None) -> None:
+    def optimizer_step(self, overflow: torch.Tensor | None) -> None:
         # The fused kernels take no plain flag beside sharded tensors, so an fp16 step asks the host.
         if overflow is None or not bool(overflow):
             self._optimizer.step()

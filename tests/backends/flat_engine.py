@@ -38,11 +38,11 @@ class FlatBackend(TorchCollectives, StepBackend):
     def availability(cls) -> Availability:
         return Availability(usable=True, version=torch.__version__)
 
-    def _equalize(self, model) -> None:
+    def broadcast_model(self, model) -> None:
         broadcast_tensors([tensor.data for tensor in [*model.parameters(), *model.buffers()]])
 
-    def _exchange(self) -> None:
-        grads = self._gradients()
+    def all_reduce_gradients(self) -> None:
+        grads = self.local_gradients()
         flat = torch.cat([gradient.flatten() for gradient in grads])
         before, after = (self.world_size, 1) if self.settings.predivide else (1, self.world_size)
         dist.all_reduce(flat.div_(before))
