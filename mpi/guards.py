@@ -15,17 +15,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mpi import guard
+from mpi import guard, ssh
 from mpi.launch import secrets_for
 from mpi.launchers.base import Launch
 
 READY_S = 15.0
 BEAT_S = 2.0
 SILENCE_S = 20.0  # after which a node takes itself for cut off
-_SSH = (
-    *("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"),
-    *("-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=3"),
-)
+_ALIVE_S = 3  # a guard is its node's life-line: it notices a cut sooner than a launcher's own ssh
 
 
 class Guard:
@@ -51,7 +48,7 @@ class Guard:
         role = ("listen", f"{SILENCE_S:g}") if node else ("beat", f"{BEAT_S:g}", *map(str, pipes))
         argv: tuple[str, ...] = (python, "-I", "-S", "-c", Path(guard.__file__).read_text(), tag, *role)
         if node:
-            argv = (*_SSH, node, "exec " + shlex.join(argv))
+            argv = ("ssh", *ssh.options(alive_s=_ALIVE_S), node, "exec " + shlex.join(argv))
         # Not with the job's tag in its environment: it must outlive what it ends.
         environ = {key: value for key, value in os.environ.items() if key != guard.VARIABLE}
         self._process = subprocess.Popen(

@@ -135,32 +135,15 @@ def command(
     seconds that a lost peer may hold up a Horovod/gloo operation. elastic, watched: see `Plan`. Raises LaunchError
     where this launcher cannot start it.
     """
-    if launcher not in LAUNCHERS:
-        raise LaunchError(f"unknown launcher '{launcher}': choose one of {', '.join(LAUNCHERS)}")
-    if not hosts or not worker_argv:
-        raise LaunchError("nothing to launch: give at least one host and the worker's command")
     environ = os.environ if environ is None else environ
-    if name := named_with_value(extra):
-        raise LaunchError(
-            f"the launcher's arguments hold the value of {name}, which every user of the machine could read: export "
-            f"{name} and leave it out, the workers get it by a file that only you can read"
-        )
     secrets_found = {**secrets_in(environ), **secrets_in(env or {})}
-    if sum(len(key) + len(value) for key, value in secrets_found.items()) > _MOST_SECRETS:
-        raise LaunchError(f"the secrets {', '.join(sorted(secrets_found))} are longer than 32 KiB: unset the long ones")
+    _check(launcher, worker_argv, hosts, extra, secrets_found)
     network = Network() if network is None else network
     tag = tag or new_tag()
-    worker_env = carried(environ)
-    worker_env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    if not network.is_local:
-        # Ranks must not listen on the name's address in /etc/hosts, which on Debian is 127.0.1.1.
-        worker_env.setdefault("GLOO_SOCKET_IFNAME", network.interface)
-        worker_env.setdefault("NCCL_SOCKET_IFNAME", network.interface)
-    worker_env |= {**without_secrets(env or {}), JOB_TAG: tag, "PYTHONUNBUFFERED": "1"}
     plan = Plan(
         worker=tuple(worker_argv),
         hosts=tuple(hosts),
-        env=worker_env,
+        env=_worker_environment(environ, env or {}, network, threads, tag),
         network=network,
         master_port=master_port,
         cwd=str(Path(cwd or ".").absolute()),
@@ -177,13 +160,46 @@ def command(
     launch = LAUNCHERS[launcher](plan)
     return replace(
         launch,
-        env={**worker_env, **launch.env},
+        env={**plan.env, **launch.env},
         cwd=plan.cwd,
         hosts=plan.hosts,
         remote=network.remote,
         tag=tag,
         secrets=secrets_found,
     )
+
+
+def _check(
+    launcher: str,
+    worker_argv: Sequence[str],
+    hosts: Sequence[Host],
+    extra: Sequence[str],
+    secrets_found: Mapping[str, str],
+) -> None:
+    """Raises LaunchError for what cannot be launched."""
+    if launcher not in LAUNCHERS:
+        raise LaunchError(f"unknown launcher '{launcher}': choose one of {', '.join(LAUNCHERS)}")
+    if not hosts or not worker_argv:
+        raise LaunchError("nothing to launch: give at least one host and the worker's command")
+    if name := named_with_value(extra):
+        raise LaunchError(
+            f"the launcher's arguments hold the value of {name}, which every user of the machine could read: export "
+            f"{name} and leave it out, the workers get it by a file that only you can read"
+        )
+    if sum(len(key) + len(value) for key, value in secrets_found.items()) > _MOST_SECRETS:
+        raise LaunchError(f"the secrets {', '.join(sorted(secrets_found))} are longer than 32 KiB: unset the long ones")
+
+
+def _worker_environment(
+    environ: Mapping[str, str], env: Mapping[str, str], network: Network, threads: int, tag: str
+) -> dict[str, str]:
+    """The variables that every worker on every node sees, secrets apart."""
+    found = carried(environ) | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if not network.is_local:
+        # Ranks must not listen on the name's address in /etc/hosts, which on Debian is 127.0.1.1.
+        found.setdefault("GLOO_SOCKET_IFNAME", network.interface)
+        found.setdefault("NCCL_SOCKET_IFNAME", network.interface)
+    return {**found, **without_secrets(env), JOB_TAG: tag, "PYTHONUNBUFFERED": "1"}
 
 
 def programs(python: str) -> dict[str, str]:

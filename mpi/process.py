@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from mpi.failures import explain
 from mpi.guard import end_tagged, tagged
@@ -74,6 +75,13 @@ class _InterruptedError(Exception):
         super().__init__(number)
         self.number = number
 
+    @property
+    def reason(self) -> str:
+        """One line for the record."""
+        if self.number == signal.SIGINT:
+            return "interrupted (Ctrl-C)"
+        return f"ended by {signal.Signals(self.number).name}"
+
 
 class _NotInstalledError(Exception):
     """A command of the launch is not there. Its own class: callbacks may miss files too."""
@@ -105,91 +113,113 @@ def supervise(
     end the job (main thread only) and reported in the Outcome. Raises OSError where the log cannot be written.
     """
     started = time.monotonic()
-    tail: deque[str] = deque(maxlen=_TAIL_LINES)
     guards: list[Guard] = []
     running: list[subprocess.Popen[bytes]] = []
-    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     readers: list[threading.Thread] = []
-    code, reason, decided = 0, "", False
-    failure = re.compile(launch.failure_line) if launch.failure_line else None
-    failed_at: list[float] = []
+    code, reason = 0, ""
     with log_path.open("ab", buffering=0) as log, signals_raise(_InterruptedError, *ENDING):
-        unwritten: list[str] = []
-
-        def write(line: bytes) -> None:
-            try:
-                log.write(line)
-            except OSError as error:  # a full disk must not keep the job from being ended and judged
-                unwritten.append(error.strerror or str(error))
-
-        def drain() -> None:
-            while not lines.empty():
-                line = lines.get()
-                hidden = mask_bytes(line, launch.secrets)
-                if not unwritten:
-                    write(hidden)
-                text = hidden.decode(errors="replace").rstrip("\r\n")
-                tail.append(text)
-                if failure is not None and failure.search(text) and not failed_at:
-                    failed_at.append(time.monotonic())
-                if on_line is not None:  # figures, not for a record as they are: nothing in them is masked
-                    on_line(line.decode(errors="replace").rstrip("\r\n"))
-
-        def poll() -> tuple[int, str] | None:
-            nonlocal decided
-            if unwritten:
-                return 1, explain([f"{log_path}: {unwritten[0]}"], 1)
-            if failed_at and time.monotonic() > failed_at[0] + _FAILURE_GRACE_S:
-                return 1, explain(tail, 1)
-            if asked := on_poll() if on_poll is not None else None:
-                decided = True
-                return 1, asked
-            if timeout is not None and time.monotonic() >= started + timeout:
-                decided = True
-                return 124, f"not finished after {timeout:g} s: raise {limit_name} if it needs longer"
-            return None
-
+        output = _JobOutput(launch, log, log_path, on_line)
+        limits = _Limits(output, started, timeout, limit_name, on_poll)
         try:
             _write_files(launch)
-            python = sys.executable
             with _programs_needed():
-                start_guards(guards, launch, python)
+                start_guards(guards, launch, sys.executable)
             reason = _wait_ready(guards)
             code = 255 if reason else 0
             if not reason:
                 for argv in launch.commands:
-                    process, reader = _start(launch, argv, lines)
+                    process, reader = _start(launch, argv, output.lines)
                     running.append(process)
                     readers.append(reader)
-                code, reason = _watch(launch, running, guards, drain, poll)
+                code, reason = _watch(launch, running, guards, output.drain, limits.passed)
         except _InterruptedError as interrupt:
-            code = 128 + interrupt.number
-            reason = (
-                "interrupted (Ctrl-C)"
-                if interrupt.number == signal.SIGINT
-                else f"ended by {signal.Signals(interrupt.number).name}"
-            )
+            code, reason = 128 + interrupt.number, interrupt.reason
         except _NotInstalledError as error:
             code, reason = 127, f"cannot start '{error}': it is not installed"
         finally:
             # A second Ctrl-C must not stop the cleaning: it takes seconds at most.
             with signals_ignored():
-                _stop(running, signal.SIGINT if code == 130 else signal.SIGTERM, grace)
+                _stop(running, signal.SIGINT if code == CTRL_C else signal.SIGTERM, grace)
                 orphans = _clean(guards, launch.tag, grace)
                 for reader in readers:
                     reader.join(timeout=2.0)
-                drain()
+                output.drain()
                 _remove_files(launch)
-        if code and not reason:
-            reason = explain(tail, code)
     return Outcome(
         returncode=code,
-        reason=reason,
-        tail=tuple(tail)[-30:],
+        reason=reason or (explain(output.tail, code) if code else ""),
+        tail=tuple(output.tail)[-30:],
         orphans=orphans,
         seconds=time.monotonic() - started,
-        decided=decided,
+        decided=limits.decided,
     )
+
+
+class _JobOutput:
+    """What the job's commands print: copied to the log, its secrets masked. `lines`: read, not yet copied. `tail`: the
+    last lines. `unwritten`: why the log cannot be written any more. `failed_at`: when a line first said that a node
+    failed, None while none has."""
+
+    def __init__(self, launch: Launch, log: IO[bytes], path: Path, on_line: Callable[[str], None] | None) -> None:
+        self.path = path
+        self.lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self.unwritten = ""
+        self.failed_at: float | None = None
+        self._log, self._secrets, self._on_line = log, launch.secrets, on_line
+        self._failure = re.compile(launch.failure_line) if launch.failure_line else None
+
+    def drain(self) -> None:
+        """Copies what has been read."""
+        while not self.lines.empty():
+            line = self.lines.get()
+            masked = mask_bytes(line, self._secrets)
+            self._write(masked)
+            text = masked.decode(errors="replace").rstrip("\r\n")
+            self.tail.append(text)
+            if self._failure is not None and self._failure.search(text) and self.failed_at is None:
+                self.failed_at = time.monotonic()
+            if self._on_line is not None:  # figures, not for a record as they are: nothing in them is masked
+                self._on_line(line.decode(errors="replace").rstrip("\r\n"))
+
+    def _write(self, line: bytes) -> None:
+        if self.unwritten:
+            return
+        try:
+            self._log.write(line)
+        except OSError as error:  # a full disk must not keep the job from being ended and judged
+            self.unwritten = error.strerror or str(error)
+
+
+class _Limits:
+    """What ends a job from here. `decided`: a limit or `on_poll` has ended it, not its own output."""
+
+    def __init__(
+        self,
+        output: _JobOutput,
+        started: float,
+        timeout: float | None,
+        limit_name: str,
+        on_poll: Callable[[], str | None] | None,
+    ) -> None:
+        self._output, self._on_poll = output, on_poll
+        self._started, self._timeout, self._limit_name = started, timeout, limit_name
+        self.decided = False
+
+    def passed(self) -> tuple[int, str] | None:
+        """(exit code, reason) if the job is to be ended now."""
+        output = self._output
+        if output.unwritten:
+            return 1, explain([f"{output.path}: {output.unwritten}"], 1)
+        if output.failed_at is not None and time.monotonic() > output.failed_at + _FAILURE_GRACE_S:
+            return 1, explain(output.tail, 1)
+        if asked := self._on_poll() if self._on_poll is not None else None:
+            self.decided = True
+            return 1, asked
+        if self._timeout is not None and time.monotonic() >= self._started + self._timeout:
+            self.decided = True
+            return 124, f"not finished after {self._timeout:g} s: raise {self._limit_name} if it needs longer"
+        return None
 
 
 def _watch(

@@ -15,12 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mpi import probe
+from mpi import probe, ssh
 
 _T = TypeVar("_T")
 LOGIN_S = 8.0  # after which ssh gives up, where not told otherwise
 _OVERTIME = 100  # reads after a deadline: what waits there is read, endless noise is not
-_SSH = ("ssh", "-o", "BatchMode=yes", "-o", "LogLevel=INFO")
 
 
 class Session:
@@ -30,7 +29,8 @@ class Session:
         self.host = host
         argv: tuple[str, ...] = (python, "-I", "-c", Path(probe.__file__).read_text())
         if host is not None:
-            argv = (*_SSH, "-o", f"ConnectTimeout={login_s:.0f}", host, "exec " + shlex.join(argv))
+            options = ssh.options(connect_s=login_s, alive_s=0, log_level="INFO")
+            argv = ("ssh", *options, host, "exec " + shlex.join(argv))
         self._process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
         )

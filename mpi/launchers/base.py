@@ -11,12 +11,12 @@ from pathlib import Path
 from mpi.errors import UserError
 from mpi.hostfile import Host, total_slots
 from mpi.network import Network
+from mpi.ssh import options
 
 JOB_TAG = "HARNESS_JOB_TAG"
 """The variable that every process of a job carries, on every node: by it a job's processes are found and ended."""
 
-# Options of every ssh that is started: never a password prompt, no endless wait for a dead host.
-SSH_OPTIONS = tuple("-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3".split())  # noqa: SIM905
+SSH_OPTIONS = options()
 
 
 class LaunchError(UserError, ValueError):

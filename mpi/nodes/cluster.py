@@ -54,16 +54,8 @@ def up(
     _check(name, count, cores_per_node)
     if rate:
         link.bytes_per_second(rate)
-    previous = find(name)
-    if previous is not None and previous.hub.alive:
-        raise NodesError(f"node set '{name}' is up: harness nodes down --name {name}, or give another --name")
-    _sweep()
+    _take_name(name)
     folder = folder_of(name)
-    if maker := being_made(name):
-        raise NodesError(f"node set '{name}' is being made by process {maker}: give another --name, or end that one")
-    if folder.exists():
-        down(name)
-    claim(name)
     started: list[Node] = []
     try:
         names = tuple(_names(count))
@@ -92,6 +84,19 @@ def up(
         remove(name)
         raise
     return cluster
+
+
+def _take_name(name: str) -> None:
+    """Claims the name of a new set; what a crash has left under it is taken away. Raises NodesError where it is in use."""
+    previous = find(name)
+    if previous is not None and previous.hub.alive:
+        raise NodesError(f"node set '{name}' is up: harness nodes down --name {name}, or give another --name")
+    _sweep()
+    if maker := being_made(name):
+        raise NodesError(f"node set '{name}' is being made by process {maker}: give another --name, or end that one")
+    if folder_of(name).exists():
+        down(name)
+    claim(name)
 
 
 def load(name: str = "default") -> Cluster:
