@@ -87,7 +87,7 @@ def up(
 
 
 def _take_name(name: str) -> None:
-    """Claims the name of a new set; what a crash has left under it is taken away. Raises NodesError where it is in use."""
+    """Claims the name of a new set; what a crash has left under it is taken away. Raises NodesError if it is used."""
     previous = find(name)
     if previous is not None and previous.hub.alive:
         raise NodesError(f"node set '{name}' is up: harness nodes down --name {name}, or give another --name")
