@@ -2,7 +2,8 @@
 
 For each run: every file against its JSON Schema; the summary in result.json recomputed from steps.jsonl; the image
 AUROC recomputed from the samples' scores and the answer accuracy from their answers; the contract derived again; the
-sample ids unique. For the study: comparison.csv written again and compared.
+sample ids unique. For the study: comparison.csv written again and compared; and the known faults of measurement
+(`harness.analysis.known_faults`): a study that has one is refused, unless the program has marked it as superseded.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.analysis.comparison import Comparison, summarize_study
+from harness.analysis.known_faults import marks
+from harness.analysis.known_faults.measured import measured_faults
+from harness.analysis.known_faults.written import written_faults
 from harness.common.formatting import is_number, joined, plural
 from harness.records import step_metrics
-from harness.records.record_files import RESULT, STEPS, TORN, RecordError, is_run, read_json
+from harness.records.record_files import RESULT, STEPS, TORN, RecordError, is_run, read_json, runs_of
 from harness.records.run_record import RecordedRun, load_runs
 from harness.records.soundness import file_errors, schema_errors
 
@@ -38,14 +42,55 @@ class Problem:
 
 
 def check_runs(paths: Sequence[Path]) -> list[Problem]:
-    """The problems of all runs of `paths` (runs or studies), none where every record holds."""
+    """The problems of all runs of `paths` (runs, studies or folders of studies), none where every record holds."""
+    paths = records_in(paths)
     problems: list[Problem] = []
-    for run in load_runs(list(paths)):
-        problems += check_run(run)
+    runs = load_runs([path for path in paths if is_run(path) or runs_of(path)])
+    broken = set()
+    for run in runs:
+        if found := check_run(run):
+            problems += found
+            broken.add(run.folder)
     for path in paths:
-        if not is_run(path):
+        if not is_run(path) and runs_of(path):
             problems += _check_study(path)
+        problems += _known_faults(path, [run for run in runs if run.folder not in broken])
     return problems
+
+
+def records_in(paths: Sequence[Path]) -> list[Path]:
+    """`paths`, a folder of studies (``results``) as the studies in it. Raises RecordError for what holds no record."""
+    found: list[Path] = []
+    for path in paths:
+        inside = [] if _is_record(path) or not path.is_dir() else [each for each in path.iterdir() if _is_record(each)]
+        if not inside and not _is_record(path):
+            raise RecordError(f"{path}: neither a run nor a study nor a folder of studies: name a folder in results/")
+        found += sorted(inside) or [path]
+    return found
+
+
+def _is_record(path: Path) -> bool:
+    """Whether it is a run, a study of runs, or the folder of an experiment's table."""
+    return path.is_dir() and (is_run(path) or bool(runs_of(path)) or any(path.glob("*.json")))
+
+
+def _known_faults(path: Path, sound: Sequence[RecordedRun]) -> Iterator[Problem]:
+    """The faults of a run or study that no mark owns up to, and a mark that says other than the records."""
+    one = is_run(path)
+    study = path.parent if one else path
+    runs = [run for run in sound if run.folder == path.resolve() or (not one and run.folder.parent == path.resolve())]
+    mark = marks.mark_of(study)
+    marked = set(mark.rules) if mark is not None else set()
+    faults = measured_faults(runs)
+    if not one:  # tables and reports still carry figures that are being replaced: only records for now
+        faults += [fault for fault in written_faults(study, runs) if fault.where.endswith(".json")]
+    for fault in faults:
+        if fault.rule not in marked:
+            yield Problem(where=fault.where, text=fault.line)
+    gone = [] if one else sorted(marked - {fault.rule for fault in faults})
+    if gone:
+        text = f"the records do not show {joined(gone)}: write the mark again with `harness check --mark`"
+        yield Problem(where=f"{study.name}/{marks.NAME}", text=text)
 
 
 def check_run(run: RecordedRun) -> list[Problem]:
@@ -192,23 +237,37 @@ def _close(a: float | None, b: float | None) -> bool:
     return math.isclose(a, b, rel_tol=_TOLERANCE, abs_tol=1e-9)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_OR_STUDY...")
-def check(paths: tuple[Path, ...]) -> None:
-    """Re-check a study's records, rules and figures. Exit code 1 where something does not hold."""
-    problems = check_runs(paths)
-    for problem in problems:
-        click.echo(f"{problem.where}: {problem.text}")
+def notes_on(paths: Sequence[Path]) -> list[str]:
+    """What a reader of checked records must know though it is no problem, one line each."""
+    notes = []
+    for path in paths:
+        if not is_run(path) and (mark := marks.mark_of(path)) is not None:
+            notes.append(f"{path.name}: {mark.sentence}")
     for each in filter(None, (_comparison_of(path) for path in paths if not is_run(path))):
         for group, reasons in enumerate(each.comparability.reasons):
             if group:
-                click.echo(f"note: group {group + 1} of {each.title} is not comparable: {'; '.join(reasons)}")
-    found = load_runs(list(paths))
-    for run in found:
-        for name in run.torn:
-            click.echo(f"note: {run.study}/{run.name}/{name}: {TORN}")
-    runs = len(found)
+                notes.append(f"group {group + 1} of {each.title} is not comparable: {'; '.join(reasons)}")
+    for run in load_runs([path for path in paths if is_run(path) or runs_of(path)]):
+        notes += [f"{run.study}/{run.name}/{name}: {TORN}" for name in run.torn]
+    return notes
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_OR_STUDY...")
+@click.option("--mark", is_flag=True, help=f"Write {marks.NAME} into studies that only another measurement mends.")
+def check(paths: tuple[Path, ...], mark: bool) -> None:
+    """Re-check records, rules and figures of runs, studies or all of results/. Exit code 1 where something fails."""
+    found = records_in(paths)
+    if mark:
+        for study in [path for path in found if not is_run(path)]:
+            marks.write_mark(study, sorted(other for other in study.parent.iterdir() if other.is_dir()))
+    problems = check_runs(found)
+    for problem in problems:
+        click.echo(f"{problem.where}: {problem.text}")
+    for note in notes_on(found):
+        click.echo(f"note: {note}")
+    runs = plural(len(load_runs([path for path in found if is_run(path) or runs_of(path)])), "run")
     if problems:
-        click.echo(f"{plural(len(problems), 'problem')} in {plural(runs, 'run')}")
+        click.echo(f"{plural(len(problems), 'problem')} in {runs}")
         sys.exit(1)
-    click.echo(f"{plural(runs, 'run')} checked: every record and every figure holds")
+    click.echo(f"{runs} checked: every record and every figure holds")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.common.paths import PROJECT
+from harness.records.method import METHOD
 from mpi.private import without_secrets
 
 PACKAGES = (
@@ -48,6 +49,7 @@ def environment(*, hash_hostname: bool = False, launcher: str = "") -> dict[str,
     None or absent; nothing here raises, nothing waits longer than 10 s. Values that look like secrets are left out and
     the paths of the project and the home folder are shortened, so that the record may be published."""
     return {
+        "method": METHOD,
         "python": platform.python_version(),
         "os": _os(),
         "host": _host(hash_hostname),
