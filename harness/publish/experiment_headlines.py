@@ -77,7 +77,7 @@ def _overhead(record: Mapping[str, Any], folder: Path) -> str:
 
 
 def _duel(record: Mapping[str, Any], folder: Path) -> str:
-    from harness.experiments.duels.record import headline
+    from harness.analysis.duels.page import headline
 
     return headline(record)
 

@@ -15,10 +15,13 @@ from pathlib import Path
 
 from harness.analysis.caveats import findings
 from harness.analysis.comparison import Comparison, summarize_study
+from harness.analysis.duels import page as duels
+from harness.analysis.duels.record import NAME as DUEL
+from harness.analysis.duels.record import PAGE as DUEL_PAGE
+from harness.analysis.duels.record import remarks
 from harness.analysis.verdict import LIBRARIES, setting, verdict
 from harness.common.formatting import joined
 from harness.common.text_table import markdown, without_empty_columns
-from harness.experiments.duels import record as duels
 from harness.publish import marked_text
 from harness.publish.answers import answers, seen_from
 from harness.records.record_files import read_json, runs_of
@@ -45,7 +48,7 @@ def fill(readme: Path, results: Path) -> bool:
         named = [match["study"]] if match["study"] else match["names"].split()
         studies = [results / name for name in named if not names.fault("study", name)]
         there = [study for study in studies if runs_of(study)]
-        if match["study"] and studies and (studies[0] / duels.NAME).exists():
+        if match["study"] and studies and (studies[0] / DUEL).exists() and not runs_of(studies[0]):
             return _duel_body(studies[0], readme.parent)
         if not there:
             return old or (_NOT_YET.format(match["study"]) if match["study"] else old)
@@ -75,16 +78,16 @@ def _body(study: Path, comparison: Comparison, root: Path, *, short: bool) -> st
 
 
 def _duel_body(study: Path, root: Path) -> str:
-    record = read_json(study / duels.NAME)
+    record = read_json(study / DUEL)
     where = seen_from(root, study)
     versions = record["environment"].get("versions") or {}
     used = {"torch", *(item["backend"] for item in record["contenders"])}
     told = [f"{name} {versions[package]}" for package, name in LIBRARIES.items() if package in used & versions.keys()]
     lines = [f"*{duels.setting(record)} {', '.join(told)}.*", ""]
     lines += [markdown(replace(without_empty_columns(duels.differences_table(record)), title="", note="")).strip(), ""]
-    lines += [f"- {text}" for text in duels.remarks(record)]
+    lines += [f"- {text}" for text in remarks(record)]
     lines += notes.markdown(notes.notes_in(study), f"{where.parent}/")
-    return "\n".join([*lines, "", f"[figures and memory]({where}/duel.md), [records]({where}/{duels.NAME})", ""])
+    return "\n".join([*lines, "", f"[figures and memory]({where}/{DUEL_PAGE}), [records]({where}/{DUEL})", ""])
 
 
 def _versions(comparison: Comparison) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.experiments.duels import record
-from harness.experiments.duels.estimate import difference
+from harness.analysis.duels import record
+from harness.analysis.duels.estimate import difference
 
 pytestmark = pytest.mark.parallel
 ROOT = Path(__file__).resolve().parents[2]

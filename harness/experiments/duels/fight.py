@@ -14,8 +14,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from harness.analysis.duels.estimate import Block
 from harness.experiments.duels.coordinator import Coordinator, DuelError, Reply
-from harness.experiments.duels.estimate import Block
 from harness.experiments.trainings.cells import Cell
 from harness.job.declaration import Job, JobError
 from harness.study.turn_conductor import supervisors

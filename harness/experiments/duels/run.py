@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 
+from harness.analysis.duels.estimate import FIRST_STAGE, duel_ratios, duels_needed
+from harness.analysis.duels.page import page
+from harness.analysis.duels.record import NAME, asked_pairs, sentence
 from harness.experiments.duels import record as records_
-from harness.experiments.duels.estimate import FIRST_STAGE, duel_ratios, duels_needed
 from harness.experiments.duels.fight import Contender, Duel, Pace, fight
 from harness.experiments.trainings.cells import Cell, parse_engine
 from harness.job.declaration import Job, JobError
@@ -56,7 +58,7 @@ def duel(**options: Any) -> None:
     """Set engines beside each other: all live at once and take turns in blocks of a few steps, in random order."""
     folder = study_folder(options["results"], options["study"])
     if options["render"]:
-        records_.write(records_.rendered_again(read_json(folder / records_.NAME)), folder)
+        records_.write(records_.rendered_again(read_json(folder / NAME)), folder)
         return
     base = _base(options)
     contenders = contenders_of(
@@ -66,7 +68,7 @@ def duel(**options: Any) -> None:
     wanted, budget = share(options["until"]), seconds(options["budget"])
     for contender in contenders:
         contender.cell.job(contender.job(base).with_(steps=pace.total)).validate()
-    pairs = records_.asked_pairs(contenders)
+    pairs = asked_pairs([records_.side(contender) for contender in contenders])
 
     def say(text: str) -> None:
         click.echo(text, err=True)
@@ -79,12 +81,12 @@ def duel(**options: Any) -> None:
         record = records_.record_of(base, contenders, pace, fought, pairs)
         records_.write(record, folder)  # after each: what is measured is kept, whatever comes
         for item in record["differences"]:
-            say(f"  {records_.sentence(item)}")
+            say(f"  {sentence(item)}")
     if options["as_json"]:
         click.echo(json.dumps(record["differences"], indent=1))
     else:
-        click.echo(records_.page(record))
-        click.echo(f"{folder / records_.NAME}", err=True)
+        click.echo(page(record))
+        click.echo(f"{folder / NAME}", err=True)
 
 
 def _next(

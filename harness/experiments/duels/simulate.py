@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harness.experiments.duels.estimate import FIRST_STAGE, duels_needed, half_width
+from harness.analysis.duels.estimate import FIRST_STAGE, duels_needed, half_width
 
 WIDTH = 0.02  # half of the interval that is asked for
 BUDGET = 12  # duels at most
@@ -48,7 +48,7 @@ def log_ratios(
     """(studies, duels) log ratios of throughput, b over a, where b is truly `truth` faster (log scale).
 
     rounds, steps: of a duel, of a block. Every block's seconds are drawn step by step, then totals are taken as
-    `harness.experiments.duels.estimate.duel_ratios` takes them.
+    `harness.analysis.duels.estimate.duel_ratios` takes them.
     """
     shape = (studies, duels, 2)
     noise = rng.normal(size=(*shape, rounds, steps)) * machine.step_sd

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.experiments.duels import record, simulate
+from harness.analysis.duels import record
+from harness.analysis.duels.estimate import Block, DuelDifference, difference, duel_ratios, duels_needed, half_width
+from harness.experiments.duels import record as writing
+from harness.experiments.duels import simulate
 from harness.experiments.duels.coordinator import Coordinator, DuelError, Reply, Seat
-from harness.experiments.duels.estimate import Block, DuelDifference, difference, duel_ratios, duels_needed, half_width
 from harness.experiments.duels.run import contenders_of, seconds, share
 from harness.job.declaration import Job, JobError
 
@@ -147,21 +149,22 @@ def test_who_is_missing_and_who_is_stuck_is_named_in_time() -> None:
 
 def test_the_question_is_asked_and_efficiency_is_against_what_ran_beside() -> None:
     found = contenders_of("single@1,horovod@2,deepspeed:1@2", 2, Job(global_batch=8), weak=True, mode="matched")
-    pairs = record.asked_pairs(found)
+    sides = [writing.side(item) for item in found]
+    pairs = record.asked_pairs(sides)
     assert pairs[2:] == [("deepspeed ZeRO-1@2", "horovod@2")]
     made = blocks({"single@1": [[1.0], [1.0]]}, samples=8)
     made += blocks({"horovod@2": [[1.25], [1.25]], "deepspeed ZeRO-1@2": [[1.6], [1.6]]}, samples=16)
-    rows = record.differences_of(made, found, pairs, weak=True)
+    rows = record.differences_of(made, sides, pairs)
     assert rows[0]["value"] == pytest.approx(0.6)
     assert rows[0]["efficiency"]["value"] == pytest.approx(0.8)
     assert rows[1]["efficiency"]["value"] == pytest.approx(0.625)
     assert "efficiency" not in rows[2]
     told = {
         "job": {"scaling": "weak"},
-        "contenders": [{"name": item.name, "global_batch": item.global_batch, **asdict(item.cell)} for item in found],
+        "contenders": sides,
         "blocks": [asdict(block) for block in made],
     }
-    assert record.rendered_again(told)["differences"] == rows
+    assert writing.rendered_again(told)["differences"] == rows
 
 
 def test_losses_that_part_in_the_first_steps_are_said_later_ones_are_rounding() -> None:

@@ -1,0 +1,156 @@
+"""duel.json read back: which pairs are asked for, their differences and verdicts, what else a reader must know."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from harness.analysis.duels.estimate import Block, DuelDifference, difference
+from harness.analysis.intervals import ALIKE
+from harness.common.formatting import plural
+from harness.records.run_record import label_of
+
+NAME = "duel.json"
+PAGE = "duel.md"
+AGAIN = " #"  # stands before the number of a contender that is the same as an earlier one: a calibration
+WAITING = 0.005  # share of the cores that a waiting engine keeps busy above which it is said
+COMPARED, PARTED = 5, 0.005  # losses of the first steps that must agree, and to which share
+FOREIGN = 0.05  # share of the cores above which foreign load is said beside the verdict
+
+Record = Mapping[str, Any]  # what duel.json holds
+Side = Mapping[str, Any]  # one of its contenders: name, backend, workers, global_batch and the engine's settings
+
+
+def blocks_of(record: Record) -> list[Block]:
+    """The record's blocks."""
+    return [Block(**block) for block in record["blocks"]]
+
+
+def label(side: Side) -> str:
+    """The engine as reports call it: ``DeepSpeed ZeRO-2``."""
+    return label_of({**side, "engine": dict(map(tuple, side["settings"]))}, zero_stage=side["zero_stage"])
+
+
+def same_as(name: str) -> str | None:
+    """The contender that `name` calibrates against (``single@1 #2``: ``single@1``); None for an ordinary one."""
+    first, mark, count = name.rpartition(AGAIN)
+    return first if mark and count.isdigit() else None
+
+
+def asked_pairs(contenders: Sequence[Side]) -> list[tuple[str, str]]:
+    """(a, b), b is told against a: each contender against the first, and among those of as many workers every Horovod
+    against every DeepSpeed (the project's question), or, without such a pair, each against the first of them."""
+    first, *others = contenders
+    pairs = [(first["name"], other["name"]) for other in others]
+    for workers in sorted({side["workers"] for side in contenders}):
+        here = [side for side in contenders if side["workers"] == workers and side is not first]
+        here = [side for side in here if same_as(side["name"]) is None]
+        both = [
+            (a["name"], b["name"])
+            for a in here
+            for b in here
+            if (a["backend"], b["backend"]) == ("deepspeed", "horovod")
+        ]
+        pairs += both or [(here[0]["name"], side["name"]) for side in here[1:]]
+    return pairs
+
+
+def differences_of(
+    blocks: Sequence[Block], contenders: Sequence[Side], pairs: Sequence[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """A row a pair that was fought: the difference, its verdict, and where b has more workers the scaling efficiency
+    against a."""
+    workers = {side["name"]: side["workers"] for side in contenders}
+    rows = []
+    for a, b in pairs:
+        try:
+            item = difference(blocks, a, b)
+        except ValueError:  # not fought, or not yet
+            continue
+        row = asdict(item) | {"half_width": item.half_width, "verdict": verdict(item)}
+        if workers[b] > workers[a]:
+            share = workers[a] / workers[b]
+            ends = {"value": item.value, "low": item.low, "high": item.high}
+            row["efficiency"] = {name: None if value is None else (1 + value) * share for name, value in ends.items()}
+        rows.append(row)
+    return rows
+
+
+def verdict(item: DuelDifference) -> str:
+    """``faster`` or ``slower`` (and whether certainly by less than ALIKE), ``alike`` or ``undecided``: b against a."""
+    small = item.alike(ALIKE)
+    if item.decided:
+        word = "faster" if item.value > 0 else "slower"
+        return f"{word}, by less than {ALIKE * 100:.0f} %" if small else word
+    return "alike" if small else "undecided"
+
+
+def totals(record: Record) -> dict[str, float]:
+    """Contender -> samples/s: total samples over total seconds of its timed blocks."""
+    found: dict[str, tuple[float, float]] = {}
+    for block in record["blocks"]:
+        samples, seconds = found.get(block["engine"], (0.0, 0.0))
+        found[block["engine"]] = (samples + block["samples"], seconds + block["seconds"])
+    return {name: samples / seconds for name, (samples, seconds) in found.items()}
+
+
+def sentence(item: Mapping[str, Any]) -> str:
+    """``horovod@2 against ddp@2: -3.1 % samples/s (95 % CI -3.9 to -2.3 %, 4 duels): slower.``"""
+    share = f"{item['value'] * 100:+.1f} %"
+    return (
+        f"{item['b']} against {item['a']}: {share} samples/s ({bounds(item)}, {plural(item['duels'], 'duel')}): "
+        f"{item['verdict']}."
+    )
+
+
+def bounds(item: Mapping[str, Any], digits: int = 1) -> str:
+    """``95 % CI -3.9 to -2.3 %``."""
+    if item["low"] is None or item["high"] is None:
+        return "no interval: one duel"
+    return f"95 % CI {item['low'] * 100:.{digits}f} to {item['high'] * 100:.{digits}f} %"
+
+
+def remarks(record: Record) -> list[str]:
+    """What a reader must know beside the verdict: foreign load, what waiting engines cost, losses that differ."""
+    found = []
+    cores = (record.get("environment") or {}).get("cpu", {}).get("usable_cores") or 1
+    foreign = max((duel["foreign_cores"] for duel in record["duels"]), default=0.0)
+    if foreign > FOREIGN * cores:
+        found.append(f"Other programs kept up to {foreign:.2f} of {cores} cores busy during a duel.")
+    for name in (side["name"] for side in record["contenders"]):
+        busy = max((duel["waiting_cores"].get(name, 0.0) for duel in record["duels"]), default=0.0)
+        if busy > WAITING * cores:
+            found.append(f"{name} kept {busy:.2f} of {cores} cores busy while it waited for its turn.")
+    return found + _losses_that_differ(record)
+
+
+def _losses_that_differ(record: Record) -> list[str]:
+    """Contenders of one global batch train the same samples from the same weights: their first losses must agree.
+
+    Later ones differ by rounding alone in bf16 and fp16, and the faster the learning rate, the sooner.
+    """
+    told: dict[str, Any] = {}
+    for duel in reversed(record["duels"]):
+        told |= duel["told"]
+    by_batch: dict[int, list[tuple[str, list[float]]]] = {}
+    for side in record["contenders"]:
+        losses = (told.get(side["name"]) or {}).get("losses")
+        if losses:
+            by_batch.setdefault(side["global_batch"], []).append((side["name"], losses))
+    found = []
+    for (reference, first), *others in by_batch.values():
+        for name, losses in others:
+            pairs = [
+                (a, b)
+                for a, b in zip(first[:COMPARED], losses[:COMPARED], strict=True)
+                if a is not None and b is not None
+            ]
+            gap = max((abs(a - b) / max(abs(a), 1e-6) for a, b in pairs), default=math.nan)
+            if not gap < PARTED:
+                found.append(
+                    f"The first {COMPARED} losses of {name} and {reference} differ by up to {gap:.1%}: is it the same "
+                    "training?"
+                )
+    return found
