@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from backends.checks.traffic import Exchange
+    from backends.tuning import Candidate, Situation
 
 # The types of what is optimized, for `Optimization` here and for the job's fields of the same names.
 Optimizer = Annotated[Literal["adamw", "adam", "sgd"], Field(description="Optimizer.")]
@@ -208,6 +209,11 @@ class Backend(ABC):
         """Raises BackendError for what this engine cannot do, before anything is started: called where a job is
         launched, without ranks. launcher: as the ranks will see it (`ProcessFacts.launcher`). micro_batch: 0 where it
         changes in the run."""
+
+    @classmethod
+    def candidates(cls, settings: EngineSettings, situation: Situation) -> tuple[Candidate, ...]:
+        """What `harness tune` may try on top of `settings`, most promising first."""
+        return ()
 
     @classmethod
     def start_note(cls, settings: EngineSettings, optimization: Optimization) -> str:

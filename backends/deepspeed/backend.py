@@ -42,6 +42,7 @@ from backends.deepspeed.library import (
     linear,
     skip_shared_memory_op,
 )
+from backends.deepspeed.tuning import candidates
 from backends.deepspeed.user_json import check_keys, user_config
 from backends.process.rank import ProcessFacts
 from backends.shared.checkpoint import read_manifest, write_manifest
@@ -60,6 +61,7 @@ from backends.shared.step_parts import (
 )
 from backends.torch.collectives import TorchCollectives
 from backends.torch.rendezvous import choose_device, join, leave
+from backends.tuning import Candidate, Situation
 
 _TAG = "engine"  # DeepSpeed's name for the folder inside ours
 
@@ -105,6 +107,11 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         super().check_job(settings, optimization, world_size=world_size, micro_batch=micro_batch, launcher=launcher)
         assert isinstance(settings, DeepSpeedSettings)
         check_configuration(settings, optimization, world_size=world_size, micro_batch=micro_batch)
+
+    @classmethod
+    def candidates(cls, settings: EngineSettings, situation: Situation) -> tuple[Candidate, ...]:
+        assert isinstance(settings, DeepSpeedSettings)
+        return candidates(settings.zero_stage, situation)
 
     @classmethod
     def start_note(cls, settings: EngineSettings, optimization: Optimization) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.base import Backend, BackendError
-from backends.horovod.backend import HorovodSettings
+from backends.horovod.settings import HorovodSettings
 
 _COLUMNS = 7  # hierarchical allreduce, hierarchical allgather, torus, cache, cycle (ms), fusion (MiB), score
 

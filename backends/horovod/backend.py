@@ -12,104 +12,27 @@ import importlib.metadata
 import importlib.util
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from backends.base import Availability, BackendError, EngineSettings, Optimization, StepReport
 from backends.checks.traffic import Exchange, counting_horovod
-from backends.declared import declared
+from backends.horovod.settings import HorovodSettings
 from backends.horovod.start import start
+from backends.horovod.tuning import candidates
 from backends.process.rank import ProcessFacts
 from backends.shared.step import StepBackend
 from backends.shared.step_parts import check_micro_batches
 from backends.torch.rendezvous import choose_device
+from backends.tuning import Candidate, Situation
 
 _OVER_MPI = "adasum is implemented over MPI only"
 _FOREIGN_LAUNCHERS = ("torchrun", "deepspeed", "srun", "mpich", "mvapich", "env")
-
-
-@declared(BackendError, "horovod: ")
-class HorovodSettings(EngineSettings):
-    """None = Horovod's own default (named in brackets).
-
-    fusion_threshold_mb: MiB of gradients exchanged as one message [128]. cycle_time_ms: how often the background thread
-    looks for ready gradients [1]. cache_capacity: negotiated responses kept [1024]. num_groups: gradients grouped into
-    so many all-reduces (0 = by readiness). compression: ``none`` or ``fp16``, the type on the wire. op: ``average``, or
-    ``adasum`` (arXiv:2006.02924; not the same training, so never comparable with the others).
-    gradient_predivide_factor: splits the averaging before and after the sum. hierarchical_allreduce: reduce inside a
-    node first. controller: who negotiates, ``gloo`` or ``mpi`` (auto = the launcher's). timeline: file for Horovod's
-    trace; slows the run. autotune: search for fusion and cycle while training; see backends.horovod.autotune for the
-    separate phase. tune_steps: train so many steps first, in processes of their own, with the tuner on, and fix what it
-    found for the run (0 = no). min_np, max_np: an elastic job goes on with so few workers and takes in so many (0 = not
-    elastic); commit_every: steps between the states that it can go back to. What starts the processes acts on these
-    four. extra: further environment variables (HOROVOD_...), set before hvd.init."""
-
-    fusion_threshold_mb: Annotated[float | None, Field(ge=0, le=65536)] = None
-    cycle_time_ms: Annotated[float | None, Field(gt=0, le=60000)] = None
-    cache_capacity: Annotated[int | None, Field(ge=0)] = None
-    num_groups: Annotated[int, Field(ge=0)] = 0
-    compression: Literal["none", "fp16"] = "none"
-    op: Literal["average", "adasum"] = "average"
-    gradient_predivide_factor: Annotated[float, Field(gt=0)] = 1.0
-    hierarchical_allreduce: bool | None = None
-    controller: Literal["auto", "gloo", "mpi"] = "auto"
-    timeline: str = ""
-    autotune: bool = False
-    autotune_log: str = ""
-    tune_steps: Annotated[int, Field(ge=0)] = 0
-    min_np: Annotated[int, Field(ge=0)] = 0
-    max_np: Annotated[int, Field(ge=0)] = 0
-    commit_every: Annotated[int, Field(ge=1)] = 10
-
-    def __post_init__(self) -> None:
-        if self.op == "adasum" and self.gradient_predivide_factor != 1.0:
-            raise BackendError("horovod: gradient_predivide_factor belongs to op 'average', adasum does not average")
-        for name, changed in (
-            ("gradient_predivide_factor", self.gradient_predivide_factor != 1.0),
-            ("op 'adasum'", self.op == "adasum"),
-        ):
-            if self.num_groups and changed:  # horovod/torch/optimizer.py: grouped all-reduces know of neither
-                raise BackendError(f"horovod: num_groups drops {name} without a word: leave one of them out")
-        if self.tune_steps and self.autotune:
-            raise BackendError("horovod: autotune tunes while it trains, tune_steps before: leave one of them out")
-        for name in self.extra:
-            if not name.startswith("HOROVOD_"):
-                raise BackendError(f"horovod: extra '{name}' is no Horovod variable: it must start with HOROVOD_")
-
-    def environment(self, timeout_s: float) -> dict[str, str]:
-        """The variables that carry these settings into Horovod's core, which reads them in hvd.init()."""
-        limit = str(max(1, int(timeout_s)))
-        variables = {
-            "HOROVOD_GLOO_TIMEOUT_SECONDS": limit,
-            # A rank that waits for a tensor which another never submits: warn after a quarter, end the job at the
-            # limit.
-            "HOROVOD_STALL_CHECK_TIME_SECONDS": str(max(1, int(timeout_s / 4))),
-            "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": limit,
-        }
-        if self.fusion_threshold_mb is not None:
-            variables["HOROVOD_FUSION_THRESHOLD"] = str(int(self.fusion_threshold_mb * 2**20))
-        if self.cycle_time_ms is not None:
-            variables["HOROVOD_CYCLE_TIME"] = str(self.cycle_time_ms)
-        if self.cache_capacity is not None:
-            variables["HOROVOD_CACHE_CAPACITY"] = str(self.cache_capacity)
-        if self.hierarchical_allreduce is not None:
-            variables["HOROVOD_HIERARCHICAL_ALLREDUCE"] = str(int(self.hierarchical_allreduce))
-        if self.controller != "auto":
-            variables["HOROVOD_CONTROLLER"] = self.controller
-            variables["HOROVOD_CPU_OPERATIONS"] = self.controller
-        if self.timeline:
-            variables["HOROVOD_TIMELINE"] = self.timeline
-        if self.autotune:
-            variables["HOROVOD_AUTOTUNE"] = "1"
-            if self.autotune_log:
-                variables["HOROVOD_AUTOTUNE_LOG"] = self.autotune_log
-        return variables | {name: str(value) for name, value in self.extra.items()}
 
 
 class HorovodBackend(StepBackend):
@@ -173,6 +96,10 @@ class HorovodBackend(StepBackend):
             _check_adasum(world_size, optimization)
             if launcher == "horovodrun":
                 raise BackendError(f"{_OVER_MPI}: use --launcher mpirun or horovodrun-mpi")
+
+    @classmethod
+    def candidates(cls, settings: EngineSettings, situation: Situation) -> tuple[Candidate, ...]:
+        return candidates(situation)
 
     # -- the step ------------------------------------------------------------------------------------------------
     def prepare(self, model: torch.nn.Module, optimization: Optimization) -> None:
@@ -330,8 +257,9 @@ class HorovodBackend(StepBackend):
             "cycle_time_ms": float(os.environ.get("HOROVOD_CYCLE_TIME", 1.0)),
             "cache_capacity": int(os.environ.get("HOROVOD_CACHE_CAPACITY", 1024)),
             "groups": settings.num_groups,
+            "async_completion": _switched_on("HOROVOD_ENABLE_ASYNC_COMPLETION"),
             "gradient_predivide_factor": settings.gradient_predivide_factor,
-            "autotune": bool(int(os.environ.get("HOROVOD_AUTOTUNE", "0") or 0)),
+            "autotune": _switched_on("HOROVOD_AUTOTUNE"),
             "timeline": bool(os.environ.get("HOROVOD_TIMELINE")),
             "environment": {name: os.environ[name] for name in sorted(os.environ) if _is_setting(name)},
         }
@@ -384,10 +312,10 @@ def _is_setting(name: str) -> bool:
     return name.startswith("HOROVOD_") and not any(word in name for word in private)
 
 
+def _switched_on(variable: str) -> bool:
+    """Whether a switch of Horovod's core is set to a number other than 0."""
+    return bool(int(os.environ.get(variable, "0") or 0))
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def variables(settings: Mapping[str, Any], timeout_s: float = 300.0) -> dict[str, str]:
-    """The environment of a settings dict, for a launcher that wants to pass it (and for tests)."""
-    return HorovodSettings(**settings).environment(timeout_s)

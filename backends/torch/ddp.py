@@ -20,6 +20,8 @@ from backends.process.rank import ProcessFacts
 from backends.shared.step import StepBackend
 from backends.torch.collectives import TorchCollectives, broadcast_tensors
 from backends.torch.rendezvous import choose_device, join, leave
+from backends.torch.tuning import ddp_candidates
+from backends.tuning import Candidate, Situation
 
 # Buffers are constants here (frozen statistics, positions): broadcasting them in every forward pass would be traffic
 # that the other engines do not have. torch 2.13 renamed the option.
@@ -35,12 +37,12 @@ WIRE_HOOKS = {"none": None, "fp16": "fp16_compress_hook", "bf16": "bf16_compress
 
 @declared(BackendError, "ddp: ")
 class DdpSettings(EngineSettings):
-    """bucket_cap_mb: gradients are exchanged in buckets of this size (MiB) while backward goes on (torch's default 25).
-    gradient_as_bucket_view: gradients live in the buckets, one copy less. static_graph: the same parameters take part
-    in every step (also allows parameters that never do). compression: type on the wire (none = the gradient's own).
-    extra: passed to DistributedDataParallel as they are."""
+    """bucket_cap_mb: gradients are exchanged in buckets of this size (MiB) while backward goes on (None = torch's own:
+    25 after a first one of 1). gradient_as_bucket_view: gradients live in the buckets, one copy less. static_graph: the
+    same parameters take part in every step (also allows parameters that never do). compression: type on the
+    wire (none = the gradient's own). extra: passed to DistributedDataParallel as they are."""
 
-    bucket_cap_mb: Annotated[float, Field(gt=0, le=65536)] = 25.0
+    bucket_cap_mb: Annotated[float | None, Field(gt=0, le=65536)] = None
     gradient_as_bucket_view: bool = True
     static_graph: bool = False
     find_unused_parameters: bool = False
@@ -69,6 +71,10 @@ class DdpBackend(TorchCollectives, StepBackend):
         if not dist.is_available():
             return Availability(usable=False, reason="this torch has no torch.distributed: install a build that has it")
         return Availability(usable=True, version=torch.__version__)
+
+    @classmethod
+    def candidates(cls, settings: EngineSettings, situation: Situation) -> tuple[Candidate, ...]:
+        return ddp_candidates(situation)
 
     def broadcast_model(self, model: torch.nn.Module) -> None:
         broadcast_tensors([buffer for buffer in model.buffers() if buffer.numel()])  # parameters: DDP itself

@@ -11,13 +11,13 @@ import contextlib
 from collections.abc import Iterable
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.distributed as dist
 from pydantic import Field
 
-from backends.base import Availability, BackendError, EngineSettings, check_extra
+from backends.base import Availability, BackendError, EngineSettings, Optimization, check_extra
 from backends.checks.traffic import Exchange, counting_torch
 from backends.declared import declared
 from backends.process.rank import ProcessFacts
@@ -26,6 +26,8 @@ from backends.shared.step import StepBackend
 from backends.shared.step_parts import DTYPES, global_norm
 from backends.torch.collectives import TorchCollectives, broadcast_tensors
 from backends.torch.rendezvous import choose_device, join, leave
+from backends.torch.tuning import fsdp2_candidates
+from backends.tuning import Candidate, Situation
 
 
 @declared(BackendError, "fsdp2: ")
@@ -33,11 +35,16 @@ class Fsdp2Settings(EngineSettings):
     """reshard_after_forward: free the whole parameters after forward and gather them again in backward (ZeRO-3), or
     keep them (ZeRO-2's traffic). wrap_min_parameters: blocks of a ModuleList, and linear or convolution layers outside
     of them, with at least so many trainable parameters are gathered on their own; the rest with the root. cpu_offload:
-    shards and optimizer state live on the CPU. extra: passed to ``fully_shard`` as they are."""
+    shards and optimizer state live on the CPU. forward_prefetch: groups whose weights are asked for before the current
+    one computes (0 = as torch does it: the next one while this one computes); the order is that of their definition.
+    gather_dtype: ``bf16`` gathers weights in bf16, and rounds norms and biases with them ("" = fp32; only where
+    the job computes in bf16). extra: passed to ``fully_shard`` as they are."""
 
     reshard_after_forward: bool = True
     wrap_min_parameters: Annotated[int, Field(ge=0)] = 1_000_000
     cpu_offload: bool = False
+    forward_prefetch: Annotated[int, Field(ge=0, le=8)] = 0
+    gather_dtype: Literal["", "bf16"] = ""
 
     def __post_init__(self) -> None:
         if self.extra:
@@ -68,6 +75,22 @@ class Fsdp2Backend(TorchCollectives, StepBackend):
             return Availability(usable=False, reason="this torch has no fully_shard: install torch >= 2.11")
         return Availability(usable=True, version=torch.__version__)
 
+    @classmethod
+    def check_job(
+        cls, settings: EngineSettings, optimization: Optimization, *, world_size: int, micro_batch: int, launcher: str
+    ) -> None:
+        super().check_job(settings, optimization, world_size=world_size, micro_batch=micro_batch, launcher=launcher)
+        assert isinstance(settings, Fsdp2Settings)
+        if settings.gather_dtype and settings.gather_dtype != optimization.precision:
+            raise BackendError(
+                f"fsdp2: gather_dtype {settings.gather_dtype} needs --precision {settings.gather_dtype}, the job "
+                f"trains in {optimization.precision}"
+            )
+
+    @classmethod
+    def candidates(cls, settings: EngineSettings, situation: Situation) -> tuple[Candidate, ...]:
+        return fsdp2_candidates(situation)
+
     # -- hooks of the shared step --------------------------------------------------------------------------------
     def broadcast_model(self, model: torch.nn.Module) -> None:
         broadcast_tensors([t.data for t in [*model.parameters(), *model.buffers()] if t.numel()])
@@ -87,15 +110,27 @@ class Fsdp2Backend(TorchCollectives, StepBackend):
             options["mp_policy"] = MixedPrecisionPolicy(
                 param_dtype=DTYPES[optimization.precision], reduce_dtype=torch.float32
             )
+        elif self.settings.gather_dtype:  # what is computed in which type stays autocast's affair
+            options["mp_policy"] = MixedPrecisionPolicy(
+                param_dtype=DTYPES[self.settings.gather_dtype], reduce_dtype=torch.float32, cast_forward_inputs=False
+            )
         if self.settings.cpu_offload:
             options["offload_policy"] = CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
         self._groups = list(_groups(model, self.settings.wrap_min_parameters))
         for module in [*(m for _, m in self._groups), model]:
             fully_shard(module, **options)
+        self._prefetch_forward()
         if self.device.type == "cpu":
             for module in model.modules():
                 if isinstance(module, FSDPModule):
                     module.set_force_sum_reduction_for_comms(True)
+
+    def _prefetch_forward(self) -> None:
+        """Lets each group ask for the weights of the next ones, as many as `forward_prefetch` says."""
+        ahead, modules = self.settings.forward_prefetch, [cast(Any, module) for _, module in self._groups]
+        for index, module in enumerate(modules):
+            if ahead and modules[index + 1 :]:
+                module.set_modules_to_forward_prefetch(modules[index + 1 : index + 1 + ahead])
 
     def no_sync_context(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
         self._model.set_requires_gradient_sync(is_last)
@@ -186,7 +221,8 @@ class Fsdp2Backend(TorchCollectives, StepBackend):
         return super().describe() | {
             "communication": self._library,
             "wire_dtype": "fp32",
-            "gather_dtype": self.optimization.precision if native else "fp32",
+            "gather_dtype": self.optimization.precision if native else self.settings.gather_dtype or "fp32",
+            "forward_prefetch": self.settings.forward_prefetch,
             "sharded_groups": [name for name, _ in self._groups] + ["(root)"],
             "reshard_after_forward": self.settings.reshard_after_forward,
             "reduction": "sum, then divide" if self.device.type == "cpu" else "average",

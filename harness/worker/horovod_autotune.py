@@ -60,7 +60,7 @@ def _tune(job: Job, facts: ProcessFacts, log: Path) -> None:
 
     import backends
     from backends.horovod.autotune import fixed, phase, tune
-    from backends.horovod.backend import HorovodSettings
+    from backends.horovod.settings import HorovodSettings
     from harness.worker.model_and_data import build_dataset, build_loader, build_model, build_optimization
 
     began = time.perf_counter()

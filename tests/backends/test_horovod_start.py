@@ -14,7 +14,7 @@ import pytest
 import backends
 from backends.base import BackendError
 from backends.horovod import start
-from backends.horovod.backend import HorovodSettings
+from backends.horovod.settings import HorovodSettings
 from backends.process.rank import ProcessFacts
 
 pytest.importorskip("horovod")

@@ -81,13 +81,15 @@ def test_importing_the_package_imports_neither_torch_nor_an_engine() -> None:
 
 
 def test_horovod_settings_become_its_variables() -> None:
-    from backends.horovod.backend import variables
+    from backends.horovod.settings import variables
 
     found = variables(
         {
             "fusion_threshold_mb": 32,
             "cycle_time_ms": 0.5,
             "cache_capacity": 0,
+            "async_completion": True,
+            "nccl_streams": 2,
             "controller": "gloo",
             "extra": {"HOROVOD_X": 1},
         },
@@ -100,6 +102,8 @@ def test_horovod_settings_become_its_variables() -> None:
         "HOROVOD_FUSION_THRESHOLD": str(32 * 2**20),
         "HOROVOD_CYCLE_TIME": "0.5",
         "HOROVOD_CACHE_CAPACITY": "0",
+        "HOROVOD_ENABLE_ASYNC_COMPLETION": "1",
+        "HOROVOD_NUM_NCCL_STREAMS": "2",
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
         "HOROVOD_X": "1",

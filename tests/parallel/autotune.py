@@ -15,7 +15,7 @@ from tiny import Tiny, batches  # noqa: E402
 import backends  # noqa: E402
 from backends.base import Optimization  # noqa: E402
 from backends.horovod.autotune import fixed, phase, tune  # noqa: E402
-from backends.horovod.backend import HorovodSettings  # noqa: E402
+from backends.horovod.settings import HorovodSettings  # noqa: E402
 from backends.process.rank import detect  # noqa: E402
 
 

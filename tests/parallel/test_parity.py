@@ -40,6 +40,13 @@ ENGINES["horovod-groups"] = ("horovod", {"num_groups": 2})
 ENGINES["horovod-predivide"] = ("horovod", {"gradient_predivide_factor": 2.0})
 # Horovod reads these when it is started: they have launches of their own.
 ENGINES["horovod-fused"] = ("horovod", {"num_groups": 2, "fusion_threshold_mb": 1, "cycle_time_ms": 0.5})
+ENGINES["ddp-static"] = ("ddp", {"static_graph": True, "bucket_cap_mb": 0.01})
+ENGINES["fsdp2-kept"] = ("fsdp2", {"wrap_min_parameters": 500, "reshard_after_forward": False, "forward_prefetch": 1})
+ENGINES["zero2-scattered"] = ("deepspeed", {"zero_stage": 2, "contiguous_gradients": False, "reduce_scatter": False})
+ENGINES["zero1-round-robin"] = (
+    "deepspeed",
+    {"zero_stage": 1, "round_robin_gradients": True, "allgather_bucket_size": 2000},
+)
 PLAIN = ["ddp", "fsdp2", "horovod", "zero0", "zero1", "zero2", "zero3"]
 VARIANTS = [name for name in ENGINES if name not in [*PLAIN, "horovod-fused"]]
 
