@@ -176,7 +176,7 @@ def _first_horovod(runs: Sequence[RecordedRun]) -> Iterator[Fault]:
 
 def starts_with(settings: Mapping[str, Any] | None) -> dict[str, str]:
     """The environment that Horovod's core reads once a process, of an engine with `settings`."""
-    from backends.horovod.backend import variables
+    from backends.horovod.settings import variables
 
     return variables(dict(settings or {}))
 
