@@ -16,9 +16,11 @@ import torch
 
 def step_seeds(model: torch.nn.Module, seed: int) -> Callable[[int, int], None] | None:
     """(step, rank) -> None: seeds torch's generators, those of the devices too. None for a model without dropout,
-    which draws nothing while it trains."""
+    which draws nothing while it trains; a model whose code is not known says so (`draws_random_numbers`)."""
     noisy = (torch.nn.modules.dropout._DropoutNd, torch.nn.RReLU)
-    if not any(isinstance(module, noisy) for module in model.modules()):
+    if not getattr(model, "draws_random_numbers", False) and not any(
+        isinstance(module, noisy) for module in model.modules()
+    ):
         return None
 
     def begin(step: int, rank: int) -> None:

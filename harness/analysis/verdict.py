@@ -8,7 +8,7 @@ from typing import Any
 from harness.analysis import setting_effects
 from harness.analysis.caveats import Finding
 from harness.analysis.comparison import HEADLINE, QUALITY_NAMES, Comparison, PairedFigure, crowded
-from harness.common.formatting import change, joined, mebibytes, number, percent, plural
+from harness.common.formatting import change, joined, mebibytes, number, percent, plural, trained
 from harness.records.run_record import RecordedRun
 
 _SAME_MEMORY = 0.03
@@ -31,7 +31,7 @@ def setting(comparison: Comparison) -> str:
     )
     mode = "" if job.get("precision") == "fp32" else f" ({job.get('precision_mode')})"
     parts = [
-        f"{job.get('preset')} on {job.get('data')}",
+        trained(job),
         plural(int(job.get("steps", 0)), "step"),
         batch,
         f"{job.get('scaling')} scaling",

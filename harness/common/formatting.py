@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TypeGuard
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from core_model.user_job.source import OWN_DATA, label_of, source_of
 
 DASH = "–"  # noqa: RUF001 - the typographic dash of tables
+
+
+def trained(job: Mapping[str, Any]) -> str:
+    """What a job (its record's fields) trains on what: ``tiny on textures``, ``my_job.py:make_job`` (whose data are its
+    own), ``hf:gpt2 on text:notes.txt``."""
+    data = str(job.get("data"))
+    kind, colon, path = data.partition(":")
+    if colon and source_of(str(job.get("preset"))) is not None and Path(path).is_absolute():
+        data = f"{kind}:{Path(path).name}"
+    model = label_of(str(job.get("preset")))
+    return model if data == OWN_DATA else f"{model} on {data}"
 
 
 def is_number(value: object) -> TypeGuard[float]:

@@ -18,6 +18,7 @@ from pydantic import Field
 import backends
 from backends import base
 from backends.declared import check_field, declared, schema_of, unknown
+from core_model.user_job.source import DEFAULT_TEXTS, OWN_DATA, resolved, source_of
 from mpi import names
 from mpi.errors import UserError
 
@@ -70,10 +71,10 @@ class Job:
 
     # model
     preset: Annotated[str, Field(description="Model: tiny, small, lite, clip[:NAME], anomalygpt-7b, llama-600m.")] = (
-        "small"
+        "small"  # or a job of the user's own: FILE.py:FUNCTION or hf:NAME, the value of the option --model
     )
     version: Annotated[str, Field(description="Model version v1..v6 of the study: sets its whole column.")] = ""
-    model: Annotated[Mapping[str, Any], Field(description="Overrides of the preset's fields.")] = field(
+    model: Annotated[Mapping[str, Any], Field(description="Settings: overrides of the preset's fields.")] = field(
         default_factory=dict
     )
     random_weights: Annotated[bool, Field(description="Build the preset without pretrained weights.")] = False
@@ -166,6 +167,7 @@ class Job:
             base.LossScale(**self.loss_scale)
         except base.BackendError as wrong:
             raise JobError(str(wrong)) from None
+        check_user_job(self)
         if self.schedule != "constant" and self.warmup_steps > self.steps:
             raise JobError(
                 f"warmup_steps: {self.warmup_steps} steps of warm-up do not fit in a run of {self.steps} steps: "
@@ -223,7 +225,7 @@ class Job:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Job:
         """The job of a record, a study file or options. Raises JobError that names unknown fields and wrong values."""
-        values = cls.checked({name: value for name, value in values.items() if name != "schema"})
+        values = with_source(cls.checked({name: value for name, value in values.items() if name != "schema"}))
         if "steps" in values:  # a short run warms up no longer than it is, unless told to
             values.setdefault("warmup_steps", min(cls.warmup_steps, values["steps"]))
         return cls(**values)
@@ -263,6 +265,39 @@ class Job:
 
     def with_(self, **changes: Any) -> Job:
         return replace(self, **changes)
+
+
+# Fields that say something about the pictures, language models or versions of this project's own presets.
+_PRESETS_ONLY = ("version", "defects", "shots", "image_size", "emulate_compute_ms", "data_options")
+
+
+def with_source(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a job: where its preset names a job of the user's, with the file's absolute path and with that
+    job's data, not this project's. Raises ModelError."""
+    source = source_of(str(values.get("preset", "")))
+    if source is None:
+        return values
+    own = OWN_DATA if source.file is not None else DEFAULT_TEXTS
+    return {**values, "preset": resolved(values["preset"]), "data": values.get("data") or own}
+
+
+def check_user_job(job: Job) -> None:
+    """Raises JobError for what does not go together with a job of the user's own."""
+    source = source_of(job.preset)
+    if source is None:
+        return
+    for name in _PRESETS_ONLY:
+        if getattr(job, name):
+            raise JobError(f"{name}: belongs to the presets of this project, not to --model: leave it out")
+    if source.file is None:
+        return
+    if job.data != OWN_DATA:
+        raise JobError(
+            f"--data {job.data}: {source.label} brings its own data set: leave it out, or hand it over by --set "
+            "model.KEY=VALUE"
+        )
+    if job.random_weights:
+        raise JobError(f"--random-weights: {source.label} decides its own weights: leave it out")
 
 
 # Fields of job.json that every record has; the others came later, and a record without them ran with their defaults.

@@ -14,8 +14,9 @@ from click.shell_completion import CompletionItem
 
 import backends
 from backends.declared import check_field, field_info, nearest, unknown
+from core_model.user_job.source import source_of
 from harness.common.paths import PROJECT
-from harness.job.declaration import TABLES, Job, JobError
+from harness.job.declaration import TABLES, Job, JobError, with_source
 
 _F = Callable[..., Any]
 
@@ -89,6 +90,33 @@ class WholeNumber(click.ParamType):
         return number
 
 
+def model_option(command: _F) -> _F:
+    """The option that takes a job of the user's own instead of a preset of this project."""
+    text = "Your own job instead of a preset: FILE.py:FUNCTION (docs/your-model.md)."
+    return click.option("--model", "source", metavar="SOURCE", help=text)(command)
+
+
+def with_model(values: dict[str, Any], source: str | None, *, preset_given: bool) -> dict[str, Any]:
+    """`values` with what --model named in place of the preset. Raises JobError where a preset was given too."""
+    if source is None:
+        return values
+    if preset_given:
+        raise JobError("--model and --preset exclude each other: choose one")
+    if source_of(source) is None:
+        raise JobError(f"--model {source}: write FILE.py:FUNCTION; presets of this project are named by --preset")
+    return {**values, "preset": source}
+
+
+def what_to_train(options: Mapping[str, Any], *, preset: str, data: str = "textures") -> dict[str, Any]:
+    """preset and data of an experiment's options --model, --preset and --data, with the experiment's own defaults.
+    Raises JobError."""
+    given = {name: options[name] for name in ("preset", "data") if options.get(name) is not None}
+    values = with_model(given, options.get("source"), preset_given="preset" in given)
+    if source_of(str(values.get("preset", preset))) is None:
+        values = {"preset": preset, "data": data, **values}
+    return values
+
+
 def _options() -> Iterator[Callable[[_F], _F]]:
     """click's option of every field of the job that has one, in the order of their declaration. Their default is None:
     what the user did not say is Job's default."""
@@ -101,6 +129,8 @@ def _options() -> Iterator[Callable[[_F], _F]]:
                 yield click.option(names, field.name, is_flag=True, default=None, help=info.description)
             else:
                 yield click.option(flag, field.name, type=FieldType(field.name, flag), help=info.description)
+        if field.name == "preset":
+            yield model_option
         for behind, flag, setting, metavar, text in _ENGINE_OPTIONS:
             if behind == field.name:
                 yield click.option(flag, setting, type=WholeNumber(flag), metavar=metavar, help=text)
@@ -169,6 +199,7 @@ def job_values(options: Mapping[str, Any]) -> dict[str, Any]:
     """The job fields that were given (not None), each checked, with --zero-stage, --clip-norm 0 and --set folded in."""
     given = {name: value for name, value in options.items() if value is not None}
     settings = given.pop("settings", ())
+    given = with_model(given, given.pop("source", None), preset_given="preset" in given)
     engine: dict[str, Any] = {}
     for _, flag, name, *_ in _ENGINE_OPTIONS:
         value = given.pop(name, None)
@@ -183,7 +214,7 @@ def job_values(options: Mapping[str, Any]) -> dict[str, Any]:
     if engine:
         given["engine"] = {**given.get("engine", {}), **engine}
     apply_settings(given, settings)
-    return with_version(Job.checked(given))
+    return with_version(with_source(Job.checked(given)))
 
 
 def names_in(text: str, known: Collection[str], what: str) -> list[str]:

@@ -8,7 +8,9 @@ from pathlib import Path
 import backends
 import mpi.launch
 from backends.declared import unknown
+from core_model.user_job.source import source_of
 from harness.job.declaration import Job, JobError
+from harness.launch.user_job import check_user_job
 from harness.records.run_folder import check_name
 from harness.records.undefined_figures import check_data
 
@@ -31,7 +33,10 @@ def preflight(job: Job) -> Job:
     if job.nodes == 1:
         _check_capacity(job)
     _check_weights(job)
-    check_data(job)
+    if source_of(job.preset) is None:
+        check_data(job)
+    else:
+        check_user_job(job)
     if job.init_weights:
         from harness.worker.model_and_data import weights_file
 
@@ -95,7 +100,7 @@ def _check_weights(job: Job) -> None:
     """The published checkpoints of a preset that wants them are there."""
     from core_model.models import MODELS
 
-    if job.preset in MODELS or job.random_weights:
+    if job.preset in MODELS or job.random_weights or source_of(job.preset) is not None:
         return
     from core_model.presets import spec
     from core_model.pretrained.registry import check_weights
@@ -107,6 +112,8 @@ def _check_model(job: Job) -> None:
     """A preset as it is can be built; what is changed in it is built without weights."""
     from core_model.models import MODELS
 
+    if source_of(job.preset) is not None:
+        return
     if job.preset not in MODELS:
         from core_model.presets import spec
 

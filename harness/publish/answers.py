@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from core_model.user_job.source import label_of
 from harness.analysis.comparison import Comparison, summarize_study
 from harness.analysis.intervals import Difference
 from harness.analysis.verdict import facing, fastest_of_both
@@ -83,7 +84,7 @@ def _job(comparison: Comparison, link: str) -> str:
     weak = job.get("scaling") == "weak"
     batch = int(job.get("global_batch", 0)) // (run.workers if weak else 1)
     held = f"{batch} samples a worker" if weak else f"{batch} samples in all"
-    return f"[{job.get('preset')}]({link}), {held}"
+    return f"[{label_of(str(job.get('preset')))}]({link}), {held}"
 
 
 def _place(comparison: Comparison, workers: int) -> str:

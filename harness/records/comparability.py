@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core_model.user_job.source import label_of
 from harness.records.environment import gpu_kinds
 
 _JOB_FIELDS = (
@@ -30,6 +31,7 @@ _NAMES = {
     "global_batch": "global batch", "batch_per_worker": "batch per worker", "lr": "learning rate",
     "clip_norm": "gradient clipping norm", "eval_samples": "number of test samples", "shots": "shots",
     "hash.init_weights": "initial weights", "hash.sample_order": "order of the samples", "hash.data": "data",
+    "hash.job_code": "content of the job's file",
     "cpu": "processor", "gpu": "GPU", "wire_dtype": "type on the wire", "emulate_compute_ms": "emulated compute time",
     "workers": "number of workers", "profile": "profiler", "worlds": "change of workers in the run",
     "bind_cores": "cores bound to ranks", "compile": "compiled blocks",
@@ -60,6 +62,9 @@ def contract(
     else:
         flat["global_batch"] = job.get("global_batch")
     flat |= {f"hash.{name}": hashes.get(name) for name in ("init_weights", "sample_order", "data")}
+    flat["preset"] = label_of(str(job.get("preset", "")))  # without the folder that the user's own file lies in
+    if hashes.get("job_code"):
+        flat["hash.job_code"] = hashes["job_code"]
     versions = environment.get("versions") or {}
     flat |= {f"version.{name}": versions[name] for name in _VERSIONS if name in versions}
     flat["version.python"] = environment.get("python")

@@ -21,6 +21,7 @@ import click
 from backends.process.exit import leave
 from backends.process.placement import placed
 from backends.process.rank import ProcessFacts, detect
+from core_model.user_job.source import source_of
 from harness.common.packed_json import unpack
 from harness.job.declaration import Job, JobError
 from harness.job.foreign_options import explain
@@ -183,7 +184,8 @@ def _prepare(job: Job, facts: ProcessFacts) -> None:
         here = torch.device("cuda", facts.local_rank)
         weights = torch.zeros(64, 64, device=here, requires_grad=True)
         (weights @ weights).sum().backward()
-        draw_ahead(job.preset, overrides=dict(job.model), seed=job.seed)
+        if source_of(job.preset) is None:
+            draw_ahead(job.preset, overrides=dict(job.model), seed=job.seed)
 
 
 def _release_memory() -> None:

@@ -16,6 +16,7 @@ from backends.process.rank import ProcessFacts
 from core_model.build import build
 from core_model.data import open_dataset
 from core_model.data.batches import BatchLoader, GlobalBatches
+from core_model.user_job.source import source_of
 from harness.job.declaration import Job, JobError
 from harness.records.record_files import WEIGHTS
 
@@ -25,6 +26,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def build_model(job: Job, *, frozen: bool = True, device: torch.device | str = "cpu") -> Any:
     """The job's model on `device`, its frozen parts stored in the job's precision (unless `frozen` is False), with the
     start weights loaded. The same on every rank: the seed decides."""
+    if source_of(job.preset) is not None:
+        return _with_start_weights(_user_model(job, frozen=frozen, device=device), job)
     model = build(
         job.preset,
         image_size=job.image_size,
@@ -35,13 +38,26 @@ def build_model(job: Job, *, frozen: bool = True, device: torch.device | str = "
         device=device,
         frozen_dtype=DTYPES[job.precision] if frozen else torch.float32,
     )
+    return _with_start_weights(model, job)
+
+
+def _user_model(job: Job, *, frozen: bool, device: torch.device | str) -> Any:
+    from core_model.user_job.model import build_user_model
+
+    return build_user_model(job.preset, dict(job.model), seed=job.seed, device=device)
+
+
+def _with_start_weights(model: Any, job: Job) -> Any:
     if job.init_weights:
         load_weights(model, Path(job.init_weights))
     return model
 
 
 def build_dataset(job: Job, model: Any, split: str) -> Any:
-    """The job's data set; `split` is train, val or test. Raises DataError for what is wrong with the folder."""
+    """The job's data set; `split` is train, val or test. Raises DataError for what is wrong with the folder. A job of
+    the user's own brings its training set."""
+    if hasattr(model, "own_dataset"):
+        return model.own_dataset()
     return open_dataset(
         job.data,
         split=split,

@@ -120,12 +120,23 @@ class Run:
         hashes = {"data": _digest(train_set.describe()), "sample_order": fingerprint}
         if backend.rank == 0 or job.elastic:  # of an elastic job any rank may be the first in the end
             hashes["init_weights"] = weights_digest(trainable_weights(model))
+        if code := getattr(model, "code_hash", ""):
+            hashes["job_code"] = code
+            self._same_everywhere(code)
         self._compare_with_study(len(train_set))
         # Before sharding, in one order: ranks that met categories in different orders would call different collectives.
         model.prepare_text(train_set.categories)
         self.model_sizes = sizes(model)
         backend.prepare(model, build_optimization(job))
         return model, train_set, batches, hashes
+
+    def _same_everywhere(self, code: str) -> None:
+        """The user's file is read on every host: raises JobError where it is another one there."""
+        if self.job.elastic is None and self.backend.broadcast(code) != code:
+            raise JobError(
+                f"{self.job.preset}: the file on {self.facts.hostname} is not rank 0's: copy it to every host, to the "
+                "same path"
+            )
 
     def _open_test_set(self, model: Any, notes: Sequence[str]) -> None:
         """Before the training: what is wrong with the test set is found before the time is spent, and what it lacks is
@@ -395,12 +406,17 @@ class Run:
         job, backend = self.job, self.backend
         begin = time.perf_counter()
         test_set = self.test_set
-        if test_set is None:
+        own_figures = job.eval_samples >= 0 and hasattr(model, "evaluate")
+        if test_set is None and not own_figures:
             return None
         if not _plain(model):
             model = build_model(job, device=backend.device)
         self.job = job = job.with_(image_size=model.image_size)
         put_weights(model, weights, "the engine's weights")
+        if own_figures:
+            figures = model.evaluate()
+            self.phases["eval_s"] = time.perf_counter() - begin
+            return ({"mean": figures, "categories": {}}, []) if figures else None
         memory = None
         if job.shots:
             from harness.worker.few_shot import memory_of
@@ -438,7 +454,8 @@ class Run:
             figures, entries = evaluation
             kept = [{key: value for key, value in entry.items() if key not in ("map", "mask")} for entry in entries]
             write_json(self.folder / EVALUATION, finite({**figures, "samples": kept}))
-            save_examples(self.folder, entries, self.test_set)
+            if self.test_set is not None:
+                save_examples(self.folder, entries, self.test_set)
         if self.job.keep_weights:
             save_weights(weights, self.folder / WEIGHTS, {"preset": self.job.preset, "run": self.job.run})
         rows = list(read_jsonl(self.folder / STEPS))

@@ -8,7 +8,7 @@ from typing import Any
 from harness.analysis.duels.record import Record, bounds, remarks, sentence, totals
 from harness.analysis.intervals import ALIKE
 from harness.analysis.verdict import machine
-from harness.common.formatting import DASH, number, plural
+from harness.common.formatting import DASH, number, plural, trained
 from harness.common.text_table import Table, markdown
 
 
@@ -31,7 +31,7 @@ def setting(record: Mapping[str, Any]) -> str:
     """What was trained where, and how many duels of which form: two sentences."""
     job, pace = record["job"], record["pace"]
     place = machine(dict(record.get("environment") or {}))
-    what = f"{job['preset']} on {job['data']}, {job['precision']} ({job['precision_mode']}), {job['scaling']} scaling"
+    what = f"{trained(job)}, {job['precision']} ({job['precision_mode']}), {job['scaling']} scaling"
     rounds = f"{plural(len(record['duels']), 'duel')} of {pace['rounds']} rounds"
     block = f"a block is {pace['steps']} optimizer steps after a warm-up of {pace['warmup']}"
     return f"{what}; {place}. {rounds}; {block}."

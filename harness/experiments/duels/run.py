@@ -18,7 +18,8 @@ from harness.experiments.duels.fight import Contender, Duel, Pace, fight
 from harness.experiments.trainings.cells import Cell, parse_engine
 from harness.job.declaration import Job, JobError
 from harness.job.number_ranges import COUNT, SEED, WHOLE
-from harness.job.options import apply_settings, time_limit_option
+from harness.job.options import apply_settings, model_option, time_limit_option, what_to_train
+from harness.launch.user_job import check_user_job
 from harness.records.record_files import read_json
 from harness.records.run_folder import study_folder
 
@@ -32,8 +33,9 @@ from harness.records.run_folder import study_folder
     "the first. The same engine twice is a calibration.",
 )
 @click.option("--workers", type=COUNT, default=1, show_default=True, help="Workers of engines without @N.")
-@click.option("--preset", default="small", show_default=True)
-@click.option("--data", default="textures", show_default=True)
+@click.option("--preset", help="As for `harness run` (default: small).")
+@model_option
+@click.option("--data", help="As for `harness run` (default: textures).")
 @click.option(
     "--global-batch", type=COUNT, default=8, show_default=True, help="Samples a step; weak scaling: a step and worker."
 )
@@ -68,6 +70,7 @@ def duel(**options: Any) -> None:
     wanted, budget = share(options["until"]), seconds(options["budget"])
     for contender in contenders:
         contender.cell.job(contender.job(base).with_(steps=pace.total)).validate()
+    check_user_job(base)
     pairs = asked_pairs([records_.side(contender) for contender in contenders])
 
     def say(text: str) -> None:
@@ -110,8 +113,9 @@ def _next(
 
 
 def _base(options: dict[str, Any]) -> Job:
-    names = ("preset", "data", "global_batch", "scaling", "precision", "random_weights", "seed", "time_limit_s")
+    names = ("global_batch", "scaling", "precision", "random_weights", "seed", "time_limit_s")
     values: dict[str, Any] = {name: options[name] for name in names}
+    values |= what_to_train(options, preset="small")
     values |= {"eval_samples": -1, "schedule": "constant", "precision_mode": options["mode"]}
     apply_settings(values, options["settings"])
     return Job.from_dict(values)

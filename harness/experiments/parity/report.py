@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backends.base import PRECISIONS
+from harness.common.formatting import trained
 from harness.experiments.parity.judge import Verdict, bound, row_of
 from harness.experiments.trainings.cells import Cell
 from harness.job.declaration import Job
@@ -90,7 +91,7 @@ def markdown(verdicts: Sequence[Verdict], base: Job) -> str:
     equal = sum(v.status == "equal" for v in judged)
     notes = notes_of(verdicts)
     limits = {precision: bound(Cell(backend="ddp", precision=precision), base.steps)[1] for precision in PRECISIONS}
-    setting = f"Preset `{base.preset}` on `{base.data}`, {base.steps} steps of {base.global_batch}, seed {base.seed}"
+    setting = f"{trained(base.to_dict())}, {base.steps} steps of {base.global_batch}, seed {base.seed}"
     lines = [
         "# Parity",
         "",

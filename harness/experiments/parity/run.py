@@ -18,7 +18,8 @@ from harness.experiments.trainings.cells import Cell, cells_of, is_told
 from harness.experiments.trainings.launch import train_cells
 from harness.job.declaration import Job, JobError
 from harness.job.number_ranges import COUNT, SEED
-from harness.job.options import apply_settings, time_limit_option
+from harness.job.options import apply_settings, model_option, time_limit_option, what_to_train
+from harness.launch.user_job import check_user_job
 from harness.records.record_files import write_text
 from harness.records.run_folder import check_writable, study_folder
 
@@ -54,8 +55,9 @@ Say = Callable[[str], None]
     "fp16, native precision, and --loss-scale.",
 )
 @click.option("--loss-scale", is_flag=True, help="Only the figure of the fp16 loss scale, with a planted overflow.")
-@click.option("--preset", default="tiny", show_default=True, help="As for `harness run`.")
-@click.option("--data", default="textures", show_default=True, help="As for `harness run`.")
+@click.option("--preset", help="As for `harness run` (default: tiny).")
+@model_option
+@click.option("--data", help="As for `harness run` (default: textures).")
 @click.option("--steps", type=COUNT, default=20, show_default=True, help="Optimizer steps of every training.")
 @click.option("--global-batch", type=COUNT, default=16, show_default=True, help="Samples a step, over all workers.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Decides weights and data.")
@@ -68,7 +70,8 @@ Say = Callable[[str], None]
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other job field.")
 def parity(**options: Any) -> None:
     """Train the same few steps on every engine and world size and compare the weights with a single process's."""
-    values: dict[str, Any] = {name: options[name] for name in ("preset", "data", "steps", "global_batch", "seed")}
+    values: dict[str, Any] = {name: options[name] for name in ("steps", "global_batch", "seed")}
+    values |= what_to_train(options, preset="tiny")
     values |= {"lr": 1e-3, "warmup_steps": 2, "eval_samples": -1, "time_limit_s": options["time_limit_s"]}
     apply_settings(values, options["settings"])
     base = Job.from_dict(values)
@@ -79,6 +82,7 @@ def parity(**options: Any) -> None:
     cells = _cells(options)
     for cell in cells:
         cell.job(base).validate()
+    check_user_job(base, deterministic=True)
     if options["resume"] and not options["keep"]:
         raise JobError("--resume needs --keep FOLDER: there it finds what is done")
     if options["keep"]:

@@ -105,7 +105,7 @@ _DATASETS: dict[str, _Remembered] = {}
 
 def _dataset(job: Job, model: Any) -> _Remembered:
     """The job's training set, the same object for every cell that trains on the same samples."""
-    key = repr((job.data, model.image_size, job.seed, job.defects, dict(job.data_options)))
+    key = repr((job.preset, dict(job.model), job.data, model.image_size, job.seed, job.defects, dict(job.data_options)))
     if key not in _DATASETS:
         _DATASETS[key] = _Remembered(build_dataset(job, model, "train"))
     return _DATASETS[key]
