@@ -14,6 +14,8 @@ from datetime import datetime
 import numpy as np
 
 from harness.analysis.comparison import Comparison, crowded, untimed
+from harness.analysis.known_faults.fault import SPEED
+from harness.analysis.known_faults.measured import measured_faults
 from harness.common.formatting import duration, is_number, joined, milliseconds, percent, plural
 from harness.records import step_metrics
 from harness.records.record_files import TORN
@@ -46,12 +48,22 @@ def findings(comparison: Comparison) -> list[Finding]:
     found += _failed(runs)
     found += [Finding(level="wrong", code="damaged-record", text=text) for text in comparison.left_out]
     found += _torn(runs)
+    found += _known_faults(runs)
     found += _unlike(comparison)
     found += _efficiencies(comparison)
     found += _repeats(comparison)
     found += _apart(comparison)
     found += _software(runs)
     return sorted(_merged(found), key=lambda finding: LEVELS.index(finding.level))
+
+
+def _known_faults(runs: Sequence[RecordedRun]) -> Iterator[Finding]:
+    """Faults of measurement that this program once had, of each study."""
+    for study in dict.fromkeys(run.folder.parent for run in runs):
+        for fault in measured_faults([run for run in runs if run.folder.parent == study]):
+            level = "wrong" if SPEED in fault.figures else "warning"
+            text = f"The {joined(fault.figures)} of {fault.where} cannot be used: {fault.text}."
+            yield Finding(level=level, code=fault.rule, text=text)
 
 
 def _torn(runs: Sequence[RecordedRun]) -> Iterator[Finding]:

@@ -70,6 +70,11 @@ def verdict(comparison: Comparison, found: Sequence[Finding] = ()) -> list[str]:
     return sentences
 
 
+def without_speed(comparison: Comparison) -> list[str]:
+    """What can be said of a study whose speed cannot be used: memory and quality."""
+    return _memory(comparison) + _quality(comparison)
+
+
 def speed_sentence(pair: PairedFigure) -> str:
     """``Horovod is 4.0 % faster than DeepSpeed ZeRO-1 at 2 workers (95 % CI 2.0 to 6.1 %, 3 interleaved pairs).``"""
     difference, at = pair.difference, f"at {plural(pair.workers, 'worker')}"

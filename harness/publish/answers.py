@@ -10,6 +10,7 @@ from typing import Any
 from core_model.user_job.source import label_of
 from harness.analysis.comparison import Comparison, summarize_study
 from harness.analysis.intervals import Difference
+from harness.analysis.known_faults.marks import is_superseded
 from harness.analysis.verdict import facing, fastest_of_both
 from harness.common.formatting import DASH, change, mebibytes, percent, plural
 from harness.common.text_table import Table
@@ -19,7 +20,8 @@ COLUMNS = ("job", "on", "faster", "by", "memory a worker", "efficiency")
 
 def answers(studies: Sequence[Path], root: Path, summarize: Callable[[Path], Comparison] = summarize_study) -> Table:
     """root: where the table is shown, for the links. summarize: for a caller that has done it. Studies without both
-    engines at some number of workers have no row. Raises RecordError for a damaged study."""
+    engines at some number of workers have no row, nor have superseded ones. Raises RecordError for a damaged study."""
+    studies = [study for study in studies if not is_superseded(study)]
     rows = [row for study in studies for row in _rows(summarize(study), f"{seen_from(root, study)}/report.html")]
     return Table(
         id="answers",

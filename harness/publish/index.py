@@ -14,7 +14,8 @@ import click
 
 from harness.analysis.caveats import findings
 from harness.analysis.comparison import Comparison, summarize_study
-from harness.analysis.verdict import setting, verdict
+from harness.analysis.known_faults.marks import mark_of
+from harness.analysis.verdict import setting, verdict, without_speed
 from harness.common.formatting import plural
 from harness.job.declaration import JobError
 from harness.job.options import results_root
@@ -81,9 +82,14 @@ def _entry(study: Path, comparison: Comparison) -> str:
     facts = [plural(len(comparison.runs), "run") + (f", {failed} failed" if failed else "")]
     facts += [started[0][:10]] if started else []
     lines = [f"## {study.name}", "", f"{setting(comparison)}; {', '.join(facts)}.", ""]
-    lines += [f"- {sentence}" for sentence in verdict(comparison, found)]
-    lines += notes.markdown(notes.notes_on(comparison.runs), "")
-    lines += [f"- **{finding.text}**" for finding in found if finding.level == "wrong"]
+    mark = mark_of(study)
+    if mark is not None and mark.superseded:
+        lines += [f"- {sentence}" for sentence in (f"**{mark.sentence}**", *without_speed(comparison))]
+    else:
+        lines += [f"- {sentence}" for sentence in verdict(comparison, found)]
+        lines += [f"- {mark.sentence}"] if mark is not None else []
+        lines += notes.markdown(notes.notes_on(comparison.runs), "")
+        lines += [f"- **{finding.text}**" for finding in found if finding.level == "wrong"]
     known = ("report.html", "comparison.csv", "scaling.png", "quality.md")
     files = [name for name in known if (study / name).exists()]
     lines += ["", "Files: " + ", ".join(f"[{name}]({study.name}/{name})" for name in files), ""] if files else [""]

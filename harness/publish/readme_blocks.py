@@ -3,7 +3,8 @@
 README.md holds a pair of comment lines a study, ``<!-- study NAME -->`` and ``<!-- end -->``; what stands between them
 is replaced by the study's setting, verdict, notes and table (of duels: by their differences);
 ``<!-- study NAME short -->``: by setting and verdict; ``<!-- answers NAME NAME ... -->``: by the table of
-`harness.publish.answers`.
+`harness.publish.answers`. A study that is marked as superseded has its mark, what does not depend on its
+speed, and no row.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from harness.analysis.duels import page as duels
 from harness.analysis.duels.record import NAME as DUEL
 from harness.analysis.duels.record import PAGE as DUEL_PAGE
 from harness.analysis.duels.record import remarks
-from harness.analysis.verdict import LIBRARIES, setting, verdict
+from harness.analysis.known_faults.marks import mark_of
+from harness.analysis.verdict import LIBRARIES, setting, verdict, without_speed
 from harness.common.formatting import joined
 from harness.common.text_table import markdown, without_empty_columns
 from harness.publish import marked_text
@@ -65,11 +67,16 @@ def fill(readme: Path, results: Path) -> bool:
 def _body(study: Path, comparison: Comparison, root: Path, *, short: bool) -> str:
     where = seen_from(root, study)
     lines = [f"*{setting(comparison)}; {_versions(comparison)}*", ""]
-    lines += [f"- {sentence}" for sentence in verdict(comparison, findings(comparison))]
+    mark = mark_of(study)
+    superseded = mark is not None and mark.superseded
+    if mark is not None and superseded:
+        lines += [f"- {sentence}" for sentence in (f"**{mark.sentence}**", *without_speed(comparison))]
+    else:
+        lines += [f"- {sentence}" for sentence in verdict(comparison, findings(comparison))]
     links = f"[report]({where}/report.html), [records]({where})"
     if (study / "quality.md").is_file():
         links += f", [every branch and number of shots]({where}/quality.md)"
-    if short:
+    if short or superseded:
         return "\n".join([*lines, "", links, ""])
     lines += notes.markdown(notes.notes_in(study), f"{where.parent}/")
     table = replace(without_empty_columns(comparison_table(comparison)), title="", note="")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.analysis.comparison import untimed
 from harness.analysis.known_faults.fault import Fault
 from harness.common.formatting import is_number, joined, percent, plural
 from harness.records import step_metrics
@@ -30,7 +31,7 @@ def measured_faults(runs: Sequence[RecordedRun]) -> list[Fault]:
 
 def _batch_too_many(runs: Sequence[RecordedRun]) -> Iterator[Fault]:
     """The last timed step waited for a batch that nobody would train."""
-    timed = [run for run in runs if len(_rows(run)) >= FEW]
+    timed = [run for run in runs if not untimed(run) and len(_rows(run)) >= FEW]
     found = [run for run in timed if _last_waits(_rows(run))]
     if found and 2 * len(found) >= len(timed):
         most = max(_rows(run)[-1]["step_s"] / _median_step(_rows(run)) for run in found)
@@ -67,7 +68,7 @@ def _captured_share(run: RecordedRun) -> float:
     """Share of the timed seconds that single steps of a run with CUDA graphs lie above the median; 0 where none does.
     A record that says how many graphs were captured before the first step is free of the fault."""
     model = run.result.get("model") or {}
-    if not model.get("cuda_graphs") or "graphs_captured_before" in model or run.job.get("profile") or not _on_gpu(run):
+    if not model.get("cuda_graphs") or "graphs_captured_before" in model or untimed(run) or not _on_gpu(run):
         return 0.0
     rows = _rows(run)
     if len(rows) < FEW:

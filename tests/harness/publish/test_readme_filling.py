@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.analysis.known_faults.marks import write_mark
 from harness.job.declaration import Job
 from harness.publish.answers import COLUMNS, answers
+from harness.publish.index import write_index
 from harness.publish.readme_blocks import fill
+from harness.records.record_files import append_jsonl, read_jsonl, runs_of
 from tests.harness.made_runs import write_run, write_study
 
 TEXT = """Typed by hand.
@@ -94,3 +97,21 @@ def test_answers_tell_alike_from_unknown(tmp_path: Path) -> None:
     told = {row[0].split("/")[0].split("(")[1]: row[2] for row in answers([same, few], tmp_path).rows}
     assert told["same"] == "alike"
     assert told["few"] == "not decided"
+
+
+def test_superseded_study_shows_its_mark_and_no_speed(readme: Path) -> None:
+    results = readme.parent / "results"
+    for run in runs_of(results / "real"):
+        rows = list(read_jsonl(run / "steps.jsonl"))
+        rows[-1].update(data_s=3 * rows[-1]["step_s"], step_s=4 * rows[-1]["step_s"])
+        (run / "steps.jsonl").unlink()
+        append_jsonl(run / "steps.jsonl", rows)
+    assert write_mark(results / "real") is not None
+    fill(readme, results)
+    assert answers([results / "real"], readme.parent).rows == []
+    for text in (readme.read_text(), write_index(results).read_text()):
+        assert "**Superseded: its speed" in text
+        assert "a batch too many" in text
+        assert "samples/s" not in text
+        assert "faster" not in text
+        assert "memory" in text  # what does not depend on it stays
