@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("core_model", "backends", "harness", "mpi", "benchmarks")
+PACKAGES = ("core_model", "backends", "harness", "mpi")
 ENGINES = {"deepspeed", "horovod"}
 # package -> our packages that it may import; mpi.errors holds the base of every package's errors and imports nothing
 ALLOWED = {
@@ -22,7 +22,6 @@ ALLOWED = {
     "mpi": set(),
     "core_model": {"backends.base", "backends.declared", "mpi.errors"},
     "harness": {"mpi", "backends", "core_model"},
-    "benchmarks": {"mpi", "backends", "core_model", "harness"},
 }
 
 
@@ -203,7 +202,7 @@ def test_no_file_of_the_worker_hides_a_module() -> None:
     there = [path for path in (ROOT / "harness").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
     names = {path.stem for path in there} - {"__init__", "__main__"}
     assert not names & set(sys.stdlib_module_names)
-    ours = {"backends", "core_model", "harness", "mpi", "benchmarks"}
+    ours = {"backends", "core_model", "harness", "mpi"}
     installed = set(importlib.metadata.packages_distributions()) - ours
     assert not names & installed, f"installed: {names & installed}"
 

@@ -13,7 +13,7 @@ HUB = "hf:"
 DEFAULT_MAKER = "make_job"
 OWN_DATA = "own"  # a job's `data` where its file brings the data set
 DEFAULT_TEXTS = "tokens:128"  # ... and where it is a model of transformers
-_OURS = {"backends", "core_model", "harness", "mpi", "benchmarks"}  # never part of a user's job
+_OURS = {"backends", "core_model", "harness", "mpi"}  # never part of a user's job
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,7 +145,7 @@ _KINDS: dict[str, _Kind] = {
         _benchmarks,
         (
             "A training step against a direct transcription of the study's way, and how fast samples are made "
-            "(`python -m benchmarks.step_vs_direct`, `python -m benchmarks.data`)"
+            "(`python -m harness.experiments.benchmarks.step_vs_direct`, `... .data`)"
         ),
         ("step_vs_direct.json", "data.json"),
     ),

@@ -5,7 +5,7 @@ the language model's picture embedding, and asks transformers for the logits of 
 are computed once a category, the encoder runs once, and logits are computed where an answer is learned. Both ways start
 from the same weights and give the same loss (checked before timing); they are timed in turn, A B A B.
 
-    python -m benchmarks.step_vs_direct --preset small --batch 4 --repeats 8
+    python -m harness.experiments.benchmarks.step_vs_direct --preset small --batch 4 --repeats 8
 
 Needs a quiet machine: other work on the same cores widens the spread, though both ways suffer alike.
 """

@@ -1,4 +1,4 @@
-"""How fast training samples are made, on one core: ``python -m benchmarks.data [SPEC] [--size 224] [--json]``.
+"""How fast training samples are made, on one core: ``python -m harness.experiments.benchmarks.data [SPEC]``.
 
 Counts processor seconds of this process, not seconds of the clock, so that other work on the machine disturbs the
 figure little. Every picture gets a defect; decoded pictures are in memory, as from the second epoch on.
@@ -6,13 +6,13 @@ figure little. Every picture gets a defect; decoded pictures are in memory, as f
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
 
@@ -62,28 +62,29 @@ def measure(spec: str, size: int, seconds: float) -> dict[str, Any]:
     return {"spec": spec, "size": size, "samples_per_s": samples, "tries_per_s": generators, "decoded_per_s": decode}
 
 
-@click.command()
-@click.argument("spec", default="textures")
-@click.option("--size", default=224, show_default=True, help="Side of the pictures, pixels.")
-@click.option("--seconds", default=2.0, show_default=True, help="Processor seconds a figure.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for data.json: results/benchmarks.")
-def main(spec: str, size: int, seconds: float, as_json: bool, out: Path | None) -> None:
-    """Samples a second on one core, by recipe and by generator."""
+def main() -> None:
+    """Command line: samples a second on one core, by recipe and by generator."""
+    parser = argparse.ArgumentParser(description="Samples a second on one core, by recipe and by generator.")
+    parser.add_argument("spec", nargs="?", default="textures")
+    parser.add_argument("--size", type=int, default=224, help="Side of the pictures, pixels.")
+    parser.add_argument("--seconds", type=float, default=2.0, help="Processor seconds a figure.")
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    parser.add_argument("--out", type=Path, help="Folder for data.json: results/benchmarks.")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    figures = measure(spec, size, seconds)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "data.json", {"machine": environment()["cpu"], **figures})
-    if as_json:
-        click.echo(json.dumps(figures, indent=1))
+    figures = measure(options.spec, options.size, options.seconds)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_json(options.out / "data.json", {"machine": environment()["cpu"], **figures})
+    if options.json:
+        print(json.dumps(figures, indent=1))
         return
-    click.echo(f"{spec} at {size} px, one core, every picture with a defect")
+    print(f"{options.spec} at {options.size} px, one core, every picture with a defect")
     for name, value in figures["samples_per_s"].items():
-        click.echo(f"  recipe {name:12s} {value:7.0f} samples/s")
+        print(f"  recipe {name:12s} {value:7.0f} samples/s")
     for name, value in figures["tries_per_s"].items():
-        click.echo(f"  generator {name:9s} {value:7.0f} tries/s")
-    click.echo(f"  reading files       {figures['decoded_per_s']:7.0f} pictures/s")
+        print(f"  generator {name:9s} {value:7.0f} tries/s")
+    print(f"  reading files       {figures['decoded_per_s']:7.0f} pictures/s")
 
 
 if __name__ == "__main__":
