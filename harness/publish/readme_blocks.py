@@ -3,8 +3,8 @@
 README.md holds a pair of comment lines a study, ``<!-- study NAME -->`` and ``<!-- end -->``; what stands between them
 is replaced by the study's setting, verdict, notes and table (of duels: by their differences);
 ``<!-- study NAME short -->``: by setting and verdict; ``<!-- answers NAME NAME ... -->``: by the table of
-`harness.publish.answers`. A study that is marked as superseded has its mark, what does not depend on its
-speed, and no row.
+`harness.publish.answers`; ``<!-- duels NAME NAME ... -->``: by that of `harness.publish.duel_rows`. A study that is
+marked as superseded has its mark, what does not depend on its speed, and no row.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from harness.common.formatting import joined
 from harness.common.text_table import markdown, without_empty_columns
 from harness.publish import marked_text
 from harness.publish.answers import answers, seen_from
+from harness.publish.duel_rows import side_by_side
 from harness.records.record_files import read_json, runs_of
 from harness.report import notes
 from harness.report.sections import comparison_table
 from mpi import names
 
 _OPENING = re.compile(
-    r"<!-- (?:study (?P<study>[\w.-]+)(?P<short> short)?|answers (?P<names>[\w.-]+(?: [\w.-]+)*)) -->[ \t]*"
+    r"<!-- (?:study (?P<study>[\w.-]+)(?P<short> short)?|(?P<table>answers|duels) (?P<names>[\w.-]+(?: [\w.-]+)*)) -->"
+    r"[ \t]*"
 )
 _NOT_YET = "(not run yet: results/{})\n"
 
@@ -52,6 +54,9 @@ def fill(readme: Path, results: Path) -> bool:
         there = [study for study in studies if runs_of(study)]
         if match["study"] and studies and (studies[0] / DUEL).exists() and not runs_of(studies[0]):
             return _duel_body(studies[0], readme.parent)
+        if match["table"] == "duels":
+            fought = [study for study in studies if (study / DUEL).exists()]
+            return markdown(side_by_side(fought, readme.parent)) if fought else old
         if not there:
             return old or (_NOT_YET.format(match["study"]) if match["study"] else old)
         if match["names"]:
