@@ -1,4 +1,4 @@
-"""What a careful reader would object to, found by the program: unusable answers, same weights, stragglers and more.
+"""Warnings that a careful reader would raise, found by the program: unusable answers, same weights, stragglers, ...
 
 Each finding names the run or cell, the figure and what to do. Levels: ``wrong`` (the figures must not be used as they
 are), ``warning`` (they may mislead), ``note`` (worth knowing).
@@ -13,9 +13,10 @@ from datetime import datetime
 
 import numpy as np
 
-from harness.analysis.comparison import Comparison, crowded, untimed
+from harness.analysis.comparison import Comparison
 from harness.analysis.known_faults.fault import SPEED
 from harness.analysis.known_faults.measured import measured_faults
+from harness.analysis.run_figures import crowded, untimed
 from harness.common.formatting import duration, is_number, joined, milliseconds, percent, plural
 from harness.records import step_metrics
 from harness.records.record_files import TORN
@@ -37,7 +38,7 @@ class Finding:
 
 
 def findings(comparison: Comparison) -> list[Finding]:
-    """All findings of a comparison, the gravest first."""
+    """All findings of a comparison, the most serious first."""
     runs = comparison.runs
     found: list[Finding] = []
     for check in (_unusable, _stragglers, _timing, _memory, _skipped, _own_warnings):
@@ -222,6 +223,14 @@ def _timing(run: RecordedRun) -> Iterator[Finding]:
             text=f"{run.name}: its steps became {percent(abs(change))} {word} from the first to the second half: "
             f"{cause}.",
         )
+    whole = run.totals
+    if whole is not None and whole.between_share > step_metrics.BETWEEN_LIMIT:
+        yield Finding(
+            level="warning",
+            code="between-steps",
+            text=f"{run.name}: {percent(whole.between_share)} of its timed seconds lie between steps (logging, "
+            "checkpoints): samples/s says less of the engine; a larger --log-every, more work a step.",
+        )
     share = throughput.get("data_share")
     if is_number(share) and share > DATA_LIMIT:
         yield Finding(
@@ -281,11 +290,23 @@ def _unlike(comparison: Comparison) -> Iterator[Finding]:
 
 
 def _efficiencies(comparison: Comparison) -> Iterator[Finding]:
+    """Efficiencies above 100 %, and studies whose engines have no baseline in common."""
     for cell in comparison.cells.to_dict("records"):
-        if is_number(cell["efficiency"]) and cell["workers"] > 1:
-            text = step_metrics.efficiency_warning(cell["efficiency"], int(cell["workers"]), cell["scaling"])
-            if text:
-                yield Finding(level="warning", code="super-linear", text=f"{cell['label']}: {text}.")
+        for name in ("efficiency", "own_efficiency"):
+            if is_number(cell[name]) and cell["workers"] > 1:
+                text = step_metrics.efficiency_warning(cell[name], int(cell["workers"]), cell["scaling"])
+                if text:
+                    yield Finding(level="warning", code="super-linear", text=f"{cell['label']}: {text}.")
+                    break
+    main = comparison.main
+    several = len(main) and main["label"].nunique() > 1 and (main["workers"] > 1).any()
+    if several and not (main["efficiency_pairs"] > 0).any():
+        yield Finding(
+            level="note",
+            code="no-common-baseline",
+            text="No repeat has plain torch on one worker (engine 'single'), so there is no scaling efficiency that "
+            "compares engines: each engine's own one worker is a baseline of its own. Add 'single' to the study.",
+        )
 
 
 def _repeats(comparison: Comparison) -> Iterator[Finding]:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from harness.analysis import intervals
-from harness.analysis.comparison import QUALITY_NAMES, final_loss
-from harness.common.formatting import fixed, is_number, number
+from harness.analysis.run_figures import QUALITY_NAMES, final_loss
+from harness.common import formatting
+from harness.common.formatting import fixed, is_number, milliseconds, number
 from harness.records import comparability
 from harness.records.record_files import RecordError
 from harness.records.run_record import RecordedRun, load_runs, whole_run
@@ -68,17 +70,24 @@ def _outcome(a: RecordedRun, b: RecordedRun) -> list[str]:
 
 def _speed(a: RecordedRun, b: RecordedRun) -> list[str]:
     times = [run.timed_steps for run in (a, b)]
-    if not all(times):
+    whole = [run.totals for run in (a, b)]
+    if whole[0] is None or whole[1] is None:
         return []
     batches = [int(run.job.get("global_batch", 1)) for run in (a, b)]
     # Samples, not steps, are compared: the batches may differ.
     per_sample = [[time / batch for time in own] for own, batch in zip(times, batches, strict=True)]
     difference = intervals.step_difference(a.name, b.name, *per_sample)
-    rates = [(run.result.get("throughput") or {}).get("samples_per_s", {}).get("median") for run in (a, b)]
-    word = "faster" if difference.value > 0 else "slower"
-    verdict = "a real difference between these two runs" if difference.real else "no real difference"
-    change = f"{number(rates[0])} -> {number(rates[1])}, {abs(difference.value) * 100:.1f} % {word}"
-    return [f"samples/s: {change} ({difference.interval()}): {verdict}; drift between runs is not in the interval"]
+    rates = [whole[0].samples_per_s, whole[1].samples_per_s]
+    change = f"{number(rates[0])} -> {number(rates[1])} ({formatting.change(rates[1] / rates[0] - 1)})"
+    steps = (
+        f"steps alone {formatting.change(difference.value)}, {difference.interval()} over the steps of these two runs"
+    )
+    typical = [f"{milliseconds(float(np.median(own)))} ms" for own in times]
+    return [
+        f"samples/s: {change}; {steps}",
+        f"typical step: {' -> '.join(typical)}",
+        "what differs from run to run is in no figure here: repeats tell (harness compare --repeats 3)",
+    ]
 
 
 def _losses(a: RecordedRun, b: RecordedRun) -> list[str]:

@@ -12,11 +12,15 @@ and "4 % slower" are symmetric; quality figures by their plain difference.
   the same share of the throughput for every engine; where it clearly is not (one engine jumps by a third, another
   repeats itself to a thousandth), each two engines are judged by their own pairs. For two engines both are Student's
   interval over the pairs;
-- one pair: a moving-block bootstrap of the steps inside the two runs (blocks keep the correlation between neighbouring
-  steps, Kuensch 1989). It says nothing of the variation between runs, and the sentence says that.
+- one pair: no interval. What its two runs scatter by from step to step is not what a second pair would scatter by:
+  starts differ (placement, memory layout, load of the machine), and nothing of that is in them.
 
 With several comparisons at once, some would come out "real" by chance alone: the intervals of one cell are widened so
-that all of them hold together with 95 % (Tukey and Kramer for the model above, Bonferroni elsewhere).
+that all of them hold together with 95 % (Tukey and Kramer for the model above, Bonferroni elsewhere). Both widen
+Student's distribution, whose tails are known, not quantiles of resamples, of which only a few would lie so far out.
+
+A difference is "real" where its interval excludes zero, "alike" where all of it lies within a margin that nobody would
+choose by, and undecided everywhere else: that zero is inside an interval does not show that two engines are equal.
 """
 
 from __future__ import annotations
@@ -26,15 +30,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 LEVEL = 0.95
-ALIKE = 0.05  # a difference that is smaller than this for certain is none that anybody would choose by
-TOO_WIDE = 0.3  # an interval whose upper end is this much above its lower says nothing
+ALIKE = 0.05  # a difference in speed that is smaller than this for certain is none that anybody would choose by
+ALIKE_QUALITY = 0.02  # the same of a share: an AUROC, an accuracy
 UNEQUAL = 0.01  # how improbable equal scatter must be
-_DRAWS = 2000
+_DRAWS = 2000  # of a 95 % interval: fifty lie beyond each of its ends
 
 _UNBOUNDED = 100.0  # an interval that reaches to a 100th and to 100 times bounds nothing
 
@@ -42,7 +46,7 @@ _UNBOUNDED = 100.0  # an interval that reaches to a 100th and to 100 times bound
 @dataclass(frozen=True, kw_only=True)
 class Difference:
     """How much `b` is above `a`: a share (0.04 = 4 % more) where `relative`, else in the figure's own unit. `low` and
-    `high` bound it with 95 % confidence (None where nothing bounds it). `real`: zero is outside."""
+    `high` bound it with 95 % confidence (None where nothing bounds it)."""
 
     a: str
     b: str
@@ -56,23 +60,30 @@ class Difference:
 
     @property
     def real(self) -> bool:
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        """Zero is outside of the interval, and more than one pair stands behind it."""
+        if self.low is None or self.high is None or self.pairs < 2:
+            return False
+        return self.low > 0 or self.high < 0
 
     @property
     def alike(self) -> bool:
-        """Whether they are equivalent, from whichever side it is told: the whole interval lies within a factor of
-        1 + ALIKE. That zero is inside does not show it."""
-        if self.low is None or self.high is None or self.real:
+        """Whether they are equivalent, from whichever side it is told: zero is inside, and the whole interval within a
+        factor of 1 + ALIKE (of shares: ALIKE_QUALITY to either side)."""
+        if self.low is None or self.high is None or self.pairs < 2 or self.real:
             return False
+        if not self.relative:
+            return self.low > -ALIKE_QUALITY and self.high < ALIKE_QUALITY
         return (1 + ALIKE) * (1 + self.low) > 1 and self.high < ALIKE
 
     @property
-    def vague(self) -> bool:
-        """Its interval is too wide for "no real difference", from whichever side it is told."""
-        if self.low is None or self.high is None:
-            return True
-        width = (1 + self.high) / (1 + self.low) - 1 if self.relative else self.high - self.low
-        return width > TOO_WIDE
+    def undecided(self) -> bool:
+        """Neither real nor alike."""
+        return not self.real and not self.alike
+
+    @property
+    def word(self) -> str:
+        """What the interval shows, for a table."""
+        return "real" if self.real else "alike" if self.alike else "undecided"
 
     def interval(self, digits: int = 1) -> str:
         """``95 % CI 2.0 to 6.1 %``."""
@@ -90,7 +101,7 @@ class Difference:
         """What the interval stands on."""
         if self.engines > 2:
             return f"{self.pairs} interleaved repeats of {self.engines} engines"
-        return f"{self.pairs} interleaved pairs" if self.pairs > 1 else "steps of one run each: repeat it to be sure"
+        return f"{self.pairs} interleaved pairs" if self.pairs > 1 else "one pair: an interval needs 2 repeats"
 
 
 def relative_difference(a: str, b: str, rates: Sequence[tuple[float, float]], *, comparisons: int = 1) -> Difference:
@@ -185,38 +196,32 @@ def plain_difference(a: str, b: str, figures: Sequence[tuple[float, float]], *, 
 
 
 def step_difference(
-    a: str, b: str, a_step_s: Sequence[float], b_step_s: Sequence[float], *, comparisons: int = 1, seed: int = 0
+    a: str, b: str, a_step_s: Sequence[float], b_step_s: Sequence[float], *, seed: int = 0
 ) -> Difference:
-    """Throughput of `b` against `a` from the step times (s) of one run each, of equal samples per step."""
+    """Throughput of `b` against `a` from the step times (s) of one run each, of equal samples per step.
+
+    Moving-block bootstrap of the mean step (blocks keep the correlation between neighbouring steps, Kuensch 1989).
+    The interval holds for these two runs; what differs from run to run is not in it, so it is never `real`."""
     first, second = np.asarray(a_step_s, dtype=float), np.asarray(b_step_s, dtype=float)
-    value = float(np.median(first) / np.median(second) - 1.0)
+    value = float(first.mean() / second.mean() - 1.0)
     if min(first.size, second.size) < 8:
         return Difference(a=a, b=b, value=value, low=None, high=None, pairs=1)
     rng = np.random.default_rng(seed)
-    ratios = _block_medians(first, rng) / _block_medians(second, rng) - 1.0
-    tail = 100 * (1 - LEVEL) / 2 / comparisons
+    ratios = _block_means(first, rng) / _block_means(second, rng) - 1.0
+    tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(ratios, [tail, 100 - tail])
-    return Difference(a=a, b=b, value=value, low=float(low), high=float(high), pairs=1, comparisons=comparisons)
-
-
-class Timed(Protocol):
-    """A run that has the seconds of each step after its warm-up."""
-
-    @property
-    def timed_steps(self) -> Sequence[float]: ...
+    return Difference(a=a, b=b, value=value, low=float(low), high=float(high), pairs=1)
 
 
 class Speeds:
     """Differences of speed between any two of `rates`' labels: from one additive model of all of them where it holds
-    (`block_differences`), else from the two's own pairs, else from the steps of the one pair of runs.
+    (`block_differences`), else from the two's own pairs.
 
-    rates: label -> repeat -> samples/s. runs: label -> repeat -> run. comparisons: made of them in all.
+    rates: label -> repeat -> samples/s. comparisons: made of them in all.
     """
 
-    def __init__(
-        self, rates: Mapping[str, Mapping[Any, float]], runs: Mapping[str, Mapping[Any, Timed]], comparisons: int
-    ) -> None:
-        self.rates, self.runs, self.comparisons = rates, runs, comparisons
+    def __init__(self, rates: Mapping[str, Mapping[Any, float]], comparisons: int) -> None:
+        self.rates, self.comparisons = rates, comparisons
         self.together = {(found.a, found.b): found for found in block_differences(rates)}
 
     def difference(self, a: str, b: str) -> Difference | None:
@@ -226,11 +231,21 @@ class Speeds:
             return None
         if (a, b) in self.together:
             return self.together[a, b]
-        if len(shared) == 1:
-            first, second = (self.runs[label][shared[0]].timed_steps for label in (a, b))
-            return step_difference(a, b, first, second, comparisons=self.comparisons)
         pairs = [(self.rates[a][key], self.rates[b][key]) for key in shared]
         return relative_difference(a, b, pairs, comparisons=self.comparisons)
+
+
+def mean_ratio(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """Geometric mean of positive figures, one a repeat, and the ends of its 95 % interval (Student's t on the log
+    scale). The ends are None for fewer than two values, and where they bound nothing; the mean for none.
+
+    The ratio of two such means over the same repeats is the difference that `relative_difference` gives."""
+    if not len(values):
+        return None, None, None
+    logs = np.log(np.asarray(values, dtype=float))
+    ends = _unlogged(float(logs.mean()), _half_width(logs))
+    low, high = ends["low"], ends["high"]
+    return ends["value"] + 1, None if low is None else low + 1, None if high is None else high + 1
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -258,10 +273,10 @@ def _half_width(values: np.ndarray, comparisons: int = 1) -> float | None:
     )
 
 
-def _block_medians(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Medians of `_DRAWS` moving-block resamples, shape (_DRAWS,)."""
+def _block_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means of `_DRAWS` moving-block resamples, shape (_DRAWS,)."""
     length = max(1, round(values.size ** (1 / 3)))
     blocks = math.ceil(values.size / length)
     starts = rng.integers(0, values.size - length + 1, size=(_DRAWS, blocks))
     index = (starts[..., None] + np.arange(length)).reshape(_DRAWS, -1)[:, : values.size]
-    return np.median(values[index], axis=1)
+    return values[index].mean(axis=1)

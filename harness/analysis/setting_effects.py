@@ -81,7 +81,6 @@ def variants(runs: Sequence[RecordedRun], rows: Sequence[Any]) -> list[Variant]:
         names = {id(cell): str(position) for position, cell in enumerate(cells)}
         speeds = intervals.Speeds(
             {names[id(cell)]: _rates(cell) for cell in cells},
-            {names[id(cell)]: cell.runs for cell in cells},
             len(cells) - len(ordered),
         )
         for own in ordered:
@@ -107,24 +106,25 @@ def sentences(found: Sequence[Variant], most: int = 4) -> list[str]:
 
 def _sentence(title: str, members: Sequence[Variant]) -> str:
     """``compile=true at 1 worker: Horovod +20.6 % samples/s (95 % CI 20.1 to 21.1 %, memory -8 %); 3 interleaved
-    pairs.`` Engines of which it is not decided stand behind."""
+    pairs.`` Engines of which it is undecided stand behind."""
     workers = max(variant.workers for variant in members)
     here = [variant for variant in members if variant.workers == workers]
-    told, vague = [], []
+    told, unsure = [], []
     for variant in here:
         change = f"{variant.engine} {formatting.change(variant.speed.value)}"
-        if not variant.speed.real and variant.speed.vague:
-            vague.append(change)
+        if variant.speed.undecided:
+            unsure.append(f"{change}, {variant.speed.interval(0)}")
             continue
         memory = "" if variant.memory is None else f", memory {formatting.change(variant.memory, 0)}"
-        told.append(f"{change} samples/s ({variant.speed.interval()}{memory})")
+        alike = ", alike" if variant.speed.alike else ""
+        told.append(f"{change} samples/s ({variant.speed.interval()}{alike}{memory})")
     start = f"{title} at {plural(workers, 'worker')}"
     pairs = min(variant.speed.pairs for variant in here)
     basis = f"{pairs} interleaved repeats" if pairs > 1 else here[0].speed.basis()
     if not told:
-        return f"{start}: not decided what it changes ({joined(vague)}; {basis})."
-    unsure = f"; not decided: {joined(vague)}" if vague else ""
-    return f"{start}: {joined(told)}{unsure}; {basis}."
+        return f"{start}: undecided what it changes ({joined(unsure)}; {basis})."
+    rest = f"; undecided: {joined(unsure)}" if unsure else ""
+    return f"{start}: {joined(told)}{rest}; {basis}."
 
 
 def _settings(run: RecordedRun) -> dict[str, Any]:

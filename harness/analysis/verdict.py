@@ -7,7 +7,8 @@ from typing import Any
 
 from harness.analysis import setting_effects
 from harness.analysis.caveats import Finding
-from harness.analysis.comparison import HEADLINE, QUALITY_NAMES, Comparison, PairedFigure, crowded
+from harness.analysis.comparison import Comparison, PairedFigure
+from harness.analysis.run_figures import HEADLINE, QUALITY_NAMES, crowded
 from harness.common.formatting import change, joined, mebibytes, number, percent, plural, trained
 from harness.records.run_record import RecordedRun
 
@@ -52,8 +53,8 @@ def machine(place: dict[str, Any], used: int | None = None) -> str:
 
 
 def verdict(comparison: Comparison, found: Sequence[Finding] = ()) -> list[str]:
-    """Sentences, the most important first. Says "no difference shown" where the interval holds zero, "alike" where all
-    of it is near zero."""
+    """Sentences, the most important first. Says "alike" where the whole interval lies near zero, "undecided" where it
+    holds zero and reaches further."""
     if not len(comparison.main) or not (comparison.main["ok"] > 0).any():
         failed = int((comparison.frame["group"] == -1).sum())
         return [f"No run ended well ({failed} failed): there is nothing to compare. The reasons are listed below."]
@@ -66,7 +67,7 @@ def verdict(comparison: Comparison, found: Sequence[Finding] = ()) -> list[str]:
         sentences.append("UNUSABLE ANSWERS: a run does not answer Yes or No; its answer accuracy means nothing.")
     wrong = [finding for finding in found if finding.level == "wrong"]
     if wrong:
-        sentences.append(f"{plural(len(wrong), 'grave objection')} below: read before using these figures.")
+        sentences.append(f"{plural(len(wrong), 'serious problem')} listed below: read before using these figures.")
     return sentences
 
 
@@ -82,13 +83,12 @@ def speed_sentence(pair: PairedFigure) -> str:
         if difference.a.startswith("Horovod") and difference.b.startswith("DeepSpeed"):  # always told the same way
             return speed_sentence(_turned(pair))
         against = f"{difference.b} against {difference.a} {change(difference.value)}"
-        if difference.vague:
+        if difference.undecided:
             return (
-                f"Not decided {at}: {against} ({difference.interval(0)}, {difference.basis()}); more --repeats on a "
+                f"Undecided {at}: {against} ({difference.interval(1)}, {difference.basis()}); more --repeats on a "
                 "quiet machine would tell."
             )
-        judged = f"Alike in speed {at}" if difference.alike else f"No difference in speed shown {at}"
-        return f"{judged}: {against} ({difference.interval()}, {difference.basis()})."
+        return f"Alike in speed {at}: {against} ({difference.interval()}, {difference.basis()})."
     if difference.value < 0:  # say who is faster, not who is slower
         return speed_sentence(_turned(pair))
     if difference.value >= 1 and difference.low is not None and difference.high is not None:
@@ -105,16 +105,13 @@ def speed_sentence(pair: PairedFigure) -> str:
 def _tie_sentence(fastest: str, equal: Sequence[PairedFigure]) -> str:
     """Two or more engines that the measurement cannot tell from the fastest, in one sentence."""
     turned = [facing(pair, pair.difference.a).difference for pair in equal]  # every other one against the fastest
-    others = joined(
-        [f"{other.b} ({change(other.value)}, {other.interval(0 if other.vague else 1)})" for other in turned]
-    )
+    others = joined([f"{other.b} ({change(other.value)}, {other.interval()})" for other in turned])
     at = plural(equal[0].workers, "worker")
-    if not any(other.vague for other in turned):
-        judged = "Alike in speed" if all(other.alike for other in turned) else "No difference in speed shown"
-        return f"{judged} at {at} between {fastest} and {others}; {turned[0].basis()}."
+    if all(other.alike for other in turned):
+        return f"Alike in speed at {at}: {fastest} and {others}; {turned[0].basis()}."
     return (
-        f"At {at} {fastest} trained the most samples/s, but cannot be told from {others}; {turned[0].basis()}, more "
-        "--repeats on a quiet machine would tell."
+        f"Undecided at {at}: {fastest} trained the most samples/s, but cannot be told from {others}; "
+        f"{turned[0].basis()}, more --repeats on a quiet machine would tell."
     )
 
 
@@ -135,7 +132,7 @@ def _speed(comparison: Comparison) -> list[str]:
         if profiled := [run for run in comparison.runs if run.profile.get("ranks")]:
             return [_profile(run) for run in profiled]
         if any(int(run.job.get("concurrent") or 1) > 1 for run in comparison.members(0)):
-            return ["Speed was not measured: the runs shared the machine. Their quality was."]
+            return ["Only quality was measured: the runs shared the machine."]
         if any(map(crowded, comparison.members(0))):
             return ["Speed was not measured: there were more workers than cores."]
         return ["No step was timed."]
@@ -144,8 +141,8 @@ def _speed(comparison: Comparison) -> list[str]:
         at = plural(int(best["workers"]), "worker")
         rate = f"{best['label']} trains {number(best['samples_per_s'])} samples/s at {at}"
         beside = main[main["workers"] == best["workers"]]["label"].nunique() > 1
-        why = "it took turns with no other engine" if beside else "there is no second engine at equal workers"
-        return [f"{rate}; {why} to compare it with."]
+        why = "no other engine ran in the same repeat" if beside else "there is no second engine at equal workers"
+        return [f"{rate}; {why}."]
     most = max(pair.workers for pair in pairs)
     at_most = [pair for pair in pairs if pair.workers == most]
     ordered = main[main["workers"] == most].sort_values("samples_per_s")["label"]
@@ -158,7 +155,9 @@ def _speed(comparison: Comparison) -> list[str]:
     sentences = [_tie_sentence(fastest, equal)] if len(equal) > 1 else [speed_sentence(pair) for pair in equal]
     if ordered.iloc[-1] != fastest:
         at = plural(most, "worker")
-        sentences.append(f"{ordered.iloc[-1]} trained the most samples/s at {at}, but took turns with no other engine.")
+        sentences.append(
+            f"{ordered.iloc[-1]} trained the most samples/s at {at}, but no other engine ran in its repeats."
+        )
     sentences += [speed_sentence(pair) for pair in slower[:4]]
     sentences += [speed_sentence(pair) for pair in _of_interest(main[main["workers"] == most], at_most, fastest)]
     for workers in sorted({pair.workers for pair in pairs} - {most}, reverse=True):
@@ -188,24 +187,40 @@ def fastest_of_both(cells: Any) -> list[Any]:
 def _scaling(comparison: Comparison) -> list[str]:
     """Efficiency at the most workers; where the study holds the other kind of scaling too, that one as well, with the
     difference in speed there."""
-    sentences = []
+    sentences: list[str] = []
     kinds = comparison.cells.drop_duplicates("scaling") if len(comparison.cells) else comparison.cells
     for group, kind in zip(kinds.get("group", ()), kinds.get("scaling", ()), strict=True):
-        cells = comparison.cells[comparison.cells["group"] == group]
-        cells = cells[(cells["workers"] > 1) & cells["efficiency"].notna()]
+        cells = comparison.cells[(comparison.cells["group"] == group) & (comparison.cells["workers"] > 1)]
         if not len(cells):
             continue
         most = int(cells["workers"].max())
         here = cells[cells["workers"] == most]
-        parts = [f"{cell.label} {percent(cell.efficiency)}" for cell in here.itertuples()]
-        named = "Scaling efficiency" if len(kinds) == 1 else f"{str(kind).capitalize()} scaling efficiency"
-        sentences.append(f"{named} from 1 to {most} workers: {joined(parts)}.")
+        sentences += _efficiency_sentences(here, most, "" if len(kinds) == 1 else str(kind))
         if group:
             fastest = here.sort_values("samples_per_s").iloc[-1]["label"]
             pairs = [p for p in comparison.speed if p.group == group and p.workers == most]
             own = [facing(p, fastest) for p in pairs if fastest in (p.difference.a, p.difference.b)]
             sentences += [f"{str(kind).capitalize()} scaling: {speed_sentence(pair)}" for pair in own[:2]]
     return sentences
+
+
+def _efficiency_sentences(cells: Any, workers: int, kind: str) -> list[str]:
+    """Of cells at one number of workers: against plain torch on one worker, the baseline that all have in common; where
+    the study has none, each engine's share of its own one worker, and that these do not compare engines."""
+    scaling = f"{kind} scaling efficiency".strip().capitalize()
+    for name, start, end in (
+        ("efficiency", f"{scaling} at {workers} workers, against plain torch on one", ""),
+        ("own_efficiency", f"{scaling} at {workers} workers, of each engine's own one worker",
+         " Their baselines differ, so this does not say which engine scales better"),
+    ):  # fmt: skip
+        told = [
+            f"{cell['label']} {percent(cell[name])} ({percent(cell[f'{name}_low']).removesuffix(' %')} to "
+            f"{percent(cell[f'{name}_high'])})"
+            for cell in cells[cells[name].notna()].to_dict("records")
+        ]
+        if told:
+            return [f"{start}: {joined(told)}.{end}{'.' if end else ''}"]
+    return []
 
 
 def _memory(comparison: Comparison) -> list[str]:
@@ -249,10 +264,13 @@ def _quality(comparison: Comparison) -> list[str]:
         sentences.append(
             f"Quality at {plural(most, 'worker')}: {largest}; one seed each, so no interval."
             if single
-            else f"No difference in quality shown at {plural(most, 'worker')} ({largest}, "
-            f"{widest.difference.interval(3)})."
+            else f"{_quality_word(here)} at {plural(most, 'worker')} ({largest}, {widest.difference.interval(3)})."
         )
     return sentences
+
+
+def _quality_word(pairs: Sequence[PairedFigure]) -> str:
+    return "Quality alike" if all(pair.difference.alike for pair in pairs) else "Undecided in quality"
 
 
 def _quality_sentence(pair: PairedFigure) -> str:

@@ -127,6 +127,7 @@ def finish(folder: Path) -> int:
     from harness.analysis.caveats import findings
     from harness.analysis.comparison import summarize_study
     from harness.analysis.verdict import verdict
+    from harness.report.comparison_table import terminal_table
     from harness.report.formats import write_report
     from harness.report.plots import write_plots
 
@@ -136,7 +137,7 @@ def finish(folder: Path) -> int:
     write_plots(comparison, folder)
     page = write_report(comparison, folder / "report.html")
     console = Console()
-    console.print(comparison.table())
+    console.print(terminal_table(comparison))
     for sentence in verdict(comparison, found):
         console.print(sentence, markup=False, highlight=False)
     for finding in found:

@@ -16,7 +16,7 @@ def end_lines(folder: Path) -> list[str]:
     result = read_json(folder / RESULT)
     if result["status"] != "ok":
         return [f"error: {result.get('reason') or 'the run did not finish'}", f"see {folder / LOG}"]
-    rate = (result["throughput"].get("samples_per_s") or {}).get("median")
+    rate = (result["throughput"].get("total") or {}).get("samples_per_s")
     loss = result["final"].get("loss")
     figures = result.get("evaluation") or {}
     parts = [f"{rate:.2f} samples/s"] if rate else []

@@ -12,10 +12,11 @@ from harness.analysis.comparison import Comparison, summarize_study
 from harness.analysis.intervals import Difference
 from harness.analysis.known_faults.marks import is_superseded
 from harness.analysis.verdict import facing, fastest_of_both
-from harness.common.formatting import DASH, change, mebibytes, percent, plural
-from harness.common.text_table import Table
+from harness.common.formatting import DASH, change, mebibytes, plural
+from harness.common.text_table import Table, without_empty_columns
+from harness.report.comparison_table import efficiency_text
 
-COLUMNS = ("job", "on", "faster", "by", "memory a worker", "efficiency")
+COLUMNS = ("job", "on", "faster", "by", "memory a worker", "efficiency", "own baseline")
 
 
 def answers(studies: Sequence[Path], root: Path, summarize: Callable[[Path], Comparison] = summarize_study) -> Table:
@@ -23,17 +24,19 @@ def answers(studies: Sequence[Path], root: Path, summarize: Callable[[Path], Com
     engines at some number of workers have no row, nor have superseded ones. Raises RecordError for a damaged study."""
     studies = [study for study in studies if not is_superseded(study)]
     rows = [row for study in studies for row in _rows(summarize(study), f"{seen_from(root, study)}/report.html")]
-    return Table(
+    table = Table(
         id="answers",
         title="",
         columns=COLUMNS,
         rows=rows,
         numeric=False,
-        note="Horovod beside the fastest setting of DeepSpeed at that number of workers. by: samples/s more, with its "
-        '95 % interval. "no difference shown": the interval holds zero; "alike": and all of it lies within 5 %; '
-        '"not decided": and it is wider than 30 %. Memory: peak of the worker that needs most; a dash where other runs '
-        "of the same processes still held some. Efficiency: from one worker.",
+        note="Horovod beside the fastest setting of DeepSpeed at that number of workers. by: samples/s more (total "
+        'samples over total seconds), with its 95 % interval. "alike": the interval holds zero and lies within 5 %; '
+        '"undecided": it holds zero and reaches further, or there is one repeat. Memory: peak of the worker that needs '
+        "most; a dash where other runs of the same processes still held some. Efficiency: of plain torch on one worker "
+        "times the workers; own baseline: of the engine's own one worker, which does not compare engines.",
     )
+    return without_empty_columns(table)
 
 
 def seen_from(root: Path, study: Path) -> Path:
@@ -51,14 +54,16 @@ def _rows(comparison: Comparison, link: str) -> list[list[str]]:
         if cells := fastest_of_both(main[main["workers"] == workers]):
             faster, by = _faster(comparison, workers, *(cell["label"] for cell in cells))
             memory = _both({cell["label"]: mebibytes(cell["peak_memory_mib"]) for cell in cells})
-            shares = {cell["label"]: percent(cell["efficiency"]) for cell in cells}
-            efficiency = _both(shares) if workers > 1 else DASH
-            rows.append([_job(comparison, link), _place(comparison, workers), faster, by, memory, efficiency])
+            shares = [
+                _both({cell["label"]: efficiency_text(cell, name) for cell in cells}) if workers > 1 else DASH
+                for name in ("efficiency", "own_efficiency")
+            ]
+            rows.append([_job(comparison, link), _place(comparison, workers), faster, by, memory, *shares])
     return rows
 
 
 def _faster(comparison: Comparison, workers: int, deepspeed: str, horovod: str) -> tuple[str, str]:
-    """Who is faster and by how much; ("alike", "no difference shown" or "not decided", the difference) else."""
+    """Who is faster and by how much; ("alike" or "undecided", the difference) else."""
     for pair in comparison.speed:
         if (
             pair.group == 0
@@ -70,14 +75,12 @@ def _faster(comparison: Comparison, workers: int, deepspeed: str, horovod: str) 
                 difference = facing(pair, deepspeed).difference
             if difference.real:
                 return difference.b, _amount(difference)
-            word = "alike" if difference.alike else "not decided" if difference.vague else "no difference shown"
-            return word, f"{difference.b}: {_amount(difference)}"
+            return difference.word, f"{difference.b}: {_amount(difference)}"
     return DASH, DASH
 
 
 def _amount(difference: Difference) -> str:
-    digits = 0 if difference.vague else 1
-    return f"{change(difference.value, digits)} ({difference.bounds(digits)})"
+    return f"{change(difference.value)} ({difference.bounds()})"
 
 
 def _job(comparison: Comparison, link: str) -> str:

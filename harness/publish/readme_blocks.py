@@ -29,7 +29,7 @@ from harness.publish.answers import answers, seen_from
 from harness.publish.duel_rows import side_by_side
 from harness.records.record_files import read_json, runs_of
 from harness.report import notes
-from harness.report.sections import comparison_table
+from harness.report.comparison_table import comparison_table
 from mpi import names
 
 _OPENING = re.compile(

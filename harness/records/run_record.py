@@ -116,6 +116,12 @@ class RecordedRun:
         return [row["step_s"] for row in step_metrics.timed_rows(self.steps, int(self.job.get("timing_warmup", 0)))]
 
     @cached_property
+    def totals(self) -> step_metrics.Totals | None:
+        """Samples and seconds of the timed steps by steps.jsonl, None where there is none: the run's throughput, also
+        of records made before result.json held it."""
+        return step_metrics.totals(self.steps, int(self.job.get("timing_warmup", 0)))
+
+    @cached_property
     def resources(self) -> list[dict[str, Any]]:
         return list(read_jsonl(self.folder / RESOURCES))
 

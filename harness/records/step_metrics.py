@@ -1,18 +1,23 @@
-"""From the rows of a run to the figures that are compared: medians, spread, tails, efficiency, time to target.
+"""From the rows of a run to the figures that are compared: throughput, typical step, tails, efficiency, time to target.
 
 Definitions, used everywhere in records, tables and plots:
 
-- a step is one whole optimizer step: waiting for data, forward, backward, exchange, clip and update (`step_s`);
-- throughput = samples of the global batch / step_s, over all workers; per worker = throughput / world size;
+- throughput (samples/s) = total samples / total seconds of the timed steps, over all workers (`totals`). The seconds
+  are wall time from the end of the last warm-up step to the end of the last timed step, on the device's own clock:
+  data, logging and whatever else lies between steps is in it;
+- a step is one whole optimizer step: waiting for data, forward, backward, exchange, clip and update (`step_s`). The
+  typical step is its median: it says how long most steps take, and nothing about throughput where a few take long;
 - the first `warmup` rows are dropped (compilation, negotiation, allocator growth), also those after a restart (a
-  resumed run, another world of an elastic job), and nothing else: no outlier is removed, which is why median and
-  quartiles are given, not mean and standard deviation;
-- efficiency(N) = throughput(N) / (N x throughput(1)), same engine, same machine, same study.
+  resumed run, another world of an elastic job), and nothing else: no outlier is removed;
+- efficiency(N) = throughput(N) / (N x throughput of the baseline on one worker), same machine, study and repeat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,15 +27,17 @@ from harness.records.environment import environment as environment  # the other 
 MIN_STEPS = 30  # timed steps below which the median is reported with a warning
 MIN_REPEATS = 3
 DRIFT_LIMIT = 0.05  # change of the median step from the first to the second half of a run that is called drift
+BETWEEN_LIMIT = 0.05  # share of the timed seconds between steps above which the harness, not the engine, is measured
 STRAGGLER_LIMIT = 0.10  # a rank's own work above the others' median by this share is called a straggler
 
 Row = Mapping[str, Any]
 
 
 def summarize(rows: Sequence[Row], warmup: int) -> dict[str, Any]:
-    """The throughput part of result.json from the rows of steps.jsonl: ``samples_per_s, step_s, data_s`` as
-    `spread` dicts, ``samples_per_s_per_worker`` where rows hold rank_step_s, the share of time spent waiting for
-    data, drift, and the number of rows left out. Keys are always there; figures are None where no row is left."""
+    """The throughput part of result.json from the rows of steps.jsonl: ``total`` (`Totals`: what is printed as
+    samples/s), ``samples_per_s, step_s, data_s`` of single steps as `spread` dicts, ``samples_per_s_per_worker`` where
+    rows hold rank_step_s, the share of time spent waiting for data, drift, and the number of rows left out. Keys are
+    always there; figures are None where no row is left."""
     warm = _warm(rows, warmup)
     timed = [row for row in warm if row.get("step_s")]
     step_s = np.array([row["step_s"] for row in timed], dtype=float)
@@ -38,7 +45,9 @@ def summarize(rows: Sequence[Row], warmup: int) -> dict[str, Any]:
     samples = np.array([row.get("samples") or 0 for row in timed], dtype=float)
     workers = len(timed[0].get("rank_step_s") or ()) if timed else 0
     rate = samples / step_s if timed else samples
+    whole = totals(rows, warmup)
     return {
+        "total": None if whole is None else whole.record(),
         "samples_per_s": spread(rate),
         "samples_per_s_per_worker": spread(rate / workers) if workers else None,
         "step_s": spread(step_s, tails=True),
@@ -48,6 +57,65 @@ def summarize(rows: Sequence[Row], warmup: int) -> dict[str, Any]:
         "warmup_steps": len(rows) - len(warm),
         "skipped_steps": sum(bool(row.get("skipped")) for row in rows),
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """What the timed steps of a run come to. between_s: those of the `seconds` that lie between steps (the records'
+    exchange, logging, checkpoints), not below 0."""
+
+    steps: int
+    samples: int
+    seconds: float
+    between_s: float
+
+    @property
+    def samples_per_s(self) -> float:
+        """Throughput over all workers."""
+        return self.samples / self.seconds
+
+    @property
+    def between_share(self) -> float:
+        return self.between_s / self.seconds
+
+    def record(self) -> dict[str, float]:
+        """For result.json."""
+        names = ("steps", "samples", "seconds", "between_s", "samples_per_s")
+        return {name: getattr(self, name) for name in names}
+
+
+def totals(rows: Sequence[Row], warmup: int) -> Totals | None:
+    """Total samples and seconds of the timed rows of steps.jsonl; None where there is none.
+
+    Each row holds the time `t` of its end: the device's own time stamp, tied to rank 0's clock where the device was
+    synchronized at the end of each window of `log_every` steps. So the seconds of a stretch of timed rows are its last
+    row's t minus that of the row before it; without one (no warm-up), minus its first row's begin. Stretches end where
+    the workers were started again: the time in between is not theirs. The sum of `step_s` is less: it leaves out what
+    lies between steps; or more, because it takes the slowest rank of each step, which is not always the same one.
+    A stretch whose clock does not advance (t not recorded) counts by its step_s.
+    """
+    steps, samples, seconds, inside = 0, 0, 0.0, 0.0
+    for before, stretch in _stretches(rows, warmup):
+        own = math.fsum(row["step_s"] for row in stretch)
+        begin = before["t"] if before else stretch[0].get("t", 0.0) - stretch[0]["step_s"]
+        wall = stretch[-1].get("t", 0.0) - begin
+        steps += len(stretch)
+        samples += sum(int(row.get("samples") or 0) for row in stretch)
+        seconds += wall if wall > 0 else own
+        inside += own
+    if seconds <= 0:
+        return None
+    return Totals(steps=steps, samples=samples, seconds=seconds, between_s=max(0.0, seconds - inside))
+
+
+def _stretches(rows: Sequence[Row], warmup: int) -> Iterator[tuple[Row | None, list[Row]]]:
+    """(the row before, timed rows) of each start of the workers that came beyond its warm-up."""
+    starts = [0, *(place for place, row in enumerate(rows) if place and row.get("restarted")), len(rows)]
+    for begin, end in itertools.pairwise(starts):
+        timed = [row for row in rows[begin + warmup : end] if row.get("step_s")]
+        if timed:
+            before = rows[begin + warmup - 1] if warmup else None
+            yield (before if before and before.get("t") is not None else None), timed
 
 
 def timed_rows(rows: Sequence[Row], warmup: int) -> list[Row]:
@@ -76,6 +144,21 @@ def spread(values: Sequence[float] | np.ndarray, *, tails: bool = False) -> dict
     return {**{name: float(figure) for name, figure in zip(names, figures, strict=True)}, "n": int(values.size)}
 
 
+def steps_for_percentile(percent: float) -> int:
+    """Fewest steps of which a percentile is printed: 29 for p90, 59 for p95, 299 for p99.
+
+    So many are needed that the slowest of them lies above the true percentile in 95 of 100 runs (Wilks 1941): with
+    fewer, not even the slowest step bounds it from above, and the figure is only another name for the maximum."""
+    return math.ceil(math.log(0.05) / math.log(percent / 100))
+
+
+def tail(step_s: Sequence[float] | np.ndarray, percent: float) -> float | None:
+    """A percentile of the step times in seconds; None where they are too few (`steps_for_percentile`)."""
+    if len(step_s) < steps_for_percentile(percent):
+        return None
+    return float(np.percentile(np.asarray(step_s, dtype=float), percent))
+
+
 def drift(step_s: Sequence[float] | np.ndarray) -> float | None:
     """Median of the second half over that of the first half, minus 1; None below 8 steps. Well above 0 on a
     throttling or shared machine, well below 0 where the warm-up was too short."""
@@ -87,8 +170,9 @@ def drift(step_s: Sequence[float] | np.ndarray) -> float | None:
 
 
 def efficiency(rate_one: float, rate_n: float, workers: int) -> float:
-    """Scaling efficiency of `workers` workers, 1.0 = linear. Rates in samples/s of the same engine, machine and study.
-    Above 1.0 is possible but suspicious: see `efficiency_warning`."""
+    """Scaling efficiency of `workers` workers, 1.0 = linear. rate_one: samples/s of the baseline on one worker, in the
+    same study and repeat: plain torch, one baseline for every engine, or the engine itself. Above 1.0 is possible but
+    suspicious: see `efficiency_warning`."""
     return rate_n / (workers * rate_one)
 
 

@@ -57,7 +57,7 @@ def render(comparison: Comparison, prices: Prices, format: str) -> str:
     lines += notes.markdown(notes.notes_on(comparison.runs))
     lines += ["", *(markdown(table) for table in parts)]
     if found:
-        lines += ["### Objections", "", *(f"- **{finding.level}**: {finding.text}" for finding in found), ""]
+        lines += ["### Warnings", "", *(f"- **{finding.level}**: {finding.text}" for finding in found), ""]
     return "\n".join(lines)
 
 
@@ -97,7 +97,7 @@ def to_json(comparison: Comparison) -> str:
 
 
 def _difference(found: Difference) -> dict[str, Any]:
-    names = ("a", "b", "value", "low", "high", "pairs", "relative", "real")
+    names = ("a", "b", "value", "low", "high", "pairs", "relative", "real", "alike")
     return {name: getattr(found, name) for name in names}
 
 

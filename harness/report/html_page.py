@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from harness.analysis.caveats import findings
-from harness.analysis.comparison import Comparison, group_names
+from harness.analysis.comparison import Comparison
 from harness.analysis.cost import Prices
 from harness.analysis.verdict import machine, setting, verdict
 from harness.common import colors, formatting
@@ -23,6 +23,7 @@ from harness.records import step_metrics
 from harness.records.run_record import RecordedRun
 from harness.report import bars, charts, plots
 from harness.report import sections as tables
+from harness.report.comparison_table import group_names
 from harness.report.notes import HEADING, notes_on
 from harness.report.pictures import sample_views
 
@@ -30,7 +31,7 @@ _TEMPLATES = Path(__file__).with_name("templates")
 _RULE = (
     "Rule: runs stand on one curve only if they share initial weights, order of samples, batch, optimizer, schedule, "
     "clipping, precision, type on the wire, steps, test set, hardware and library versions other than the engine. "
-    "Paired intervals: Student's t over interleaved repeats."
+    "Samples/s are total samples over total seconds; intervals: Student's t over interleaved repeats."
 )
 _LINES_A_CHART = 24
 
@@ -56,7 +57,7 @@ def _context(comparison: Comparison, prices: Prices) -> dict[str, Any]:
         "notes_heading": HEADING,
         "notes": notes_on(comparison.runs),
         "findings": found,
-        "grave": [finding for finding in found if finding.level == "wrong"],
+        "serious": [finding for finding in found if finding.level == "wrong"],
         "tables": {name: made.get(name) for name in _TABLES},
         "scaling": scaling_charts(comparison, 0),
         "unlike": _unlike(comparison),
@@ -96,7 +97,7 @@ def _contents(context: dict[str, Any]) -> list[tuple[str, str]]:
         ("memory", "Memory", True),
         ("cost", "Cost", True),
         ("pictures", "Pictures", context["samples"]),
-        ("findings", "Objections", True),
+        ("findings", "Warnings", True),
         ("reproduce", "Environment and job", True),
         ("runs", "All runs", True),
     ]
@@ -115,57 +116,58 @@ def _facts(comparison: Comparison) -> str:
 
 # -- charts ---------------------------------------------------------------------------------------------------------
 def scaling_charts(comparison: Comparison, group: int) -> list[charts.Chart]:
-    """Throughput with ideal lines and efficiency of one group, over workers (log2); the engines in a row where there is
-    a single number of workers."""
-    cells = comparison.cells[comparison.cells["group"] == group] if len(comparison.cells) else comparison.cells
-    workers = sorted({int(count) for count in cells["workers"]}) if len(cells) else []
+    """Throughput with its ideal line and efficiency of one group, over workers (log2); the engines in a row where there
+    is a single number of workers."""
+    by_label = plots.series_of(comparison, "samples_per_s", group)
+    workers = sorted({int(cell["workers"]) for cells in by_label.values() for cell in cells})
+    if not workers:
+        return []
     slots = {label: slot for slot, label in enumerate(comparison.labels)}
-    rate_series: list[charts.Series] = []
-    share_series: list[charts.Series] = []
-    for label in comparison.labels:
-        own = [cell for cell in cells.to_dict("records") if cell["label"] == label and is_number(cell["samples_per_s"])]
-        own.sort(key=lambda cell: cell["workers"])
-        if not own:
-            continue
-        points = [_point(cell, "samples_per_s") for cell in own]
-        rate_series.append(charts.Series(label=label, slot=slots[label], points=points))
-        if len(own) > 1:
-            first = own[0]
-            ideal = [(cell["workers"], first["samples_per_s"] * cell["workers"] / first["workers"]) for cell in own]
-            rate_series.append(charts.Series(label=label, slot=slots[label], points=ideal, ideal=True))
-        shares = [_point(cell, "efficiency") for cell in own if is_number(cell["efficiency"])]
-        if len(shares) > 1:
-            share_series.append(charts.Series(label=label, slot=slots[label], points=shares))
-    if share_series:
-        ends = [(workers[0], 1.0), (workers[-1], 1.0)]
-        share_series.append(charts.Series(label="ideal", slot=5, points=ends, ideal=True))
+    rates = [
+        charts.Series(label=label, slot=slots[label], points=[_point(cell, "samples_per_s") for cell in cells])
+        for label, cells in by_label.items()
+    ]
     if len(workers) == 1:
         at = plural(workers[0], "worker")
-        note = "Bars: lowest to highest repeat, or quartiles of the steps where there is one run."
-        chart = bars.ranked("chart-scaling", f"Throughput at {at}", rate_series, unit="samples per second", note=note)
+        chart = bars.ranked(
+            "chart-scaling", f"Throughput at {at}", rates, unit="samples per second", note=f"Bars: {plots.BAR_WORDS}."
+        )
         return [] if chart is None else [chart]
+    ideals = plots.ideal_lines(comparison, group)
+    rates += [
+        charts.Series(label=line.label, slot=slots[line.label], points=line.points, ideal=True) for line in ideals
+    ]
     x = charts.Axis(label="workers", scale="log2", ticks=workers, form=lambda value: f"{value:.0f}")
     number = f"-{group + 1}" if group else ""
-    made = [
-        charts.line_chart(
-            f"chart-scaling{number}",
-            "Throughput over workers",
-            rate_series,
-            x,
-            charts.Axis(label="samples per second", scale="log2"),
-            note="Both axes log2. Dotted: ideal from the engine's first point. Bars: lowest to highest repeat, or "
-            "quartiles of the steps where there is one run.",
-        ),
-        charts.line_chart(
-            f"chart-efficiency{number}",
-            "Scaling efficiency",
-            share_series,
-            x,
-            charts.Axis(label="efficiency", from_zero=True, form=percent),
-            note="Throughput of N workers over N times that of one worker, same engine. 100 % is ideal.",
-        ),
+    chart = charts.line_chart(
+        f"chart-scaling{number}",
+        "Throughput over workers",
+        rates,
+        x,
+        charts.Axis(label="samples per second", scale="log2"),
+        note=f"Both axes log2. Dotted: {plots.ideal_words(ideals)}. Bars: {plots.BAR_WORDS}.",
+    )
+    return [made for made in (chart, _efficiency_chart(comparison, group, x, number)) if made is not None]
+
+
+def _efficiency_chart(comparison: Comparison, group: int, x: charts.Axis, number: str) -> charts.Chart | None:
+    name = plots.efficiency_name(comparison, group)
+    slots = {label: slot for slot, label in enumerate(comparison.labels)}
+    shares = [
+        charts.Series(label=label, slot=slots[label], points=[_point(cell, name) for cell in cells])
+        for label, cells in plots.series_of(comparison, name, group).items()
     ]
-    return [chart for chart in made if chart is not None]
+    if not any(point[0] > 1 for item in shares for point in item.points):
+        return None
+    shares.append(charts.Series(label="ideal", slot=5, points=[(count, 1.0) for count in x.ticks], ideal=True))
+    return charts.line_chart(
+        f"chart-efficiency{number}",
+        plots.EFFICIENCY_TITLES[name],
+        shares,
+        x,
+        charts.Axis(label="efficiency", from_zero=True, form=percent),
+        note=f"{plots.EFFICIENCY_WORDS[name]} Bars: 95 % interval over the repeats.",
+    )
 
 
 def _point(cell: dict[str, Any], name: str) -> tuple[float, ...]:

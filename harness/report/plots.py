@@ -7,14 +7,17 @@ matplotlib give the same bytes, which `harness check` relies on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.analysis.comparison import QUALITY_NAMES, Comparison
+from harness.analysis.cells import COMMON_BASELINE
+from harness.analysis.comparison import Comparison
+from harness.analysis.run_figures import QUALITY_NAMES
 from harness.common import colors
 from harness.common.formatting import is_number, number, plural
 
@@ -71,36 +74,35 @@ def figure_files(
 
 
 def _scaling(comparison: Comparison, figure: Figure) -> bool:
-    """Throughput over workers, both axes log2, each engine's ideal line from its one-worker point; the engines in a row
-    where there is a single number of workers."""
+    """Throughput over workers, both axes log2, with its ideal line; the engines in a row where there is a single number
+    of workers."""
     axes = figure.add_subplot()
-    drawn = False
-    if len(comparison.main) and comparison.main["workers"].nunique() == 1:
-        return _ranked(comparison, figure, axes)
-    for label, style, cells in _series(comparison, "samples_per_s"):
-        workers = [cell["workers"] for cell in cells]
-        rates = [cell["samples_per_s"] for cell in cells]
-        bars = _bars(cells, "samples_per_s")
-        _line(axes, workers, rates, bars, label, style)
-        if len(workers) > 1:
-            ideal = [rates[0] * count / workers[0] for count in workers]
-            axes.plot(workers, ideal, color=style.light, linewidth=0.9, linestyle=":", alpha=0.8)
-        drawn = True
-    if not drawn:
+    by_label = series_of(comparison, "samples_per_s")
+    if not by_label:
         return False
+    if comparison.main["workers"].nunique() == 1:
+        return _ranked(comparison, figure, axes)
+    styles = colors.styles(comparison.labels)
+    for label, cells in by_label.items():
+        workers, rates = ([cell[name] for cell in cells] for name in ("workers", "samples_per_s"))
+        _line(axes, workers, rates, _bars(cells, "samples_per_s"), label, styles[label])
+    ideals = ideal_lines(comparison)
+    for line in ideals:
+        xs, ys = zip(*line.points, strict=True)
+        axes.plot(xs, ys, color=styles[line.label].light, linewidth=0.9, linestyle=":", alpha=0.8)
     _log2_workers(axes, comparison)
     _log2_rates(axes)
     axes.set(xlabel="workers", ylabel="samples per second", title=_title(comparison, "Throughput"))
-    _note(figure, f"Points: median of the repeats. Bars: {_bar_words(comparison)}. Dotted: ideal from the first point.")
+    dotted = f" Dotted: {ideal_words(ideals)}." if ideals else ""
+    _note(figure, f"Total samples / total seconds. Bars: {BAR_WORDS}.{dotted}")
     axes.legend()
     return True
 
 
 def _ranked(comparison: Comparison, figure: Figure, axes: Axes) -> bool:
     """Throughput at the only number of workers: a row an engine, fastest on top, from zero."""
-    rows = [(label, style, cells[0]) for label, style, cells in _series(comparison, "samples_per_s")]
-    if not rows:
-        return False
+    styles = colors.styles(comparison.labels)
+    rows = [(label, styles[label], cells[0]) for label, cells in series_of(comparison, "samples_per_s").items()]
     rows.sort(key=lambda row: row[2]["samples_per_s"])
     for place, (_, style, cell) in enumerate(rows):
         rate = cell["samples_per_s"]
@@ -115,29 +117,27 @@ def _ranked(comparison: Comparison, figure: Figure, axes: Axes) -> bool:
     axes.set_xlim(left=0)
     at = plural(int(rows[0][2]["workers"]), "worker")
     axes.set(xlabel="samples per second", title=_title(comparison, f"Throughput at {at}"))
-    _note(figure, f"Points: median of the repeats. Bars: {_bar_words(comparison)}.")
+    _note(figure, f"Total samples / total seconds. Bars: {BAR_WORDS}.")
     return True
 
 
 def _efficiency(comparison: Comparison, figure: Figure) -> bool:
     """Scaling efficiency over workers with the 100 % line."""
-    axes = figure.add_subplot()
-    drawn, highest = False, 1.0
-    for label, style, cells in _series(comparison, "efficiency"):
-        if not any(cell["workers"] > 1 for cell in cells):
-            continue
-        shares = [100 * cell["efficiency"] for cell in cells]
-        bars = _bars(cells, "efficiency", 100)
-        _line(axes, [cell["workers"] for cell in cells], shares, bars, label, style)
-        highest = max(highest, *(cell["efficiency_high"] or 0 for cell in cells))
-        drawn = True
-    if not drawn:
+    name = efficiency_name(comparison)
+    by_label = series_of(comparison, name)
+    if not any(cell["workers"] > 1 for cells in by_label.values() for cell in cells):
         return False
+    axes = figure.add_subplot()
+    styles = colors.styles(comparison.labels)
+    for label, cells in by_label.items():
+        shares = [100 * cell[name] for cell in cells]
+        _line(axes, [cell["workers"] for cell in cells], shares, _bars(cells, name, 100), label, styles[label])
+    highest = max(1.0, *(cell[f"{name}_high"] for cells in by_label.values() for cell in cells))
     axes.axhline(100, color="#444444", linewidth=1, linestyle=":")
-    axes.set_ylim(0, 100 * highest * 1.08)
+    axes.set_ylim(0, 100 * min(highest, 2.0) * 1.08)  # two repeats far apart bound next to nothing
     _log2_workers(axes, comparison)
-    axes.set(xlabel="workers", ylabel="scaling efficiency, %", title=_title(comparison, "Scaling efficiency"))
-    _note(figure, "throughput(N) / (N × throughput(1)), same engine; bars: lowest to highest repeat.")  # noqa: RUF001
+    axes.set(xlabel="workers", ylabel="efficiency, %", title=_title(comparison, EFFICIENCY_TITLES[name]))
+    _note(figure, f"{EFFICIENCY_WORDS[name]} Bars: 95 % interval over the repeats.")
     axes.legend(loc="lower left")
     return True
 
@@ -238,15 +238,63 @@ def _largest_cells(comparison: Comparison) -> list[dict[str, Any]]:
     return list(best.values())
 
 
-def _series(comparison: Comparison, figure: str) -> Iterator[tuple[str, colors.Style, list[dict[str, Any]]]]:
-    """(label, style, cells with `figure` by workers) of the main group."""
-    styles = colors.styles(comparison.labels)
-    for label in comparison.labels:
-        cells = [
-            cell for cell in comparison.main.to_dict("records") if cell["label"] == label and is_number(cell[figure])
-        ]
-        if cells:
-            yield label, styles[label], sorted(cells, key=lambda cell: cell["workers"])
+def series_of(comparison: Comparison, figure: str, group: int = 0) -> dict[str, list[dict[str, Any]]]:
+    """Label -> a group's cells that have `figure`, by workers; labels without any are left out."""
+    cells = comparison.cells[comparison.cells["group"] == group] if len(comparison.cells) else comparison.cells
+    rows = [cell for cell in cells.to_dict("records") if is_number(cell[figure])]
+    found = {label: [cell for cell in rows if cell["label"] == label] for label in comparison.labels}
+    return {label: sorted(own, key=lambda cell: cell["workers"]) for label, own in found.items() if own}
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdealLine:
+    """Linear scaling from the first point of `label`: (workers, samples/s)."""
+
+    label: str
+    points: Sequence[tuple[int, float]]
+    common: bool
+
+
+def ideal_lines(comparison: Comparison, group: int = 0) -> list[IdealLine]:
+    """One line from plain torch on one worker where the group has it: every engine's efficiency is its distance from
+    that line. Else one from each engine's own first point."""
+    by_label = series_of(comparison, "samples_per_s", group)
+    counts = sorted({int(cell["workers"]) for cells in by_label.values() for cell in cells})
+    plain = {
+        label: cells
+        for label, cells in by_label.items()
+        if cells[0]["backend"] == COMMON_BASELINE and cells[0]["workers"] == 1
+    }
+    found = []
+    for label, cells in list(plain.items())[:1] or by_label.items():
+        first = cells[0]
+        own = counts if plain else [int(cell["workers"]) for cell in cells]
+        if len(own) > 1:
+            points = [(count, first["samples_per_s"] * count / first["workers"]) for count in own]
+            found.append(IdealLine(label=label, points=points, common=bool(plain)))
+    return found
+
+
+def ideal_words(lines: Sequence[IdealLine]) -> str:
+    """What the dotted lines are."""
+    if any(line.common for line in lines):
+        return "linear scaling of plain torch on one worker"
+    return "linear scaling from each engine's own first point"
+
+
+def efficiency_name(comparison: Comparison, group: int = 0) -> str:
+    """The efficiency that a figure draws: against plain torch on one worker where the group has that, else each
+    engine's against itself."""
+    return "efficiency" if series_of(comparison, "efficiency", group) else "own_efficiency"
+
+
+EFFICIENCY_TITLES = {"efficiency": "Scaling efficiency", "own_efficiency": "Efficiency, own baselines"}
+EFFICIENCY_WORDS = {
+    "efficiency": "Throughput of N workers over N times that of plain torch on one worker.",
+    "own_efficiency": "Throughput of N workers over N times that of one worker, each engine its own: not comparable "
+    "between engines.",
+}
+BAR_WORDS = "95 % interval over the repeats, none for a single run"
 
 
 def _line(axes: Axes, xs: list[int], ys: list[float], bars: np.ndarray, label: str, style: colors.Style) -> None:
@@ -262,11 +310,6 @@ def _bars(cells: list[dict[str, Any]], name: str, factor: float = 1.0) -> np.nda
     low = [max(0.0, cell[name] - cell[f"{name}_low"]) if is_number(cell[f"{name}_low"]) else 0 for cell in cells]
     high = [max(0.0, cell[f"{name}_high"] - cell[name]) if is_number(cell[f"{name}_high"]) else 0 for cell in cells]
     return factor * np.array([low, high])
-
-
-def _bar_words(comparison: Comparison) -> str:
-    repeated = (comparison.main["ok"] > 1).any() if len(comparison.main) else False
-    return "lowest to highest repeat" if repeated else "quartiles of the steps"
 
 
 def _log2_workers(axes: Axes, comparison: Comparison) -> None:

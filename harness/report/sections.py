@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.analysis.comparison import QUALITY_NAMES, Comparison, table_rows
+from harness.analysis.comparison import Comparison
 from harness.analysis.cost import Cost, Prices, cost_of
+from harness.analysis.intervals import ALIKE
+from harness.analysis.run_figures import QUALITY_NAMES
 from harness.common.formatting import (
     DASH,
     change,
@@ -26,6 +28,7 @@ from harness.records import step_metrics
 from harness.records.run_record import RecordedRun
 from harness.records.undefined_figures import undefined
 from harness.report import published_figures
+from harness.report.comparison_table import comparison_table
 from harness.report.plots import largest_runs
 
 
@@ -48,24 +51,6 @@ def all_tables(comparison: Comparison, prices: Prices) -> list[Table]:
     return [without_empty_columns(table) for table in made if table is not None]
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """The main table: one row a cell."""
-    rows = table_rows(comparison)
-    columns = list(rows[0]["texts"]) if rows else ["engine"]
-    return Table(
-        id="comparison",
-        title="Engines side by side",
-        columns=columns,
-        rows=[[row["texts"][name] for name in columns] for row in rows],
-        note="samples/s: median of the repeats, lowest to highest repeat in brackets (quartiles of the steps for one "
-        "run). Memory: peak of the worker that needs most, median of the repeats. Loss and quality: mean over the "
-        "repeats.",
-        strong=[
-            index for index, row in enumerate(rows) if row["failed"] or "unusable" in row["texts"]["answers right"]
-        ],
-    )
-
-
 def difference_table(comparison: Comparison) -> Table | None:
     """Every paired difference of speed with its interval."""
     rows = [
@@ -75,7 +60,7 @@ def difference_table(comparison: Comparison) -> Table | None:
             change(pair.difference.value),
             pair.difference.bounds(),
             str(pair.difference.pairs),
-            "yes" if pair.difference.real else "no",
+            pair.difference.word,
         ]
         for pair in comparison.speed
         if pair.group == 0
@@ -84,14 +69,14 @@ def difference_table(comparison: Comparison) -> Table | None:
         return None
     return Table(
         id="differences",
-        title="Which differences in speed are real",
-        columns=["throughput of", "workers", "difference", "95 % interval", "pairs", "real"],
+        title="Differences in speed",
+        columns=["throughput of", "workers", "difference", "95 % interval", "pairs", "shown"],
         rows=rows,
         note="Paired by repeat; the engines ran interleaved, so a drift of the machine cancels. Three or more engines "
         "with repeats: one additive model of engine and repeat, intervals by Tukey and Kramer; each two by their own "
-        "pairs where the engines scatter unequally. Two: Student's t over the pairs. With one pair the interval comes "
-        "from the steps of the two runs and leaves out the variation between runs. The intervals of one number of "
-        "workers hold all together.",
+        "pairs where the engines scatter unequally. Two: Student's t over the pairs; one pair has no interval. The "
+        "intervals of one number of workers hold all together. real: zero is outside; alike: zero is inside and all of "
+        f"it within {ALIKE:.0%}; undecided: everything else.",
     )
 
 
@@ -107,7 +92,7 @@ def variant_table(comparison: Comparison) -> Table | None:
             DASH if found.memory is None else change(found.memory),
             DASH if found.loss is None else f"{found.loss:+.3f}",
             str(found.speed.pairs),
-            "yes" if found.speed.real else "no",
+            found.speed.word,
         ]
         for found in comparison.variants
     ]
@@ -116,7 +101,7 @@ def variant_table(comparison: Comparison) -> Table | None:
     return Table(
         id="variants",
         title="What a setting changes",
-        columns=["setting", "workers", "samples/s", "95 % interval", "peak memory", "final loss", "pairs", "real"],
+        columns=["setting", "workers", "samples/s", "95 % interval", "peak memory", "final loss", "pairs", "shown"],
         rows=rows,
         note="Each setting of an engine against the plainer one that it differs least from (the engine's plainest "
         "where none is named), paired by repeat, intervals as above. Settings that must not share a curve stand here "
@@ -440,8 +425,7 @@ def runs_table(comparison: Comparison) -> Table:
                 DASH if row["group"] < 0 else str(row["group"] + 1),
                 str(row["seed"]),
                 number(row["samples_per_s"]),
-                milliseconds(row["step_s"]),
-                milliseconds(row["step_s_p99"]),
+                milliseconds(row["typical_step_s"]),
                 number(row["final_loss"]),
                 fixed(row["image_auroc"], 3),
                 fixed(row["pixel_auroc"], 3),
@@ -451,7 +435,7 @@ def runs_table(comparison: Comparison) -> Table:
             ]
         )
     columns = (
-        "run status group seed samples/s step_ms p99_ms loss image_AUROC pixel_AUROC answers_right wall_time reason"
+        "run status group seed samples/s typical_step_ms loss image_AUROC pixel_AUROC answers_right wall_time reason"
     )
     return Table(
         id="runs",

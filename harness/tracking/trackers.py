@@ -147,18 +147,19 @@ class SinkGroup:
 
 
 def row_values(row: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a row of steps.jsonl, flat: loss, losses/ce, grad_norm, lr, step_s, samples_per_s, ..."""
+    """The figures of a row of steps.jsonl, flat: loss, losses/ce, grad_norm, lr, step_s, step_samples_per_s (of this
+    step alone), ..."""
     values = {key: row.get(key) for key in ("loss", "grad_norm", "loss_scale", "lr", "step_s", "data_s", "epoch")}
     values |= {f"losses/{name}": value for name, value in (row.get("losses") or {}).items()}
     if row.get("step_s"):
-        values["samples_per_s"] = row["samples"] / row["step_s"]
+        values["step_samples_per_s"] = row["samples"] / row["step_s"]
     return {key: float(value) for key, value in values.items() if value is not None and is_number(value)}
 
 
 def summary_values(result: Mapping[str, Any]) -> dict[str, float]:
-    """Median throughput, final loss and the evaluation's figures of a result.json."""
+    """Total throughput, final loss and the evaluation's figures of a result.json."""
     values: dict[str, Any] = {
-        "samples_per_s": ((result.get("throughput") or {}).get("samples_per_s") or {}).get("median"),
+        "samples_per_s": ((result.get("throughput") or {}).get("total") or {}).get("samples_per_s"),
         "loss": (result.get("final") or {}).get("loss"),
         **(result.get("evaluation") or {}),
     }
@@ -170,7 +171,9 @@ def send(run: RecordedRun, sink: Sink) -> None:
     sink.start(f"{run.study}/{run.name}", {key: value for key, value in run.job.items() if key != "schema"})
     group = SinkGroup([sink])
     group.log_rows(run.steps)
-    group.finish(run.result)
+    whole = run.totals
+    throughput = {**(run.result.get("throughput") or {}), "total": None if whole is None else whole.record()}
+    group.finish({**run.result, "throughput": throughput})
 
 
 def _need(module: str, extra: str) -> None:

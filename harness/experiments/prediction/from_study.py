@@ -175,10 +175,10 @@ def _point(kind: str, law: Law, laws: Sequence[Law], workers: int, base: float) 
 
 
 def _measure_efficiency(curve: Sequence[dict[str, Any]], comparison: Comparison, label: str, kind: str) -> None:
-    """Puts the efficiency that the report shows (each repeat's own) beside each point, None where it was not
-    measured."""
+    """Puts the efficiency against the engine's own one worker, which the law predicts, beside each point; None where
+    it was not measured in two repeats."""
     cells = _cells(comparison, kind)
     own = cells[cells["label"] == label]
-    seen = {int(cell.workers): cell.efficiency for cell in own.itertuples() if is_number(cell.efficiency)}
+    seen = {int(cell.workers): cell.own_efficiency for cell in own.itertuples() if is_number(cell.own_efficiency)}
     for point in curve:
         point["measured_efficiency"] = seen.get(point["workers"])

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -15,6 +16,8 @@ from harness.analysis.verdict import verdict
 from harness.job.declaration import Job
 from harness.records.record_files import RecordError, write_json
 from harness.records.run_record import RecordedRun, label_of, load_runs
+from harness.report.comparison_table import table_rows, terminal_table
+from harness.report.plots import ideal_lines
 from tests.harness.made_runs import write_run, write_study
 
 
@@ -40,10 +43,69 @@ def test_one_cell_per_engine_and_workers(study: Path) -> None:
 
 def test_efficiency_is_against_the_same_repeat(study: Path) -> None:
     cells = summarize_study(study).main.set_index(["label", "workers"])
-    assert cells.loc[("Horovod", 1), "efficiency"] == 1.0
+    assert np.isnan(cells.loc[("Horovod", 1), "own_efficiency"]), "a baseline is no share of itself"
     # 1 worker: s; 2 workers: 1.12 s / 2, the same samples: efficiency 1 / 1.12. The 2 % drift between repeats cancels.
-    for end in ("efficiency_low", "efficiency", "efficiency_high"):
+    for end in ("own_efficiency_low", "own_efficiency", "own_efficiency_high"):
         assert cells.loc[("Horovod", 2), end] == pytest.approx(1 / 1.12, rel=0.02)
+    assert cells["efficiency"].isna().all(), "plain torch did not run"
+    assert {"no-common-baseline"} <= {finding.code for finding in findings(summarize_study(study))}
+
+
+def test_engines_scale_against_one_baseline_where_plain_torch_ran(tmp_path: Path) -> None:
+    """An engine whose one worker is slow looks best against itself: of the common baseline it is not."""
+    folder = tmp_path / "s"
+    for repeat in range(3):
+        for backend, slots, step_s in (
+            ("single", 1, 1.0), ("ddp", 1, 1.0), ("ddp", 2, 0.55), ("horovod", 1, 1.25), ("horovod", 2, 0.625),
+        ):  # fmt: skip
+            job = Job(backend=backend, slots=slots, preset="tiny", steps=40, repeat=repeat)
+            write_run(folder, job, step_s=step_s, noise=0.002, images=6)
+    comparison = summarize_study(folder)
+    cells = comparison.main.set_index(["label", "workers"])
+    assert cells.loc[("PyTorch DDP", 2), "efficiency"] == pytest.approx(1 / 1.1, rel=0.01)
+    assert cells.loc[("Horovod", 2), "efficiency"] == pytest.approx(0.8, rel=0.01)
+    assert cells.loc[("Horovod", 1), "efficiency"] == pytest.approx(0.8, rel=0.01)
+    assert cells.loc[("Horovod", 2), "own_efficiency"] == pytest.approx(1.0, rel=0.01)
+    (said,) = [sentence for sentence in verdict(comparison) if "caling efficiency" in sentence]
+    assert "against plain torch on one" in said
+    assert "own one worker" not in said
+    rows = {(row["texts"]["engine"], row["texts"]["workers"]): row["texts"] for row in table_rows(comparison)}
+    assert re.fullmatch(r"80 % \((79|80) to (80|81)\)", rows["Horovod", "2"]["efficiency"])
+    assert not {"no-common-baseline"} & {finding.code for finding in findings(comparison)}
+    (line,) = ideal_lines(comparison)
+    assert line.common
+    assert line.points[1][1] == pytest.approx(2 * cells.loc[("Single process", 1), "samples_per_s"])
+
+
+def test_an_efficiency_needs_two_repeats_and_never_another_repeats_baseline(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    for slots, repeat in ((1, 0), (2, 0), (2, 1), (2, 2)):  # one worker ran in the first repeat alone
+        write_run(folder, Job(backend="ddp", slots=slots, preset="tiny", repeat=repeat), step_s=1 / slots, images=6)
+    comparison = summarize_study(folder)
+    (cell,) = comparison.main[comparison.main["workers"] == 2].to_dict("records")
+    assert cell["own_efficiency_pairs"] == 1
+    assert cell["own_efficiency"] is None or np.isnan(cell["own_efficiency"])
+    assert [row["texts"]["own baseline"] for row in table_rows(comparison)][1] == "needs 2 repeats"
+    assert not [sentence for sentence in verdict(comparison) if "efficiency" in sentence]
+
+
+def test_throughput_is_total_samples_over_total_seconds(tmp_path: Path) -> None:
+    """A third of the steps takes four times as long: the median step knows nothing of it."""
+    run = write_run(tmp_path / "s", Job(backend="ddp", slots=2, preset="tiny", steps=60, timing_warmup=0), images=6)
+    lines = [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
+    now = 0.0
+    for number, row in enumerate(lines):
+        row["step_s"] = 2.0 if number % 3 == 0 else 0.5
+        now += row["step_s"] + 0.25  # logging lies between the steps
+        row["t"] = now
+    (run / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    (row,) = summarize_study(tmp_path / "s").frame.to_dict("records")
+    assert row["samples_per_s"] == pytest.approx(60 * 8 / (now - 0.25), rel=1e-3)
+    assert row["typical_step_s"] == 0.5
+    assert row["between_share"] == pytest.approx(0.2, abs=0.01)
+    assert row["step_s_p95"] == 2.0
+    assert row["step_s_p99"] is None, "60 steps do not bound a p99"
+    assert "between-steps" in {finding.code for finding in findings(summarize_study(tmp_path / "s"))}
 
 
 def test_failed_runs_are_counted_in_their_cell_and_never_averaged(study: Path) -> None:
@@ -73,9 +135,9 @@ def test_speed_difference_is_paired_and_the_verdict_says_it_first(study: Path) -
 
 def test_four_engines_with_two_repeats_two_of_them_alike_and_one_far_behind(tmp_path: Path) -> None:
     speeds = {"ddp": 0.5, "horovod": 0.5, "deepspeed": 2.0, "fsdp2": 0.5}
-    folder = write_study(tmp_path / "four", speeds=speeds, repeats=2, workers=(2,), steps=60)
+    folder = write_study(tmp_path / "four", speeds=speeds, repeats=2, workers=(2,), steps=200)
     tie, behind = verdict(summarize_study(folder))[:2]
-    assert tie.startswith("Alike in speed at 2 workers between ")
+    assert tie.startswith("Alike in speed at 2 workers: ")
     assert "DeepSpeed" not in tie
     assert "2 interleaved repeats of 4 engines" in tie
     assert "times as many samples/s as DeepSpeed ZeRO-1 at 2 workers (95 % CI " in behind
@@ -96,10 +158,11 @@ def test_equal_engines_are_not_told_apart(tmp_path: Path) -> None:
     assert any("Alike in speed" in sentence for sentence in verdict(comparison))
 
 
-def test_single_run_each_is_compared_by_steps_and_says_so(tmp_path: Path) -> None:
+def test_single_run_each_decides_nothing_and_says_so(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "once", repeats=1, workers=(2,), steps=80)
     sentences = verdict(summarize_study(folder))
-    assert "steps of one run each: repeat it to be sure" in sentences[0]
+    assert sentences[0].startswith("Undecided at 2 workers: ")
+    assert "no interval, one pair: an interval needs 2 repeats" in sentences[0]
 
 
 def test_profiled_run_has_no_times(tmp_path: Path) -> None:
@@ -129,7 +192,7 @@ def test_table_fits_eighty_columns_and_marks_failure(study: Path) -> None:
     from rich.console import Console
 
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(summarize_study(study).table())
+    console.print(terminal_table(summarize_study(study)))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
     assert "1 failed" in text
@@ -205,7 +268,7 @@ def test_speeds_of_two_studies_are_not_paired_and_efficiencies_not_mixed(tmp_pat
     friday = write_study(tmp_path / "friday", speeds={"horovod": 0.25}, workers=(2,), repeats=3, steps=40)
     apart = summarize_runs(load_runs([monday, friday]), title="both")
     assert list(apart.speed) == []
-    assert verdict(apart)[0].endswith("samples/s at 2 workers; it took turns with no other engine to compare it with.")
+    assert verdict(apart)[0].endswith("samples/s at 2 workers; no other engine ran in the same repeat.")
     pair = write_study(tmp_path / "pair", speeds={"horovod": 0.3, "fsdp2": 0.4}, workers=(2,), repeats=3, steps=40)
     both = write_study(tmp_path / "both", speeds={"ddp": 0.5, "horovod": 0.25}, workers=(2,), repeats=3, steps=40)
     found = summarize_runs(load_runs([pair, both]), title="through a third").speed
@@ -219,9 +282,9 @@ def test_speeds_of_two_studies_are_not_paired_and_efficiencies_not_mixed(tmp_pat
     for found in both.speed:
         assert found.difference.pairs == 6
         assert found.difference.value == pytest.approx(1.0, abs=0.02)
-    alone = {(row.label, row.workers): row.efficiency for row in summarize_study(slow).main.itertuples()}
-    for row in both.main.itertuples():
-        assert row.efficiency == pytest.approx(alone[row.label, row.workers], rel=0.02)
+    alone = {(row.label, row.workers): row.own_efficiency for row in summarize_study(slow).main.itertuples()}
+    for row in both.main[both.main["workers"] > 1].itertuples():
+        assert row.own_efficiency == pytest.approx(alone[row.label, row.workers], rel=0.02)
 
 
 def test_weak_and_strong_scaling_of_two_engines_have_a_verdict(tmp_path: Path) -> None:
@@ -241,7 +304,7 @@ def test_the_fastest_may_have_taken_turns_with_nobody(tmp_path: Path) -> None:
     pair = write_study(tmp_path / "pair", speeds={"deepspeed": 0.5, "horovod": 0.4}, repeats=2, steps=40)
     told = verdict(summarize_runs(load_runs([alone, pair]), title="both"))
     assert told[0].startswith(
-        "PyTorch DDP trained the most samples/s at 2 workers, but took turns with no other engine"
+        "PyTorch DDP trained the most samples/s at 2 workers, but no other engine ran in its repeats"
     )
     assert any(sentence.startswith("Horovod is 24.8 % faster than DeepSpeed ZeRO-1 at 2") for sentence in told)
 

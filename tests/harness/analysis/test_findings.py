@@ -141,8 +141,9 @@ def test_untrained_weights_are_flagged(tmp_path: Path) -> None:
 
 def test_super_linear_efficiency_gets_its_warning(tmp_path: Path) -> None:
     folder = tmp_path / "s"
-    write_run(folder, job(slots=1), step_s=1.0)
-    write_run(folder, job(slots=2), step_s=0.4)
+    for repeat in range(2):
+        write_run(folder, job(slots=1, repeat=repeat), step_s=1.0)
+        write_run(folder, job(slots=2, repeat=repeat), step_s=0.4)
     comparison, (finding,) = found_in(folder, "super-linear")
     assert "above 100 %" in finding.text
     assert named_on_the_page(comparison, finding)

@@ -26,13 +26,33 @@ def test_no_difference_is_not_called_real_more_often_than_it_should_be() -> None
     assert called / 400 < 0.09  # 5 % by construction
 
 
-def test_step_bootstrap_covers_a_real_slowdown_and_no_slowdown() -> None:
+def test_step_bootstrap_finds_a_slowdown_of_these_two_runs_but_is_never_real() -> None:
     rng = np.random.default_rng(3)
     base = rng.lognormal(0, 0.02, 200)
     slowed = intervals.step_difference("a", "b", base, 1.03 * rng.lognormal(0, 0.02, 200))
-    assert slowed.real
+    assert slowed.high < 0
     assert slowed.value == pytest.approx(-0.03, abs=0.01)
-    assert not intervals.step_difference("a", "b", base, rng.lognormal(0, 0.02, 200)).real
+    assert not slowed.real
+    same = intervals.step_difference("a", "b", base, rng.lognormal(0, 0.02, 200))
+    assert same.low < 0 < same.high
+    assert not same.alike
+
+
+def test_one_pair_is_never_real_nor_alike() -> None:
+    one = intervals.Speeds({"a": {0: 100.0}, "b": {0: 130.0}}, 1).difference("a", "b")
+    assert (one.low, one.high, one.word) == (None, None, "undecided")
+    planted = intervals.Difference(a="a", b="b", value=0.3, low=0.29, high=0.31, pairs=1)
+    assert planted.undecided
+
+
+def test_mean_ratios_of_the_same_repeats_are_the_paired_difference() -> None:
+    first, second = [100.0, 90.0, 97.0], [104.0, 96.0, 99.0]
+    means = [intervals.mean_ratio(rates)[0] for rates in (first, second)]
+    paired = intervals.relative_difference("a", "b", list(zip(first, second, strict=True)))
+    assert means[1] / means[0] - 1 == pytest.approx(paired.value, rel=1e-12)
+    mean, low, high = intervals.mean_ratio(first)
+    assert low < 90.0 < mean < 100.0 < high
+    assert intervals.mean_ratio([100.0])[1:] == (None, None)
 
 
 def test_two_pairs_are_wide_and_one_pair_has_no_interval() -> None:
@@ -167,14 +187,16 @@ def test_engines_of_equal_scatter_keep_the_one_model() -> None:
         assert kept >= 194, engines  # 99 % by construction
 
 
-def test_an_interval_is_as_vague_from_either_side() -> None:
-    """-23.5 to +3.5 % is 0.0 to +35 % the other way round."""
+def test_an_interval_is_as_undecided_from_either_side() -> None:
+    """-23.5 to +3.5 % is -3.4 to +31 % the other way round."""
     one = intervals.Difference(a="a", b="b", value=-0.11, low=-0.235, high=0.035, pairs=3)
     other = intervals.Difference(a="b", b="a", value=1 / 0.89 - 1, low=1 / 1.035 - 1, high=1 / 0.765 - 1, pairs=3)
-    assert one.vague
-    assert other.vague
-    assert not intervals.Difference(a="a", b="b", value=0.0, low=-0.1, high=0.1, pairs=3).vague
-    assert intervals.Difference(a="a", b="b", value=0.0, low=None, high=None, pairs=1).vague
+    assert one.undecided
+    assert other.undecided
+    assert intervals.Difference(a="a", b="b", value=0.0, low=-0.1, high=0.1, pairs=3).undecided, "wider than 5 %"
+    assert intervals.Difference(a="a", b="b", value=0.0, low=None, high=None, pairs=1).undecided
+    share = intervals.Difference(a="a", b="b", value=0.0, low=-0.01, high=0.01, pairs=3, relative=False)
+    assert share.alike
 
 
 def test_alike_is_the_same_from_either_side() -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.analysis.comparison import Comparison, group_names, summarize_study
+from harness.analysis.comparison import Comparison, summarize_study
 from harness.analysis.setting_effects import sentences
 from harness.analysis.verdict import verdict
 from harness.job.declaration import Job
+from harness.report.comparison_table import group_names
 from harness.report.formats import to_json
 from harness.report.sections import variant_table
 from tests.harness.made_runs import write_run
@@ -55,8 +56,8 @@ def test_an_engine_is_compared_with_itself_across_curves(tmp_path: Path) -> None
     table = variant_table(found)
     assert table is not None
     assert [(row[0], row[-1]) for row in table.rows] == [
-        ("PyTorch DDP: compile=true", "yes"),
-        ("Horovod: compile=true", "no"),
+        ("PyTorch DDP: compile=true", "real"),
+        ("Horovod: compile=true", "alike"),
     ]
 
 
@@ -123,7 +124,7 @@ def test_what_scatters_too_much_is_said_to_be_unknown(tmp_path: Path) -> None:
         write_run(tmp_path / "s", ddp.with_(repeat=repeat, run=f"p{repeat}"), step_s=plain, images=6)
         write_run(tmp_path / "s", ddp.with_(repeat=repeat, run=f"c{repeat}", compile=True), step_s=compiled, images=6)
     (said,) = sentences(summarize_study(tmp_path / "s").variants)
-    assert said.startswith("compile=true at 2 workers: not decided what it changes (PyTorch DDP +")
+    assert said.startswith("compile=true at 2 workers: undecided what it changes (PyTorch DDP +")
     assert said.endswith("; 2 interleaved repeats).")
 
 
@@ -131,4 +132,4 @@ def test_one_run_of_each_says_what_it_stands_on(tmp_path: Path) -> None:
     ddp = PLAIN.with_(backend="ddp")
     found = study(tmp_path / "s", {"a": (ddp, 0.5), "b": (ddp.with_(compile=True), 0.4)}, repeats=1)
     (said,) = sentences(found.variants)
-    assert said.endswith("steps of one run each: repeat it to be sure.")
+    assert said.endswith("(PyTorch DDP +25.0 %, no interval; one pair: an interval needs 2 repeats).")

@@ -53,7 +53,7 @@ def test_values_are_flat_finite_and_never_clash_as_folders() -> None:
         "lr": 1,
     }
     values = row_values(row)
-    assert values == {"losses/ce": 1.0, "step_s": 0.5, "samples_per_s": 16.0, "lr": 1.0}
+    assert values == {"losses/ce": 1.0, "step_s": 0.5, "step_samples_per_s": 16.0, "lr": 1.0}
     # A file store keeps "a/b" as file b in folder a: no key may be another's folder.
     keys = row_values({**row, "loss": 1.0})
     assert not any(key.startswith(f"{other}/") for key in keys for other in keys)
