@@ -112,7 +112,6 @@ AGAINST = {
 }
 LARGE = {  # lines above 400, to be cut
     "harness/worker/training_run.py",
-    "harness/analysis/comparison.py",
     "harness/report/sections.py",
     "harness/experiments/max_model/run.py",
     "harness/inference/quality.py",
