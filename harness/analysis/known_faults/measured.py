@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.analysis.comparison import untimed
 from harness.analysis.known_faults.fault import Fault
+from harness.analysis.run_figures import untimed
 from harness.common.formatting import is_number, joined, percent, plural
 from harness.records import step_metrics
 from harness.records.method import method_of
