@@ -34,7 +34,7 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
         (
             r"ModuleNotFoundError: No module named '([^']+)'",
-            "Python module '{0}' is not installed on a node: run 'harness doctor'",
+            "Python module '{0}' is not installed on a node: run 'harness cluster doctor'",
         ),
     )
 )

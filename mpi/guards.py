@@ -97,8 +97,10 @@ class Guard:
         if code in (126, 127):
             return f"{where}: {last or 'Python not found'}: the same Python path must exist on every node"
         if code == 255:
-            return f"{where}: {last or 'ssh failed'}: 'harness doctor --hostfile FILE' tells what is missing there"
-        return f"{where}: guard ended with code {code} ({last or 'no message'}): run 'harness doctor'"
+            return (
+                f"{where}: {last or 'ssh failed'}: 'harness cluster doctor --hostfile FILE' tells what is missing there"
+            )
+        return f"{where}: guard ended with code {code} ({last or 'no message'}): run 'harness cluster doctor'"
 
     def close(self) -> None:
         """The job is over: lets the guard clean its node."""

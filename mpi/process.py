@@ -259,7 +259,7 @@ def _wait_ready(guards: list[Guard]) -> str:
             return _other_python(guards)
         time.sleep(0.02)
     silent = [guard.node or "this node" for guard in guards if not guard.ready]
-    return f"node {', '.join(silent)}: no answer over ssh within {READY_S:g} s: run 'harness doctor'"
+    return f"node {', '.join(silent)}: no answer over ssh within {READY_S:g} s: run 'harness cluster doctor'"
 
 
 def _other_python(guards: list[Guard]) -> str:

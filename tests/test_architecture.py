@@ -104,16 +104,10 @@ ORDER = (
 )
 PLACE = {name: place for place, names in enumerate(ORDER) for name in names}
 # file -> module that it imports against the order, and why that is not mended yet
-AGAINST = {
-    "inference/web_page.py": {"harness.commands.detect": "reads a folder as `harness detect` does"},
-    "cluster/virtual_nodes.py": {
-        "harness.experiments.virtual_scaling.run": "`harness nodes scaling` is a sub-command of `harness nodes`",
-    },
-}
+AGAINST: dict[str, dict[str, str]] = {}
 LARGE = {  # lines above 400, to be cut
     "harness/worker/training_run.py",
     "harness/report/sections.py",
-    "harness/experiments/max_model/run.py",
     "harness/inference/quality.py",
 }
 
@@ -176,6 +170,20 @@ def imported_modules(path: Path) -> set[str]:
                 ).exists()
                 found.add(full if there else node.module)
     return found
+
+
+# May import click beside harness/commands: the command line's entry, and the job's options, which the worker takes too.
+CLICK = {"harness/cli.py", "harness/job/options.py", "harness/job/foreign_options.py", "harness/worker/main.py"}
+
+
+def test_click_is_for_commands_alone() -> None:
+    """What is asked at the terminal stands apart from the work, which any program may call."""
+    users = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "harness").rglob("*.py")
+        if any(module.split(".")[0] == "click" for module, _ in imports_of(path))
+    }
+    assert {name for name in users if not name.startswith("harness/commands/")} == CLICK
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -16,7 +16,7 @@ from typing import Any
 
 from backends.base import BackendError
 
-REMEDY = "give each its own processes (`harness parity` and `harness compare` do)"
+REMEDY = "give each its own processes (`harness experiment parity` and `harness compare` do)"
 _LASTING = {
     "HOROVOD_FUSION_THRESHOLD",
     "HOROVOD_CYCLE_TIME",

@@ -1,4 +1,4 @@
-"""`harness check STUDY`: anybody can re-check a study from its records, without running anything again.
+"""Anybody can re-check a study from its records, without running anything again.
 
 For each run: every file against its JSON Schema; the summary in result.json recomputed from steps.jsonl; the image
 AUROC recomputed from the samples' scores and the answer accuracy from their answers; the contract derived again; the
@@ -9,19 +9,16 @@ sample ids unique. For the study: comparison.csv written again and compared; and
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from harness.analysis.comparison import Comparison, summarize_study
 from harness.analysis.known_faults import marks
 from harness.analysis.known_faults.measured import measured_faults
 from harness.analysis.known_faults.written import written_faults
-from harness.common.formatting import is_number, joined, plural
+from harness.common.formatting import is_number, joined
 from harness.records import step_metrics
 from harness.records.record_files import RESULT, STEPS, TORN, RecordError, is_run, read_json, runs_of
 from harness.records.run_record import RecordedRun, load_runs
@@ -89,7 +86,7 @@ def _known_faults(path: Path, sound: Sequence[RecordedRun]) -> Iterator[Problem]
             yield Problem(where=fault.where, text=fault.line)
     gone = [] if one else sorted(marked - {fault.rule for fault in faults})
     if gone:
-        text = f"the records do not show {joined(gone)}: write the mark again with `harness check --mark`"
+        text = f"the records do not show {joined(gone)}: write the mark again with `harness results check --mark`"
         yield Problem(where=f"{study.name}/{marks.NAME}", text=text)
 
 
@@ -176,7 +173,7 @@ def _check_study(study: Path) -> list[Problem]:
         except RecordError as error:
             texts = [str(error)]
         problems += [Problem(where=f"{study.name}/study.json", text=text) for text in texts]
-    comparison = _comparison_of(study)
+    comparison = comparison_of(study)
     if path.exists() and comparison is not None:
         differing = _csv_differences(path.read_text(), comparison.cells)
         if differing:
@@ -185,7 +182,7 @@ def _check_study(study: Path) -> list[Problem]:
     return problems
 
 
-def _comparison_of(study: Path) -> Comparison | None:
+def comparison_of(study: Path) -> Comparison | None:
     """None where none of the study's runs can be read: what is wrong with each has been said."""
     try:
         return summarize_study(study)
@@ -243,31 +240,10 @@ def notes_on(paths: Sequence[Path]) -> list[str]:
     for path in paths:
         if not is_run(path) and (mark := marks.mark_of(path)) is not None:
             notes.append(f"{path.name}: {mark.sentence}")
-    for each in filter(None, (_comparison_of(path) for path in paths if not is_run(path))):
+    for each in filter(None, (comparison_of(path) for path in paths if not is_run(path))):
         for group, reasons in enumerate(each.comparability.reasons):
             if group:
                 notes.append(f"group {group + 1} of {each.title} is not comparable: {'; '.join(reasons)}")
     for run in load_runs([path for path in paths if is_run(path) or runs_of(path)]):
         notes += [f"{run.study}/{run.name}/{name}: {TORN}" for name in run.torn]
     return notes
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_OR_STUDY...")
-@click.option("--mark", is_flag=True, help=f"Write {marks.NAME} into studies that only another measurement mends.")
-def check(paths: tuple[Path, ...], mark: bool) -> None:
-    """Re-check records, rules and figures of runs, studies or all of results/. Exit code 1 where something fails."""
-    found = records_in(paths)
-    if mark:
-        for study in [path for path in found if not is_run(path)]:
-            marks.write_mark(study, sorted(other for other in study.parent.iterdir() if other.is_dir()))
-    problems = check_runs(found)
-    for problem in problems:
-        click.echo(f"{problem.where}: {problem.text}")
-    for note in notes_on(found):
-        click.echo(f"note: {note}")
-    runs = plural(len(load_runs([path for path in found if is_run(path) or runs_of(path)])), "run")
-    if problems:
-        click.echo(f"{plural(len(problems), 'problem')} in {runs}")
-        sys.exit(1)
-    click.echo(f"{runs} checked: every record and every figure holds")

@@ -1,11 +1,9 @@
-"""`harness diff RUN RUN`: in words, what differs between two runs: what was asked, the place, the figures."""
+"""In words, what differs between two runs: what was asked, the place, the figures."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
 from harness.analysis import intervals
@@ -13,8 +11,7 @@ from harness.analysis.run_figures import QUALITY_NAMES, final_loss
 from harness.common import formatting
 from harness.common.formatting import fixed, is_number, milliseconds, number
 from harness.records import comparability
-from harness.records.record_files import RecordError
-from harness.records.run_record import RecordedRun, load_runs, whole_run
+from harness.records.run_record import RecordedRun
 
 _QUIET = ("run", "study", "schema", "repeat")
 
@@ -128,20 +125,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
             k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()
         }
     return {prefix: value} if prefix != "schema" else {}
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("first", type=click.Path(path_type=Path), metavar="RUN")
-@click.argument("second", type=click.Path(path_type=Path), metavar="RUN")
-def diff(first: Path, second: Path) -> None:
-    """Say in words what differs between two runs."""
-    runs = [load_runs([path]) for path in (first, second)]
-    for path, found in zip((first, second), runs, strict=True):
-        if len(found) != 1:
-            raise RecordError(f"{path}: a study with {len(found)} runs: name one of its runs")
-    a, b = whole_run(runs[0][0]), whole_run(runs[1][0])
-    click.echo(f"{a.study}/{a.name} -> {b.study}/{b.name}")
-    for heading, sentences in describe_difference(a, b):
-        click.echo(f"\n{heading}")
-        for sentence in sentences:
-            click.echo(f"  {sentence}")

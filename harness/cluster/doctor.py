@@ -1,4 +1,4 @@
-"""`harness doctor`: finds what is wrong with a cluster before a job starts on it.
+"""Finds what is wrong with a cluster before a job starts on it.
 
 Every node of the hostfile is asked over ssh, in parallel, by a small standard-library program that needs no
 installation there (`mpi.probe`); neighbours then measure their link. What is found is judged by
@@ -7,24 +7,14 @@ installation there (`mpi.probe`); neighbours then measure their link. What is fo
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import click
-
-from harness.cluster.doctor_checks import CHECKS, PACKAGES, Finding, Report, Wanted, bits, judge, rate_limits
-from harness.common.paths import PROJECT
-from harness.job.hosts import find_hostfile
-from harness.job.number_ranges import WHOLE
-from mpi import hostfile, probe
-from mpi.launchers.base import JOB_TAG
-from mpi.nodes.link import bytes_per_second
+from harness.cluster.doctor_checks import CHECKS, Finding, Report, Wanted, bits, rate_limits
+from mpi import hostfile
 from mpi.sessions import LOGIN_S, Session, in_parallel, measure_link, measure_pairs
 
 CONNECT_S = LOGIN_S + 4.0
@@ -34,74 +24,6 @@ AGAIN_S = 0.5  # each further measurement of a slow link
 AGAIN_TOTAL_S = 6.0  # for all slow ones, and for all failed ones: where many stay so for that long it is no accident
 AGAIN_ROUNDS = 3
 _PORTS = range(20011, 32000, 7)  # where jobs look for theirs
-
-
-@click.command()
-@click.option("--hostfile", "path", type=click.Path(path_type=Path), help="Hosts as 'name slots=N' lines (./hostfile).")
-@click.option("--hosts", "listed", default="", help="Hosts as a list instead: a:1,b:1.")
-@click.option("--data", default="", help="Data folder that every node must have alike (names and sizes are compared).")
-@click.option("--results", default="results", show_default=True, help="Folder that rank 0 writes to.")
-@click.option("--backend", "engines", multiple=True, help="Engine that must be installed everywhere; may be repeated.")
-@click.option(
-    "--port",
-    "ports",
-    type=click.IntRange(1, 65535),
-    multiple=True,
-    help="Port that must be free on every node; may be repeated.",
-)
-@click.option("--expect-rate", default="", help="Rate that every link should reach at least 70 % of: 1gbit, 25gbit.")
-@click.option("--min-disk", type=WHOLE, default=1024, show_default=True, help="MiB that must be free for results.")
-@click.option("--min-shm", type=WHOLE, default=64, show_default=True, help="MiB that must be free in /dev/shm.")
-@click.option("--no-links", is_flag=True, help="Leave out measuring the links.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def doctor(
-    path: Path | None,
-    listed: str,
-    data: str,
-    results: str,
-    engines: tuple[str, ...],
-    ports: tuple[int, ...],
-    expect_rate: str,
-    min_disk: int,
-    min_shm: int,
-    no_links: bool,
-    as_json: bool,
-) -> None:
-    """Find what is wrong with a cluster before a job starts.
-
-    Exit code 0: start. 1: something would break a job, named with its remedy. 2: the question was wrong.
-    """
-    hosts = hostfile.parse_list(listed) if listed else hostfile.parse_file(find_hostfile(str(path or "")))
-    began = time.monotonic()
-    request: dict[str, Any] = {
-        "do": "facts",
-        "cwd": str(PROJECT),
-        "data": str(Path(data.partition(":")[2] or data).absolute()) if data else "",
-        "hosts": [host.name for host in hosts],
-        "packages": list(PACKAGES),
-        "ports": list(ports),
-        "folders": [str(Path(results).absolute()), os.environ.get("TMPDIR", "/tmp")],
-        "tag_variable": JOB_TAG,
-    }
-    wanted = Wanted(
-        here=probe.facts(request),
-        python=sys.executable,
-        cwd=str(PROJECT),
-        data=request["data"],
-        engines=engines,
-        min_disk_mib=min_disk,
-        min_shared_mib=min_shm,
-        expect_bytes_per_s=bytes_per_second(expect_rate) if expect_rate else 0.0,
-    )
-    reports, links = examine(hosts, request, wanted, with_links=not no_links)
-    findings = judge(reports, links, wanted)
-    seconds = time.monotonic() - began
-    failed = any(finding.level == "fail" for finding in findings)
-    if as_json:
-        click.echo(json.dumps(_as_json(reports, links, findings, seconds), indent=1))
-    else:
-        _print(reports, links, findings, seconds, links_measured=not no_links and len(hosts) > 1)
-    sys.exit(1 if failed else 0)
 
 
 def examine(
@@ -193,9 +115,10 @@ def _ask(session: Session, host: hostfile.Host, request: dict[str, Any], patienc
     )
 
 
-def _as_json(
+def as_dict(
     reports: Sequence[Report], links: Sequence[dict[str, Any]], findings: Sequence[Finding], seconds: float
 ) -> dict[str, Any]:
+    """What was found, for `--json`."""
     return {
         "ok": not any(finding.level == "fail" for finding in findings),
         "seconds": round(seconds, 2),
@@ -205,7 +128,7 @@ def _as_json(
     }
 
 
-def _print(
+def print_report(
     reports: Sequence[Report],
     links: Sequence[dict[str, Any]],
     findings: Sequence[Finding],
@@ -213,6 +136,7 @@ def _print(
     *,
     links_measured: bool,
 ) -> None:
+    """The checks as a table, and below it what is wrong with its remedy."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""`harness template`: a job as a Slurm batch script or a Kubernetes MPIJob, from the same options as `harness run`.
+"""A job as a Slurm batch script or a Kubernetes MPIJob, from the same options as `harness run`.
 
 The worker is the same `harness/run.py`; only who starts it differs. Slurm: srun starts the ranks of ddp, fsdp2 and
 deepspeed; Horovod needs MPI to tell its ranks, so there mpirun does, inside the allocation. Kubernetes: the MPI
@@ -15,97 +15,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import click
-
-from harness.common.paths import PROJECT
 from harness.job.declaration import Job, JobError
-from harness.job.number_ranges import COUNT
-from harness.job.options import job_options, make_job
 
 SCHEMA = Path(__file__).resolve().parent / "templates" / "mpijob.schema.json"
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
 _DURATION = re.compile(r"(\d+-)?\d{1,2}:\d{2}:\d{2}")
 _PORT = 29500
-
-
-@click.group()
-def template() -> None:
-    """Write a Slurm script or a Kubernetes MPIJob for a job; the options are those of `harness run`."""
-
-
-@template.command()
-@job_options
-@click.option("--name", default="harness", show_default=True, help="Job name.")
-@click.option("--time", "limit", default="01:00:00", show_default=True, help="[D-]HH:MM:SS after which Slurm ends it.")
-@click.option("--partition", default="", help="Slurm partition.")
-@click.option("--account", default="", help="Slurm account.")
-@click.option("--folder", default=str(PROJECT), help="The project on the cluster (default: this folder).")
-@click.option("--python", default="", help="Interpreter on the cluster (default: .venv/bin/python in the folder).")
-@click.option("--results", default="", help="Results folder on the cluster.")
-@click.pass_context
-def slurm(
-    context: click.Context,
-    name: str,
-    limit: str,
-    partition: str,
-    account: str,
-    folder: str,
-    python: str,
-    results: str,
-    **options: Any,
-) -> None:
-    """A batch script: harness template slurm --backend deepspeed --nodes 2 --slots 4 > job.sh; sbatch job.sh"""
-    words = worker_words(context, options)
-    python = python or f"{folder}/.venv/bin/python"
-    job = make_job(options)
-    click.echo(slurm_script(job, words, name, limit, partition, account, folder, python, results), nl=False)
-
-
-@template.command()
-@job_options
-@click.option("--name", default="harness", show_default=True, help="Name of the MPIJob.")
-@click.option("--namespace", default="default", show_default=True)
-@click.option("--image", required=True, help="Image made from the repository's Dockerfile, in a registry of yours.")
-@click.option("--results-claim", default="", help="PersistentVolumeClaim for results (default: lost with the pods).")
-@click.option("--data-claim", default="", help="PersistentVolumeClaim that is seen at /data.")
-@click.option("--cpus", default="4", show_default=True, help="CPUs a worker pod.")
-@click.option("--memory", default="16Gi", show_default=True, help="Memory a worker pod.")
-@click.option("--limit-s", type=COUNT, default=3600, show_default=True, help="Seconds after which Kubernetes ends it.")
-@click.pass_context
-def mpijob(
-    context: click.Context,
-    name: str,
-    namespace: str,
-    image: str,
-    results_claim: str,
-    data_claim: str,
-    cpus: str,
-    memory: str,
-    limit_s: int,
-    **options: Any,
-) -> None:
-    """A manifest: harness template mpijob --backend horovod --nodes 2 --image REG/IMG > job.yaml; kubectl apply"""
-    import yaml
-
-    words = worker_words(context, options)
-    manifest = mpijob_manifest(
-        make_job(options), words, name, namespace, image, results_claim, data_claim, cpus, memory, limit_s
-    )
-    validate_mpijob(manifest)
-    click.echo(yaml.safe_dump(manifest, sort_keys=False, width=110), nl=False)
-
-
-def worker_words(context: click.Context, options: Mapping[str, Any]) -> list[str]:
-    """The job options as they were given, for harness/run.py; where it runs is the script's business."""
-    words: list[str] = []
-    for parameter in context.command.params:
-        value = options.get(parameter.name or "")
-        if parameter.name in ("nodes", "slots", "hostfile", "launcher") or value is None or value == ():
-            continue
-        flag = parameter.opts[0]
-        for item in value if isinstance(value, tuple) else (value,):
-            words += [flag] if item is True else [flag, str(item)]
-    return words
 
 
 def slurm_script(

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from harness.commands.options import results_option
 from harness.job.declaration import JobError
 from harness.job.options import job_options, job_values, results_root
 from harness.records.locks import holder_of
@@ -63,13 +64,13 @@ def study_from_options(options: Mapping[str, Any]) -> Study:
     )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command()
 @click.option("--backends", metavar="LIST", help="Engines, with their settings: deepspeed:zero_stage=1,horovod.")
 @click.option("--workers", metavar="LIST", help="World sizes: 1,2,4 (default 1,2).")
 @click.option("--repeats", type=click.IntRange(min=1), help="Interleaved repeats of every cell (default 3).")
 @click.option("--seeds", metavar="LIST", help="Seeds of the repeats (default: --seed, --seed + 1, ...).")
 @job_options
-@click.option("--results", type=click.Path(), help="Results folder (default: the repository's results/).")
+@results_option
 @click.option("--retry-failed", is_flag=True, help="Run failed cells again; their records are replaced.")
 @click.option("--share-processes", is_flag=True, help="Runs of one engine and worker count start once a repeat.")
 @click.option(
@@ -120,8 +121,8 @@ def compare(
 
 
 def finish(folder: Path) -> int:
-    """Writes comparison.csv, plots and report.html into the study's folder (the index is `harness index`'s: it may be a
-    tracked file), prints the table and the verdict. Exit code 0, or 1 where a run of the study failed."""
+    """Writes comparison.csv, plots and report.html into the study's folder (the index is `harness results index`'s: it
+    may be a tracked file), prints the table and the verdict. Exit code 0, or 1 where a run of the study failed."""
     from rich.console import Console
 
     from harness.analysis.caveats import findings

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
+from harness.commands.options import results_option
 from harness.job.options import job_options, make_job, results_root
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command()
 @job_options
-@click.option("--results", type=click.Path(), help="Results folder (default: the repository's results/).")
+@results_option
 @click.option("--dry-run", is_flag=True, help="Print the launch command, its environment and files; start nothing.")
 @click.argument("launcher_args", nargs=-1, type=click.UNPROCESSED)
 def run(results: str | None, dry_run: bool, launcher_args: tuple[str, ...], **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""What `harness eval` shows: the table, the alarms above it and the remarks below. Figures come from
+"""What `harness model eval` shows: the table, the alarms above it and the remarks below. Figures come from
 `core_model.metrics.evaluate`; nothing is computed here."""
 
 from __future__ import annotations

@@ -1,16 +1,14 @@
 """From what a user names (a run, a weights file, a preset) to a model that can look at pictures.
 
-Shared by `harness eval`, `detect`, `chat` and `page`. torch is imported when a model is loaded, not before.
+Shared by `harness model eval`, `detect`, `chat` and `page`. torch is imported when a model is loaded, not before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import click
 
 from harness.job.declaration import Job, JobError
 from harness.job.options import apply_settings
@@ -38,26 +36,6 @@ class Trained:
     digests: Mapping[str, str] = field(default_factory=dict)
     initial: str = ""
     categories: tuple[str, ...] = ()
-
-
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of every command that loads a model; collect them by `load(source, **options)`."""
-    for option in reversed(
-        (
-            click.option("--preset", default="", help="The preset of a bare weights file (a run knows its own)."),
-            click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
-            click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: torch's)."),
-            click.option(
-                "--set",
-                "settings",
-                multiple=True,
-                metavar="KEY=VALUE",
-                help="Any job field; model.KEY, data_options.KEY.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
 
 
 def load(

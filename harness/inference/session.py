@@ -1,6 +1,6 @@
 """A model with its few-shot memory, looking at single pictures: map, score, answer, conversation.
 
-Shared by `harness detect`, `chat` and `page`.
+Shared by `harness model detect`, `chat` and `page`.
 """
 
 from __future__ import annotations

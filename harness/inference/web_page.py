@@ -1,4 +1,4 @@
-"""What the page of `harness page` shows and does. Imports gradio: only for those who asked for the page."""
+"""What the page of `harness model serve` shows and does. Imports gradio: only for those who asked for the page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from harness.commands.detect import judgement
+from harness.inference.detection import judgement
 from harness.inference.load_model import Trained
 from harness.inference.overlay import overlay
 from harness.inference.session import Look, Session, picture_paths, read_pictures, trimmed_ask

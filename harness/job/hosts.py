@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-
-import click
 
 from harness.common.formatting import plural
 from harness.common.paths import PROJECT
@@ -31,7 +30,7 @@ def slots_from_hostfile(nodes: int, given: str) -> int:
     hosts = hostfile.parse_file(find_hostfile(given))
     slots = min(host.slots for host in hosts[:nodes])
     if note := hostfile.idle(hosts, nodes, slots):
-        click.echo(f"note: {note}", err=True)
+        print(f"note: {note}", file=sys.stderr)
     return slots
 
 
@@ -41,6 +40,6 @@ def say_idle(given: str, nodes: int | None, slots: int | None) -> None:
     hosts = hostfile.parse_file(find_hostfile(given))
     more, first = len(hosts) - 1, hosts[0]
     if nodes is None and more:
-        click.echo(f"note: {plural(more, 'more host')} of {given} can be used: add --nodes {more + 1}", err=True)
+        print(f"note: {plural(more, 'more host')} of {given} can be used: add --nodes {more + 1}", file=sys.stderr)
     elif slots is None and first.slots > 1:
-        click.echo(f"note: 1 of {first.slots} slots of {first.name} is used: add --slots {first.slots}", err=True)
+        print(f"note: 1 of {first.slots} slots of {first.name} is used: add --slots {first.slots}", file=sys.stderr)

@@ -150,13 +150,6 @@ def job_options(command: _F) -> _F:
     return command
 
 
-def time_limit_option(command: _F) -> _F:
-    """The option of a command that launches, but is not described by the options of a job: the limit of one launch."""
-    text = "Seconds after which a launch is ended and counts as failed; 0 = no limit."
-    kind = FieldType("time_limit_s", "--time-limit")
-    return click.option("--time-limit", "time_limit_s", type=kind, default=0.0, show_default=True, help=text)(command)
-
-
 def parse_value(text: str) -> Any:
     """JSON where it is JSON (numbers, true, null, lists), text otherwise."""
     try:

@@ -110,7 +110,7 @@ def _scaling(record: Mapping[str, Any], folder: Path) -> str:
     text = headline(record)
     if (folder / "prediction.json").exists():
         error = read_json(folder / "prediction.json")["median_error"]
-        text += f" `harness predict` is {error:.1%} off in the median on cells held back."
+        text += f" `harness experiment predict` is {error:.1%} off in the median on cells held back."
     return f"{text} {caption(record)}"
 
 
@@ -118,22 +118,22 @@ _Kind = tuple[Callable[[Mapping[str, Any], Path], str], str, tuple[str, ...]]
 _KINDS: dict[str, _Kind] = {
     "parity.json": (
         _parity,
-        "Every engine's weights after a few steps against a single process's (`harness parity`)",
+        "Every engine's weights after a few steps against a single process's (`harness experiment parity`)",
         ("parity.md", "parity.csv", "parity.json", "loss_scale.png", "loss_scale.svg", "loss_scale.csv"),
     ),
     "wire.json": (
         _wire,
-        "Bytes on the wire in a step, by engine and ZeRO stage, against ring theory (`harness wire`)",
+        "Bytes on the wire in a step, by engine and ZeRO stage, against ring theory (`harness experiment wire`)",
         ("wire.md", "wire.csv", "wire.json"),
     ),
     "comm.json": (
         _comm,
-        "Collectives through each library, apart from any training (`harness comm`)",
+        "Collectives through each library, apart from any training (`harness experiment collectives`)",
         ("comm.md", "comm.png", "comm.json"),
     ),
     "fit.json": (
         _fit,
-        "The largest LLaMA-type model that each engine setting trains, against the memory model (`harness fit`)",
+        "The largest model that each engine setting trains, against the memory model (`harness experiment max-model`)",
         ("fit.md", "fit.csv", "fit.json", "fit.png", "fit.svg"),
     ),
     "faults.json": (
@@ -151,17 +151,17 @@ _KINDS: dict[str, _Kind] = {
     ),
     "scaling.json": (
         _scaling,
-        "Both engines on virtual nodes with limited links (`harness nodes scaling`, `harness predict`)",
+        "Both engines on virtual nodes with limited links (`harness experiment scaling`, `harness experiment predict`)",
         ("scaling.md", "scaling.png", "prediction.md", "prediction.png", "scaling.json", "prediction.json"),
     ),
     "duel.json": (
         _duel,
-        "Engines side by side on the same devices, block by block (`harness duel`)",
+        "Engines side by side on the same devices, block by block (`harness experiment duel`)",
         ("duel.md", "duel.json"),
     ),
     "overhead.json": (
         _overhead,
-        "The harness's step against a hand-written loop on the same engine (`harness overhead`)",
+        "The harness's step against a hand-written loop on the same engine (`harness experiment overhead`)",
         ("overhead.md", "overhead.json"),
     ),
 }

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
-
-import click
 
 from harness.analysis.caveats import findings
 from harness.analysis.comparison import Comparison, summarize_study
@@ -18,9 +15,7 @@ from harness.analysis.known_faults.marks import mark_of
 from harness.analysis.verdict import setting, verdict, without_speed
 from harness.common.formatting import plural
 from harness.job.declaration import JobError
-from harness.job.options import results_root
 from harness.publish import experiment_headlines, marked_text
-from harness.publish.readme_blocks import fill
 from harness.records.record_files import RecordError, runs_of
 from harness.report import notes
 
@@ -28,9 +23,9 @@ _STUDIES = "<!-- studies -->"
 _BEFORE_MARKERS = "# Studies\n\nWritten by `harness index` from the records in this folder; do not edit."  # ... it had
 _HEAD = """# Studies
 
-Written by `harness index` from the records in this folder; do not edit. Each study's folder holds every run (job,
-environment, steps, resources, evaluation, result), `comparison.csv`, the plots and `report.html`.
-Re-check one with `harness check results/NAME`.
+Written by `harness results index` from the records in this folder; do not edit. Each study's folder holds every run
+(job, environment, steps, resources, evaluation, result), `comparison.csv`, the plots and `report.html`. Re-check one
+with `harness results check results/NAME`.
 """
 
 
@@ -100,17 +95,3 @@ def _measured_entry(study: Path, found: experiment_headlines.Headline) -> str:
     lines = [f"## {study.name}", "", f"{found.what}.", "", f"- {found.sentence}"]
     files = [name for name in found.files if (study / name).exists()]
     return "\n".join([*lines, "", "Files: " + ", ".join(f"[{name}]({study.name}/{name})" for name in files), ""])
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--results", type=click.Path(), help="Results folder (default: the repository's results/).")
-def index(results: str | None, **_: Any) -> None:
-    """Write results/README.md, and the measured part of the README beside results/, from the studies that are there.
-
-    Only between this program's own markers; a README.md without them is left alone.
-    """
-    root = results_root(results)
-    click.echo(str(write_index(root)))
-    readme = root.parent / "README.md"
-    if readme.is_file() and fill(readme, root):
-        click.echo(str(readme))

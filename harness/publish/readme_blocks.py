@@ -1,4 +1,4 @@
-"""The measured part of README.md: filled by `harness index` from the records, never typed by hand.
+"""The measured part of README.md: filled by `harness results index` from the records, never typed by hand.
 
 README.md holds a pair of comment lines a study, ``<!-- study NAME -->`` and ``<!-- end -->``; what stands between them
 is replaced by the study's setting, verdict, notes and table (of duels: by their differences);

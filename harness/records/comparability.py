@@ -1,7 +1,7 @@
 """The equivalence contract: what two runs must share before their figures may stand beside each other.
 
-A contract is a flat dict, written into result.json by the worker and derived again by `harness check`. Two runs on one
-curve share everything in it but the keys in `_PER_SEED` (alike only between runs of the same seed) and, between
+A contract is a flat dict, written into result.json by the worker and derived again by `harness results check`. Two runs
+on one curve share everything in it but the keys in `_PER_SEED` (alike only between runs of the same seed) and, between
 different numbers of workers, `_PER_WORKERS`. What the engine itself decides (ZeRO stage, buckets, cycle time) is not in
 the contract: that is what is compared. The wire dtype is: half the bytes is not the same exchange.
 """

@@ -1,5 +1,5 @@
 """The number of the way in which this program measures. It is raised with every change that makes figures measured
-before and after unlike; `harness check` tells by it which faults a record can have.
+before and after unlike; `harness results check` tells by it which faults a record can have.
 
 1  records without a number: before 2026-11-28
 2  DeepSpeed's matched fp16 no longer waits for the device twice a step; each start-time setting of Horovod has

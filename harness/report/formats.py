@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
 from harness.analysis.caveats import findings
 from harness.analysis.comparison import Comparison, summarize_runs
 from harness.analysis.cost import Prices
@@ -21,7 +19,7 @@ from harness.records.run_record import load_runs
 from harness.report import notes, sections
 
 FORMATS = ("html", "md", "csv", "json", "latex")
-_SUFFIX = {"html": "html", "md": "md", "csv": "csv", "json": "json", "latex": "tex"}
+SUFFIX = {"html": "html", "md": "md", "csv": "csv", "json": "json", "latex": "tex"}
 
 
 def write_report(comparison: Comparison, path: Path, *, prices: Prices | None = None, format: str = "html") -> Path:
@@ -114,24 +112,3 @@ def comparison_of(paths: Sequence[Path]) -> Comparison:
     names = list(dict.fromkeys(run.study for run in runs))
     title = runs[0].name if len(runs) == 1 else ", ".join(names[:4])
     return summarize_runs(runs, title=title)
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_OR_STUDY...")
-@click.option(
-    "--format", "format_", type=click.Choice(FORMATS), default="html", show_default=True, help="What to write."
-)
-@click.option("--out", type=click.Path(path_type=Path), help="File to write; '-' = the terminal.")
-@click.option("--prices", type=click.Path(path_type=Path), help="Price file (TOML) for the cost table.")
-def report(paths: tuple[Path, ...], format_: str, out: Path | None, prices: Path | None) -> None:
-    """Render runs or studies as HTML, Markdown, CSV, JSON or LaTeX.
-
-    Without --out, HTML goes to report.html in the study's (or run's) folder, everything else to the terminal.
-    """
-    comparison = comparison_of(paths)
-    price_list = Prices.load(prices)
-    if (out is None and format_ != "html") or str(out) == "-":
-        click.echo(render(comparison, price_list, format_), nl=False)
-        return
-    target = out or paths[0] / f"report.{_SUFFIX[format_]}"
-    click.echo(str(write_report(comparison, target, prices=price_list, format=format_)))

@@ -1,7 +1,7 @@
 """The study's figures as PNG and SVG: scaling, efficiency, convergence, accuracy.
 
 Drawn only from the records, by the Agg and SVG writers, without dates or random ids: the same records and the same
-matplotlib give the same bytes, which `harness check` relies on.
+matplotlib give the same bytes, which `harness results check` relies on.
 """
 
 from __future__ import annotations

@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import click
-
 from harness.common.formatting import duration, joined, plural
 from harness.job.declaration import Job, JobError
 from harness.protocol.console import tell
@@ -102,7 +100,7 @@ def run_study(
     show: bool = True,
 ) -> Path:
     """Runs what is not done yet and returns the study's folder. A failing job is recorded and the next one starts; an
-    interrupt ends the study at once (click.exceptions.Exit with 130): the same command goes on from there.
+    interrupt ends the study at once (SystemExit with 130): the same command goes on from there.
     share: the runs of a repeat that want the same engine and workers use the same processes, one after another.
     turns: those of all repeats do, and all processes start at the same time (`harness.protocol.turns`).
     concurrent: so many runs at a time, for studies of quality on a machine with room; their times are never shown."""
@@ -271,7 +269,7 @@ def _how(run: RecordedRun) -> str:
 def _stop() -> NoReturn:
     """Ends an interrupted study."""
     _say(True, "interrupted: the same command goes on where it stopped")
-    raise click.exceptions.Exit(CTRL_C)
+    raise SystemExit(CTRL_C)
 
 
 def due(run: RecordedRun | None, retry_failed: bool) -> bool:

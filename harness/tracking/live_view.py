@@ -1,4 +1,4 @@
-"""`harness watch RUN`: a running job in the terminal - progress, throughput, loss, each rank's lag, processor and GPUs.
+"""A running job in the terminal: progress, throughput, loss, each rank's lag, processor and GPUs.
 
 It reads the records that the run writes anyway, so watching costs the run nothing and may begin at any time.
 """
@@ -6,20 +6,16 @@ It reads the records that the run writes anyway, so watching costs the run nothi
 from __future__ import annotations
 
 import itertools
-import sys
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
 import numpy as np
 
 from harness.common.formatting import is_number, mebibytes, milliseconds, number, plural
 from harness.protocol.console import clock
-from harness.records.record_files import RecordError, is_run
 from harness.records.run_record import label_of
 from harness.records.tail import Follower
 
@@ -126,12 +122,10 @@ def watch(
     *,
     console: Console | None = None,
     poll_s: float = 0.5,
-    on_rows: Callable[[list[dict[str, Any]]], None] | None = None,
     limit_s: float = float("inf"),
 ) -> dict[str, Any]:
     """Shows the run in `folder` until it ends, or the process that records it is gone (or `limit_s` has passed), and
-    returns its result. Ctrl-C stops watching, not the run. Where the output is no terminal, one line every ten seconds.
-    on_rows: also gets the new rows."""
+    returns its result. Ctrl-C ends watching, not the run. Where the output is no terminal: a line every ten seconds."""
     from rich.console import Console
     from rich.live import Live
 
@@ -146,8 +140,6 @@ def watch(
             rows = follower.rows()
             view.add(rows, follower.resources())
             view.status, view.reason = result.get("status", "running"), result.get("reason", "")
-            if rows and on_rows is not None:
-                on_rows(rows)
             if live is not None:
                 live.update(view.render(), refresh=True)
             elif time.monotonic() - spoken > 10 or view.status != "running":
@@ -174,26 +166,3 @@ def _gpu_text(gpu: dict[str, Any]) -> str:
         (gpu.get("temperature_c"), "{:.0f} °C"),
     ]
     return ", ".join(form.format(value) for value, form in parts if is_number(value))
-
-
-@click.command("watch", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
-@click.option("--sink", "sinks", multiple=True, metavar="KIND[:WHERE]", help="Also send the figures to a sink.")
-def watch_command(run: Path, sinks: tuple[str, ...]) -> None:
-    """Follow a running job in the terminal: progress, speed, loss, lag of the ranks, GPUs.
-
-    A sink (tensorboard:DIR, mlflow:URI, wandb:PROJECT) gets the same figures while they come.
-    """
-    from harness.tracking.trackers import SinkGroup
-
-    if not is_run(run):
-        raise RecordError(f"{run}: not a run folder: name one in results/STUDY/")
-    group = SinkGroup.open(sinks, run)
-    try:
-        result = watch(run, on_rows=group.log_rows)
-        group.finish(result)
-    except KeyboardInterrupt:
-        group.finish({"status": "running"})
-        click.echo("stopped watching; the run goes on", err=True)
-        return
-    sys.exit(0 if result.get("status") == "ok" else 1)

@@ -1,22 +1,19 @@
 """Figures to TensorBoard, MLflow or Weights & Biases: none is needed, none is imported unless it is named.
 
-A sink has three methods: `start`, `log`, `finish`. It is fed from the run's records by whoever watches or exports the
-run (`harness watch --sink`, `harness export`), never by the worker, so that a slow or dead service cannot cost a step.
+A sink has three methods: `start`, `log`, `finish`. It is fed from the records of a run that has ended
+(`harness results export`), never by the worker, so that a slow or dead service cannot cost a step.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import click
-
-from harness.common.formatting import is_number, plural
+from harness.common.formatting import is_number
 from harness.job.declaration import JobError
-from harness.records.run_record import RecordedRun, load_runs, sound_runs
-from harness.records.tail import Follower
+from harness.records.run_record import RecordedRun
 
 
 class Sink(Protocol):
@@ -116,36 +113,6 @@ def open_sink(text: str) -> Sink:
     return _KINDS[kind](where)
 
 
-class SinkGroup:
-    """Several sinks of one run, fed with rows of steps.jsonl. Without sinks it does nothing."""
-
-    def __init__(self, sinks: Sequence[Sink]) -> None:
-        self._sinks = list(sinks)
-
-    @classmethod
-    def open(cls, texts: Sequence[str], run: Path) -> SinkGroup:
-        """Opens and starts the sinks that `texts` name for the run in folder `run`."""
-        group = cls([open_sink(text) for text in texts])
-        if texts:
-            run = run.resolve()
-            job = {key: value for key, value in Follower(run).job.items() if key != "schema"}
-            for sink in group._sinks:
-                sink.start(f"{run.parent.name}/{run.name}", job)
-        return group
-
-    def log_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Sends each row's figures."""
-        for row in rows:
-            values = row_values(row)
-            for sink in self._sinks:
-                sink.log(values, int(row["step"]) + 1)
-
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Sends the summary of result.json and closes."""
-        for sink in self._sinks:
-            sink.finish(str(result.get("status", "running")), summary_values(result))
-
-
 def row_values(row: Mapping[str, Any]) -> dict[str, float]:
     """The figures of a row of steps.jsonl, flat: loss, losses/ce, grad_norm, lr, step_s, step_samples_per_s (of this
     step alone), ..."""
@@ -167,30 +134,16 @@ def summary_values(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def send(run: RecordedRun, sink: Sink) -> None:
-    """A finished run, whole."""
+    """Sends a finished run, whole."""
     sink.start(f"{run.study}/{run.name}", {key: value for key, value in run.job.items() if key != "schema"})
-    group = SinkGroup([sink])
-    group.log_rows(run.steps)
+    for row in run.steps:
+        sink.log(row_values(row), int(row["step"]) + 1)
     whole = run.totals
     throughput = {**(run.result.get("throughput") or {}), "total": None if whole is None else whole.record()}
-    group.finish({**run.result, "throughput": throughput})
+    result = {**run.result, "throughput": throughput}
+    sink.finish(str(result.get("status", "running")), summary_values(result))
 
 
 def _need(module: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise JobError(f"sink '{extra}' is not installed: pip install 'anomaly-distbench[{extra}]'")
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_OR_STUDY...")
-@click.option(
-    "--to", "target", required=True, metavar="KIND[:WHERE]", help="tensorboard:DIR, mlflow:URI or wandb:PROJECT."
-)
-def export(paths: tuple[Path, ...], target: str) -> None:
-    """Send finished runs to TensorBoard, MLflow or Weights & Biases."""
-    runs, left_out = sound_runs(load_runs(list(paths)))
-    for text in left_out:
-        click.echo(text, err=True)
-    for run in runs:
-        send(run, open_sink(target))
-    click.echo(f"{plural(len(runs), 'run')} sent to {target}")

@@ -90,7 +90,7 @@ def _take_name(name: str) -> None:
     """Claims the name of a new set; what a crash has left under it is taken away. Raises NodesError if it is used."""
     previous = find(name)
     if previous is not None and previous.hub.alive:
-        raise NodesError(f"node set '{name}' is up: harness nodes down --name {name}, or give another --name")
+        raise NodesError(f"node set '{name}' is up: harness cluster nodes down --name {name}, or give another --name")
     _sweep()
     if maker := being_made(name):
         raise NodesError(f"node set '{name}' is being made by process {maker}: give another --name, or end that one")
@@ -104,9 +104,9 @@ def load(name: str = "default") -> Cluster:
     cluster = find(name)
     if cluster is None:
         known = ", ".join(names()) or "none"
-        raise NodesError(f"no node set '{name}' (there are: {known}): harness nodes up 2 --name {name}")
+        raise NodesError(f"no node set '{name}' (there are: {known}): harness cluster nodes up 2 --name {name}")
     if not cluster.hub.alive:
-        raise NodesError(f"node set '{name}' has died: harness nodes down --name {name}, then up again")
+        raise NodesError(f"node set '{name}' has died: harness cluster nodes down --name {name}, then up again")
     return cluster
 
 

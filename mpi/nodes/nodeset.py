@@ -54,7 +54,7 @@ class Cluster:
         """
         node = self.node(name)
         if not node.alive:
-            raise NodesError(f"node '{name}' is off: harness nodes down --name {self.name}, then up again")
+            raise NodesError(f"node '{name}' is off: harness cluster nodes down --name {self.name}, then up again")
         cores = ",".join(map(str, node.cores))
         inside = ["env", "-C", str(Path(cwd or ".").absolute()), *command]
         return ["taskset", "-c", cores, *_nsenter(node.pid, "net", "uts", "mount", "pid", "ipc"), *inside]

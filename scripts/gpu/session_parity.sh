@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 keep=/tmp/parity results=/tmp/results-speed
 sharing=ddp,fsdp2,horovod zero=deepspeed:0,deepspeed:1,deepspeed:2,deepspeed:3
 
-parity() { COLUMNS=150 harness parity --workers 2 --precision fp32 --set device=cuda "$@" 2>&1; }
+parity() { COLUMNS=150 harness experiment parity --workers 2 --precision fp32 --set device=cuda "$@" 2>&1; }
 
 case "${1:-}" in
     start)

@@ -30,7 +30,7 @@ variant v3-v6 linear,batchnorm,dropout,residual
 wait "${waited[@]}"
 tail -qn 2 "$results"/*.out | cut -c1-200
 judge() { # GPU NAME RUN|STUDY... [options]: a quality record of that name
-    CUDA_VISIBLE_DEVICES=$1 timeout 230 harness quality --results "$results" --name "$2" "${@:3}" >"$OUT/$2.txt" 2>&1
+    CUDA_VISIBLE_DEVICES=$1 timeout 230 harness model quality --results "$results" --name "$2" "${@:3}" >"$OUT/$2.txt" 2>&1
     tail -n 12 "$OUT/$2.txt" | cut -c1-250
 }
 judge 0 mtd-variants "$results/mtd-variants" --shots all --branches decoder

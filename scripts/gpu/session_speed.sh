@@ -25,12 +25,12 @@ while [ $# -ge 2 ]; do
                 tests/core_model/data/test_ahead.py 2>&1 | tail -n 5
             ;;
         comm)
-            timeout -s INT -k 10 "$1" harness comm --device cuda --slots "$cards" --via nccl,horovod,deepspeed --min 1k --max 1G \
+            timeout -s INT -k 10 "$1" harness experiment collectives --device cuda --slots "$cards" --via nccl,horovod,deepspeed --min 1k --max 1G \
                 --step 16 --budget 0.15 --out "$results/$card-x$cards-comm" >"$OUT/$2.txt" 2>&1
             tail -n 30 "$OUT/$2.txt" | cut -c1-160
             ;;
         overhead)
-            timeout -s INT -k 10 "$1" harness overhead --workers "$((cards < 2 ? 1 : 2))" --preset llama-600m --precision bf16 --global-batch 32 \
+            timeout -s INT -k 10 "$1" harness experiment overhead --workers "$((cards < 2 ? 1 : 2))" --preset llama-600m --precision bf16 --global-batch 32 \
                 --steps 160 --engines "${OVERHEAD_ENGINES:-ddp,horovod,deepspeed:2}" --set device=cuda \
                 --results "$results" --study "$card-x$cards-overhead" 2>&1 | tail -n 12
             ;;

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Scaling curves on 8 GPUs of one host, in two calls of less than 600 s on the SAME warm machine (after install.sh, weights.sh
 # and .gpu/data): `session_x8.sh 1`, then `session_x8.sh 2`. The studies are resumable: call 2 goes on where call 1 ended.
-# Before the calls, `harness predict --study h100-x2-small --to 8` draws the curve from 1 and 2 GPUs; after them, `harness
+# Before the calls, `harness experiment predict --study h100-x2-small --to 8` draws the curve from 1 and 2 GPUs; after them, `harness
 # predict --study h100-x8-small --to 8` lays the points on the curve fitted to that machine's 1 and 2, and states the error.
 # `session_x8.sh plan` prints what would be run, anywhere, and starts nothing.
 set -euo pipefail

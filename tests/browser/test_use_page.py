@@ -1,4 +1,5 @@
-"""`harness page` in a real Chromium: upload a picture and good ones, see the map, talk; nothing leaves the machine."""
+"""`harness model serve` in a real Chromium: upload a picture and good ones, see the map, talk; nothing leaves the
+machine."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ LIMIT_S = 90.0
 def server() -> Iterator[str]:
     """The address of a page that really runs; it ends by Ctrl-C, with exit code 0 and without leftovers."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "harness", "page", str(trained()), "--port", "0", "--threads", "1"],
+        [sys.executable, "-m", "harness", "model", "serve", str(trained()), "--port", "0", "--threads", "1"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -144,13 +145,13 @@ def test_picture_good_pictures_map_and_conversation(browser: Any, server: str) -
 
 @needs_gradio
 def test_a_taken_port_is_said(capsys: pytest.CaptureFixture[str], server: str) -> None:
-    code, _, err = call(capsys, "page", trained(), "--port", server.rsplit(":", 1)[1])
+    code, _, err = call(capsys, "model", "serve", trained(), "--port", server.rsplit(":", 1)[1])
     assert code == 2
     assert "use --port N" in err
 
 
 @pytest.mark.skipif(HAS_GRADIO, reason="gradio is installed here")
 def test_without_gradio_one_line_says_what_to_install(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = call(capsys, "page", "/no/such/run")
+    code, out, err = call(capsys, "model", "serve", "/no/such/run")
     assert (code, out) == (2, "")
     assert err == "error: the page needs gradio, which is not installed: pip install 'anomaly-distbench[gradio]'\n"

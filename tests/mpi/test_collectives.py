@@ -113,10 +113,10 @@ def test_workers_keep_the_callers_module_path(monkeypatch):
     """Where the engines lie in a folder of PYTHONPATH (a prepared GPU machine), the workers find them too."""
     from click.testing import CliRunner
 
-    from harness.experiments.collectives.run import comm
+    from harness.commands.experiment.collectives import collectives
 
     monkeypatch.setenv("PYTHONPATH", "/engines/here")
-    shown = CliRunner().invoke(comm, ["--dry-run", "--via", "gloo"])
+    shown = CliRunner().invoke(collectives, ["--dry-run", "--via", "gloo"])
     assert shown.exit_code == 0, shown.output
     assert ":/engines/here" in shown.output
 

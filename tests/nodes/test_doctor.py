@@ -25,7 +25,7 @@ RATE = "50mbit"  # eight links at once must be a light load for two cores, or th
 
 
 def doctor(nodes: Cluster, hosts: str, *options: str) -> dict[str, Any]:
-    argv = [sys.executable, "-m", "harness", "doctor", "--hosts", hosts, "--json", *options]
+    argv = [sys.executable, "-m", "harness", "cluster", "doctor", "--hosts", hosts, "--json", *options]
     done = subprocess.run(nodes.argv("a", argv, cwd=ROOT), capture_output=True, text=True, timeout=240)
     assert done.stdout, done.stderr
     return {**json.loads(done.stdout), "exit": done.returncode}
@@ -242,7 +242,18 @@ def test_64_nodes_are_asked_together(make_nodes, tmp_path):
 
 
 def test_this_machine_alone_needs_no_ssh(tmp_path):
-    argv = [sys.executable, "-m", "harness", "doctor", "--hosts", "localhost:1", "--json", "--results", str(tmp_path)]
+    argv = [
+        sys.executable,
+        "-m",
+        "harness",
+        "cluster",
+        "doctor",
+        "--hosts",
+        "localhost:1",
+        "--json",
+        "--results",
+        str(tmp_path),
+    ]
     done = subprocess.run(
         [*argv, "--min-disk", "1"], capture_output=True, text=True, timeout=60, cwd=ROOT, env=os.environ
     )

@@ -67,7 +67,17 @@ def test_a_node_with_a_stopped_command_can_be_switched_off(make_nodes: Callable[
 
 
 def test_exec_hands_signals_on(two: Cluster) -> None:
-    words = ["nodes", "exec", "--name", two.name, "a", "sh", "-c", "trap 'exit 9' TERM; echo up; sleep 1000 & wait"]
+    words = [
+        "cluster",
+        "nodes",
+        "exec",
+        "--name",
+        two.name,
+        "a",
+        "sh",
+        "-c",
+        "trap 'exit 9' TERM; echo up; sleep 1000 & wait",
+    ]
     process = subprocess.Popen([sys.executable, "-m", "harness", *words], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"

@@ -1,4 +1,5 @@
-"""`harness duel` with real engines: a record whose figures follow from its blocks, and a failing contender ends it."""
+"""`harness experiment duel` with real engines: a record whose figures follow from its blocks, and a failing contender
+ends it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def duel(results: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "harness", "duel", "--preset", "tiny", "--results", str(results), *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "harness",
+        "experiment",
+        "duel",
+        "--preset",
+        "tiny",
+        "--results",
+        str(results),
+        *arguments,
+    ]
     return subprocess.run(
         command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=280, check=False
     )

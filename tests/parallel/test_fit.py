@@ -1,4 +1,4 @@
-"""`harness fit` with real engines under their launchers, each worker's memory limited."""
+"""`harness experiment max-model` with real engines under their launchers, each worker's memory limited."""
 
 from __future__ import annotations
 
@@ -12,7 +12,20 @@ from launch import run_command
 from harness.records.soundness import schema_errors
 
 ARGUMENTS = [
-    *("fit", "--device", "cpu", "--memory-gib", "0.15", "--vocab", "512", "--length", "32", "--resolution", "0.3"),
+    *(
+        "experiment",
+        "max-model",
+        "--device",
+        "cpu",
+        "--memory-gib",
+        "0.15",
+        "--vocab",
+        "512",
+        "--length",
+        "32",
+        "--resolution",
+        "0.3",
+    ),
     *("--backends", "ddp,deepspeed:zero_stage=2+reduce_bucket_size=1000000"),
 ]
 
@@ -60,7 +73,7 @@ def test_a_failure_that_is_not_memory_is_named_and_ends_the_cell(tmp_path: Path)
 
 
 def test_a_cpu_needs_a_limit_in_one_line(tmp_path: Path) -> None:
-    argv = [sys.executable, "-m", "harness", "fit", "--device", "cpu", "--results", str(tmp_path)]
+    argv = [sys.executable, "-m", "harness", "experiment", "max-model", "--device", "cpu", "--results", str(tmp_path)]
     ended = run_command(argv, tmp_path / "log.txt")
     assert ended.code == 2
     assert ended.output.startswith("error: a search on a CPU needs --memory-gib")

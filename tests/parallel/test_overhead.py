@@ -1,4 +1,5 @@
-"""Both loops of `harness overhead` under a real engine: they run side by side, and their ratio is near one."""
+"""Both loops of `harness experiment overhead` under a real engine: they run side by side, and their ratio is near
+one."""
 
 from __future__ import annotations
 
@@ -13,7 +14,18 @@ pytestmark = [pytest.mark.parallel, pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 def test_two_loops_are_timed_in_one_process(tmp_path: Path) -> None:
-    argv = ("overhead", "--engines", "horovod", "--workers", "2", "--steps", "60", "--results", str(tmp_path))
+    argv = (
+        "experiment",
+        "overhead",
+        "--engines",
+        "horovod",
+        "--workers",
+        "2",
+        "--steps",
+        "60",
+        "--results",
+        str(tmp_path),
+    )
     done = call(str(BIN / "harness"), *argv)
     assert done.returncode in (0, 1), done.stdout + done.stderr  # 1: above the limit, which two cores may well be
     (row,) = read_json(tmp_path / "overhead" / "overhead.json")["rows"]

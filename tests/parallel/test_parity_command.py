@@ -1,4 +1,5 @@
-"""`harness parity` with real engines: cells equal the single process, and an overflow on one rank is skipped by all."""
+"""`harness experiment parity` with real engines: cells equal the single process, and an overflow on one rank is skipped
+by all."""
 
 from __future__ import annotations
 
@@ -15,7 +16,19 @@ HARNESS = str(BIN / "harness")
 
 def test_cells_are_judged_and_filled(tmp_path: Path) -> None:
     engines = "horovod,deepspeed:3,deepspeed:3+memory_efficient_linear=false"
-    argv = [HARNESS, "parity", "--engines", engines, "--workers", "2", "--precision", "fp32,bf16", "--steps", "6"]
+    argv = [
+        HARNESS,
+        "experiment",
+        "parity",
+        "--engines",
+        engines,
+        "--workers",
+        "2",
+        "--precision",
+        "fp32,bf16",
+        "--steps",
+        "6",
+    ]
     argv += ["--results", str(tmp_path), "--keep", str(tmp_path / "kept")]
     ended = run_command(argv, tmp_path / "log.txt", limit_s=240)
     assert ended.code == 0, ended.output[-3000:]
@@ -32,7 +45,7 @@ def test_cells_are_judged_and_filled(tmp_path: Path) -> None:
 
 
 def test_a_planted_overflow_is_skipped_by_both_engines_alike(tmp_path: Path) -> None:
-    argv = [HARNESS, "parity", "--loss-scale", "--workers", "2", "--results", str(tmp_path)]
+    argv = [HARNESS, "experiment", "parity", "--loss-scale", "--workers", "2", "--results", str(tmp_path)]
     argv += ["--engines", "horovod,deepspeed:2"]  # results/parity holds all seven; a start of each takes its time
     ended = run_command(argv, tmp_path / "log.txt", limit_s=240)
     assert ended.code == 0, ended.output[-3000:]

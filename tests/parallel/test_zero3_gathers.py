@@ -1,4 +1,4 @@
-"""How often ZeRO-3 gathers its weights in a step: what `harness wire` says of it is so."""
+"""How often ZeRO-3 gathers its weights in a step: what `harness experiment wire` says of it is so."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Rule:
     again: bool
 
 
-_MEASURE = "measure again with this version, or have the study marked by `harness check --mark`"
+_MEASURE = "measure again with this version, or have the study marked by `harness results check --mark`"
 _WRITE = "write it again with `harness report`"
 
 RULES = {

@@ -1,7 +1,7 @@
 """superseded.json: the program's own mark in a study's folder that its figures, or some of them, cannot be used.
 
-It is written by ``harness check --mark`` from the rules of `known_faults.measured`, never by hand: `check` refuses a
-mark that says other than the records.
+It is written by ``harness results check --mark`` from the rules of `known_faults.measured`, never by hand: `check`
+refuses a mark that says other than the records.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""`harness comm`: what the network and each communication library can do."""
+"""What the network and each communication library can do."""

@@ -1,4 +1,5 @@
-"""The plot of `harness comm`: busbw over size, one panel an operation, one line a library, the link's rate across."""
+"""The plot of `harness experiment collectives`: busbw over size, one panel an operation, one line a library, the link's
+rate across."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `harness comm` measured, as comm.json and comm.md, and what it says in a sentence."""
+"""What `harness experiment collectives` measured, as comm.json and comm.md, and what it says in a sentence."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""`harness fit`: the largest model that each engine setting can train."""
+"""The largest model that each engine setting can train."""

@@ -1,4 +1,5 @@
-"""The highest memory that a worker needs while it trains a shape, by arithmetic: what `harness fit` starts from.
+"""The highest memory that a worker needs while it trains a shape, by arithmetic: what `harness experiment max-model`
+starts from.
 
 `harness.instruments.memory_theory` says what a worker HOLDS at the update (weights, gradients, optimizer state by ZeRO
 stage). The largest model is decided by the highest moment of a step, so what comes and goes is added here, with its

@@ -1,4 +1,5 @@
-"""What `harness fit` leaves beside fit.json: fit.csv, fit.md (a line a setting and number of workers) and the plot."""
+"""What `harness experiment max-model` leaves beside fit.json: fit.csv, fit.md (a line a setting and number of workers)
+and the plot."""
 
 from __future__ import annotations
 

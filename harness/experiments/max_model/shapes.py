@@ -1,4 +1,5 @@
-"""The family of LLaMA-type shapes that `harness fit` searches: one shape for each count of a geometric grid.
+"""The family of LLaMA-type shapes that `harness experiment max-model` searches: one shape for each count of a geometric
+grid.
 
 Grid point k aims at ``1e6 x ratio**k`` parameters. Its shape keeps LLaMA's proportions (Touvron et al. 2023, table 2):
 about 128 times as wide as it has layers, heads 128 wide, a gated MLP about 8/3 as wide as the model, whose width is

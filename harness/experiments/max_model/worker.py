@@ -1,4 +1,5 @@
-"""One try of `harness fit`: ``python -m harness.experiments.max_model.worker PACKED OUT`` under the engine's launcher.
+"""One try of `harness experiment max-model`: ``python -m harness.experiments.max_model.worker PACKED OUT`` under the
+engine's launcher.
 
 Each worker is a fresh process. It draws the weights where they will live, trains a few steps on random tokens, says how
 it went, and leaves.

@@ -1,1 +1,1 @@
-"""`harness overhead`: what the harness adds to a hand-written loop."""
+"""What the harness adds to a hand-written loop."""

@@ -1,5 +1,5 @@
 """The loops that a user of each engine would write by hand, after the engines' own documentation: the yardstick of
-`harness overhead`. fp32 or bf16 autocast, AdamW, clipping; nothing is recorded, nothing is checked.
+`harness experiment overhead`. fp32 or bf16 autocast, AdamW, clipping; nothing is recorded, nothing is checked.
 
 Each function returns ``step(batch) -> None``, a whole optimizer step on a batch that is on the device.
 """

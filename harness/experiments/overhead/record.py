@@ -1,4 +1,4 @@
-"""What `harness overhead` measured, as overhead.json and overhead.md, and what it says in a sentence."""
+"""What `harness experiment overhead` measured, as overhead.json and overhead.md, and what it says in a sentence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.job.declaration import Job
 from harness.records.record_files import write_json, write_text
 
 NAME = "overhead.json"
-LIMIT = 1.02  # the harness's step over a hand-written one: what `harness overhead` ends with an error above
+LIMIT = 1.02  # the harness's step over a hand-written one: what `harness experiment overhead` ends with an error above
 
 
 def write(rows: Sequence[Mapping[str, Any]], base: Job, folder: Path) -> None:

@@ -1,24 +1,20 @@
-"""`harness overhead`: what the harness adds to a step that its user could have written by hand."""
+"""What the harness adds to a step that its user could have written by hand."""
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
-from harness.experiments.overhead import record
 from harness.experiments.trainings.cells import Cell
 from harness.job.declaration import Job, JobError
-from harness.job.number_ranges import COUNT
-from harness.job.options import apply_settings, time_limit_option
-from harness.records.run_folder import study_folder
 
+Say = Callable[[str], None]
 ENGINES = ("single", "ddp", "horovod", "deepspeed")  # with a loop in harness/experiments/overhead/handwritten_loops.py
 
 
@@ -51,59 +47,12 @@ def ratio_of(cell: Cell, harness: list[float], handwritten: list[float], seed: i
     )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("--engines", default="single,ddp,horovod,deepspeed:0,deepspeed:2", show_default=True)
-@click.option("--workers", default="1,2", show_default=True, help="Worker counts, comma-separated.")
-@click.option("--preset", default="tiny", show_default=True)
-@click.option("--data", default="textures", show_default=True)
-@click.option("--steps", type=COUNT, default=200, show_default=True, help="Timed steps of each loop.")
-@click.option("--global-batch", type=COUNT, default=16, show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@click.option("--study", default="overhead", show_default=True, help="Folder in results/ ('' = none).")
-@click.option("--results", type=click.Path(), help="Results folder.")
-@time_limit_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other job field.")
-def overhead(**options: Any) -> None:
-    """Time the harness's step against a hand-written loop on the same engine and model, interleaved in one run."""
-    values: dict[str, Any] = {name: options[name] for name in ("preset", "data", "steps", "global_batch", "precision")}
-    values |= {"eval_samples": -1, "schedule": "constant", "time_limit_s": options["time_limit_s"]}
-    apply_settings(values, options["settings"])
-    base = Job.from_dict(values)
-    cells = []
-    for engine in options["engines"].split(","):
-        backend, _, stage = engine.partition(":")
-        if backend not in ENGINES:
-            raise JobError(f"no hand-written loop for engine '{backend}': choose of {', '.join(ENGINES)}")
-        for count in (int(text) for text in options["workers"].split(",")):
-            if backend == "single" and count > 1:
-                continue
-            zero = int(stage or 0) if backend == "deepspeed" else None
-            cells.append(Cell(backend=backend, zero_stage=zero, workers=count, precision=options["precision"]))
-    folder = study_folder(options["results"], options["study"]) if options["study"] else None
-    from harness.experiments.trainings.launch import groups
-
-    found: list[Overhead] = []
-    rows: list[dict[str, Any]] = []
-    for group in groups(cells):
-        found += measure(base, group, quiet=options["as_json"])
-        rows = [row_of(item) for item in found]
-        if folder is not None:  # after each: what is measured is kept, whatever comes
-            record.write(rows, base, folder)
-    if options["as_json"]:
-        click.echo(json.dumps(rows, indent=1))
-    else:
-        _print(found)
-    sys.exit(1 if any(item.low > record.LIMIT for item in found) else 0)
-
-
-def measure(base: Job, cells: list[Cell], *, quiet: bool = True) -> list[Overhead]:
+def measure(base: Job, cells: list[Cell], *, say: Say | None = None) -> list[Overhead]:
     """Runs the cells under their launchers. Raises JobError where one fails."""
     from harness.experiments.trainings.launch import train_cells
 
     with tempfile.TemporaryDirectory(prefix="harness-overhead-") as temporary:
         out = Path(temporary)
-        say = None if quiet else (lambda text: click.echo(text, err=True))
         failures = train_cells(base, cells, out, say=say, module="harness.experiments.overhead.worker")
         for cell, reason in failures.items():
             raise JobError(f"{cell.engine} on {cell.workers} workers failed: {reason}")
@@ -129,7 +78,8 @@ def row_of(item: Overhead) -> dict[str, Any]:
     }
 
 
-def _print(found: list[Overhead]) -> None:
+def print_table(found: list[Overhead]) -> None:
+    """The figures as a table."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,1 +1,1 @@
-"""`harness parity`: does every engine compute what a single process computes?"""
+"""Does every engine compute what a single process computes?"""

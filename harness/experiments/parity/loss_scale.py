@@ -1,7 +1,7 @@
 """The fp16 loss scale of every engine in one figure: an overflow planted on one rank must be skipped by all alike.
 
-`harness parity --loss-scale`. The rule is short (window of 5 steps), so that the scale rises, is halved by the planted
-overflow, and rises again within the figure.
+`harness experiment parity --loss-scale`. The rule is short (window of 5 steps), so that the scale rises, is halved by
+the planted overflow, and rises again within the figure.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""`harness predict`: a scaling curve drawn past the machines at hand."""
+"""A scaling curve drawn past the machines at hand."""

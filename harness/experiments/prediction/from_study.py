@@ -1,4 +1,5 @@
-"""`harness predict` on a comparison study: the scaling curve from its runs on one and two workers, drawn past them.
+"""`harness experiment predict` on a comparison study: the scaling curve from its runs on one and two workers, drawn
+past them.
 
     step(n, b) = fixed + sample * b + exchange(n),     exchange(1) = 0,  exchange(2) measured
 

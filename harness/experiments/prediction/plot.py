@@ -1,4 +1,4 @@
-"""The plot of `harness predict`: efficiency over nodes with its band, and the errors of held-back cells."""
+"""The plot of `harness experiment predict`: efficiency over nodes with its band, and the errors of held-back cells."""
 
 from __future__ import annotations
 

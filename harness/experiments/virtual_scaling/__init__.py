@@ -1,1 +1,1 @@
-"""`harness nodes scaling`: both engines on virtual nodes with limited links."""
+"""Both engines on virtual nodes with limited links."""

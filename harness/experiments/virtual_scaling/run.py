@@ -1,8 +1,8 @@
-"""`harness nodes scaling`: engines x nodes x link rates on virtual nodes, with computing emulated by a stated wait.
+"""Engines x nodes x link rates on virtual nodes, with computing emulated by a stated wait.
 
 The nodes share this machine's cores, so real computing would slow down with every node; a wait does not. What is
 measured is the exchange: step time, its share, bytes on each node's wire, against ring theory. Everything is put into
-``results/STUDY/scaling.json``, one row a run, which `harness predict` fits.
+``results/STUDY/scaling.json``, one row a run, which `harness experiment predict` fits.
 """
 
 from __future__ import annotations
@@ -13,19 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import click
-
 from harness.common.paths import PROJECT
-from harness.job.declaration import JobError
-from harness.job.number_ranges import AMOUNT, COUNT
-from harness.job.options import names_in
 from harness.records.locks import check_free
 from harness.records.record_files import RESULT, STEPS, read_json, read_jsonl, write_json
-from harness.records.run_folder import study_folder
 from mpi.names import remove_folder
 from mpi.nodes import cluster
 from mpi.nodes.link import bytes_per_second
@@ -46,76 +42,54 @@ def ring_bytes(parameter_bytes: float, ranks: int) -> float:
     return 2.0 * (ranks - 1) / ranks * parameter_bytes
 
 
-@click.command()
-@click.option("--study", default="scaling-nodes", show_default=True)
-@click.option("--engines", default="horovod,deepspeed-z0,deepspeed-z1,deepspeed-z2", show_default=True)
-@click.option("--nodes", "counts", default="1,2,4", show_default=True)
-@click.option("--rates", default="unlimited,1gbit,100mbit", show_default=True)
-@click.option(
-    "--emulate-compute", "emulate_ms", type=AMOUNT, default=100.0, show_default=True, help="ms a step and worker."
-)
-@click.option("--scalings", default="weak,strong", show_default=True, help="strong: the wait is shared by the workers.")
-@click.option("--steps", type=COUNT, default=20, show_default=True)
-@click.option("--repeats", type=COUNT, default=1, show_default=True)
-@click.option(
-    "--width", "widths", default="16384", show_default=True, help="Of the tiny preset's projection: 97 weights each."
-)
-@click.option("--results", default=None, help="Results folder.")
-def scaling(
-    study: str,
-    engines: str,
-    counts: str,
-    rates: str,
-    emulate_ms: float,
-    scalings: str,
-    steps: int,
-    repeats: int,
-    widths: str,
-    results: str | None,
-) -> None:
-    """Run a scaling study on virtual nodes (needs root). Rows that are there already are kept, not run again."""
-    names = names_in(engines, ENGINES, "engine")
-    kinds = names_in(scalings, ("weak", "strong"), "scaling")
-    numbers = _numbers("--nodes", counts)
-    sizes = _numbers("--width", widths)
-    speeds = [rate.strip() for rate in rates.split(",")]
-    for rate in speeds:
-        _rate(rate)
-    if not (emulate_ms >= 0 and steps > FIRST and repeats > 0):
-        raise JobError(f"use --emulate-compute of at least 0, --steps above {FIRST} and --repeats of at least 1")
-    folder = study_folder(results, study)
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """What is run: every combination of its lists, `repeats` times. rates: of the links, as ``1gbit`` or ``unlimited``.
+    widths: of the tiny preset's projection."""
+
+    engines: Sequence[str]
+    nodes: Sequence[int]
+    rates: Sequence[str]
+    scalings: Sequence[str]
+    widths: Sequence[int]
+    repeats: int = 1
+
+
+def run_matrix(
+    matrix: Matrix, folder: Path, *, emulate_ms: float, steps: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Runs what `folder`/scaling.json does not hold yet, on virtual nodes that live as long; writes it after each run.
+
+    Args:
+        emulate_ms: emulated computing of a step, ms a worker (strong scaling: shared by the workers).
+        steps: optimizer steps of a run, the first `FIRST` of them not timed.
+        say: gets a line for each run.
+
+    Returns:
+        The record as it was written: ``rows`` and ``cores``.
+    """
     rows = load_rows(folder) if (folder / FILE).exists() else []
     set_name = f"scaling-{os.getpid()}"
-    made = cluster.up(set_name, max(numbers), cores_per_node=1, tied=True)
+    made = cluster.up(set_name, max(matrix.nodes), cores_per_node=1, tied=True)
+    record = {"rows": rows, "cores": os.cpu_count()}
+    cells = list(itertools.product(matrix.nodes, matrix.scalings, matrix.engines, matrix.widths))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        record = {"rows": rows, "cores": os.cpu_count()}
-        for repeat, rate in itertools.product(range(repeats), speeds):
+        for repeat, rate in itertools.product(range(matrix.repeats), matrix.rates):
             made = made.set_rate("" if rate == "unlimited" else rate)
-            for count, kind, name, width in itertools.product(numbers, kinds, names, sizes):
+            for count, kind, name, width in cells:
                 cell = {"engine": name, "nodes": count, "rate": rate, "scaling": kind, "repeat": repeat}
                 cell["width"] = width
                 if any(all(row[key] == value for key, value in cell.items()) for row in rows):
                     continue
                 wait = emulate_ms if kind == "weak" else emulate_ms / count
                 row = _run(made, cell, wait, steps, folder)
-                click.echo(_line(row))
+                say(_line(row))
                 rows.append(row)
                 write_json(folder / FILE, record)
     finally:
         cluster.down(set_name)
-    from harness.experiments.virtual_scaling import report
-
-    for path in [folder / FILE, *report.write(record, folder)]:
-        click.echo(str(path))
-
-
-def _numbers(flag: str, text: str) -> list[int]:
-    """``1,2,4`` as numbers. Raises JobError for anything else."""
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdigit() and int(word) > 0 for word in words):
-        raise JobError(f"{flag} '{text}': write numbers of at least 1 with commas between them, as 1,2,4")
-    return [int(word) for word in words]
+    return record
 
 
 def load_rows(folder: Path) -> list[dict[str, Any]]:
@@ -155,7 +129,7 @@ def _run(
             end_entered(process, grace=END_S)
             made.end_processes()
     result = read_json(folder / run / RESULT) if (folder / run / RESULT).exists() else {}
-    row = {**cell, "run": run, "wait_s": wait_ms * 1e-3, "link_bytes_per_s": _rate(cell["rate"])}
+    row = {**cell, "run": run, "wait_s": wait_ms * 1e-3, "link_bytes_per_s": rate_of(cell["rate"])}
     if late:
         return {**row, "failed": f"not finished after {limit_s:g} s"}
     if result.get("status") != "ok":
@@ -196,7 +170,8 @@ def _follow(
     return max(sent) / (last[0] - first[0])
 
 
-def _rate(text: str) -> float | None:
+def rate_of(text: str) -> float | None:
+    """``1gbit`` in bytes a second; None for ``unlimited``."""
     return None if text == "unlimited" else bytes_per_second(text)
 
 

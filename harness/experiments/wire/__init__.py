@@ -1,1 +1,1 @@
-"""`harness wire`: bytes on the wire in a step, by engine and ZeRO stage."""
+"""Bytes on the wire in a step, by engine and ZeRO stage."""

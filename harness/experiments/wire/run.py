@@ -1,4 +1,4 @@
-"""`harness wire`: bytes on the wire a step, by engine and ZeRO stage, against the ring's 2(n-1)/n x bytes.
+"""Bytes on the wire a step, by engine and ZeRO stage, against the ring's 2(n-1)/n x bytes.
 
 Three figures a cell: what theory asks for, what the engine hands to its collectives (counted at its hooks, by ring
 theory), and what each node really sent (its network counters, headers included). Where they part, the cause is named:
@@ -9,100 +9,21 @@ run on virtual nodes made for it; with one, on its hosts, one worker each.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
 from backends.checks.traffic import theory
-from harness.experiments.trainings.cells import Cell, cells_of
+from harness.experiments.trainings.cells import Cell
 from harness.experiments.trainings.launch import train_cells
-from harness.experiments.wire.worker import TOTAL
-from harness.job.declaration import Job, JobError
-from harness.job.number_ranges import COUNT
-from harness.job.options import apply_settings, time_limit_option
+from harness.job.declaration import Job
 from harness.records.record_files import csv_of, write_json, write_text
-from harness.records.run_folder import study_folder
 
 ENGINES = "ddp,fsdp2,horovod,deepspeed:0,deepspeed:1,deepspeed:2,deepspeed:3"
 MODULE = "harness.experiments.wire.worker"
 NEAR = 0.03  # figures this close are called the same
 HEADERS = ("engine", "workers", "accum.", "theory MB", "handed over MB", "sent MB", "sent / theory", "idle kB/s", "why")
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("--engines", default=ENGINES, show_default=True, help="Comma-separated; deepspeed:STAGE.")
-@click.option("--workers", default="2,4", show_default=True, help="Nodes, one worker each; comma-separated.")
-@click.option("--accumulation", default="1,4", show_default=True, help="Accumulation steps, comma-separated.")
-@click.option("--precision", default="fp32", show_default=True, help="fp32, bf16, fp16, comma-separated.")
-@click.option("--precision-mode", default="matched", show_default=True, help="matched, native, comma-separated.")
-@click.option("--hostfile", type=click.Path(exists=True), help="Hosts to use (default: virtual nodes, needs root).")
-@click.option("--preset", default="tiny", show_default=True, help="As for `harness run`.")
-@click.option(
-    "--width", type=COUNT, default=16384, show_default=True, help="Of the tiny preset's projection: 97 weights each."
-)
-@click.option("--global-batch", type=COUNT, default=16, show_default=True, help="Samples a step, over all workers.")
-@click.option("--study", default="wire", show_default=True, help="Folder in results/ for the table ('' = none).")
-@click.option("--results", type=click.Path(), help="Results folder.")
-@time_limit_option
-@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other job field.")
-def wire(**options: Any) -> None:
-    """Measure the bytes that each engine and ZeRO stage puts on the wire in a step, beside ring theory."""
-    folder = study_folder(options["results"], options["study"]) if options["study"] else None
-    if not options["hostfile"]:
-        sys.exit(_on_virtual_nodes(options))
-    from mpi import hostfile
-
-    hosts = hostfile.parse_file(options["hostfile"])
-    values: dict[str, Any] = {name: options[name] for name in ("preset", "global_batch")}
-    values |= {"steps": TOTAL, "eval_samples": -1, "time_limit_s": options["time_limit_s"]}
-    if options["preset"] == "tiny":
-        values["model"] = {"joint": options["width"]}
-    apply_settings(values, options["settings"])
-    base = Job.from_dict(values)
-    cells = cells_of(
-        options["engines"].split(","),
-        [int(text) for text in options["workers"].split(",")],
-        [int(text) for text in options["accumulation"].split(",")],
-        [True],
-        options["precision"].split(","),
-        options["precision_mode"].split(","),
-    )
-    for cell in cells:
-        if not 2 <= cell.workers <= len(hosts):
-            raise JobError(f"--workers {cell.workers}: the wire needs 2 to {len(hosts)} nodes, one worker each")
-        cell.job(base).validate()
-    say = None if options["as_json"] else (lambda text: click.echo(text, err=True))
-    rows = measure(base, cells, hosts, say)
-    if folder is not None:
-        write(rows, base, folder)
-    if options["as_json"]:
-        click.echo(json.dumps(rows, indent=1))
-    else:
-        _print(rows)
-    sys.exit(1 if any(row["status"] == "failed" for row in rows) else 0)
-
-
-def _on_virtual_nodes(options: Mapping[str, Any]) -> int:
-    """The same command inside node a of a set that lives as long as it does; its exit status."""
-    from mpi.nodes import cluster
-
-    count = max(int(text) for text in options["workers"].split(","))
-    made = cluster.up(f"wire-{os.getpid()}", count, tied=True)
-    try:
-        with tempfile.NamedTemporaryFile("w", suffix=".hostfile") as hosts:
-            hosts.write(made.hostfile())
-            hosts.flush()
-            argv = [sys.executable, "-m", "harness", *sys.argv[1:], "--hostfile", hosts.name]
-            return subprocess.run(made.argv("a", argv), stdin=subprocess.DEVNULL, check=False).returncode
-    finally:
-        cluster.down(made.name)
 
 
 def measure(base: Job, cells: Sequence[Cell], hosts: Sequence[Any], say: Any = None) -> list[dict[str, Any]]:
@@ -302,7 +223,8 @@ def _cells(row: Mapping[str, Any], notes: Mapping[str, int]) -> tuple[str, ...]:
     return (*head, *figures, f"{row['idle_bytes_per_s'] / 1e3:.1f}", note)
 
 
-def _print(rows: Sequence[Mapping[str, Any]]) -> None:
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The table and its causes."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""`harness check`: whoever changes a record is found out; schemas fit what is really written."""
+"""`harness results check`: whoever changes a record is found out; schemas fit what is really written."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from harness.analysis.check import check, check_runs
+from harness.analysis.check import check_runs
 from harness.analysis.comparison import summarize_study
+from harness.commands.results.check import check
 from harness.job.declaration import Job
 from harness.records.soundness import SCHEMAS, schema_errors, validator
 from tests.harness.made_runs import write_run, write_study

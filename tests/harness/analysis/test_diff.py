@@ -1,4 +1,4 @@
-"""`harness diff`: what differs, in words."""
+"""`harness results diff`: what differs, in words."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from harness.analysis.diff import describe_difference, diff
+from harness.analysis.diff import describe_difference
+from harness.commands.results.diff import diff
 from harness.job.declaration import Job
 from harness.records.record_files import RecordError
 from harness.records.run_record import RecordedRun

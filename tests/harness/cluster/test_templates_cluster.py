@@ -12,7 +12,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from harness.cluster.job_scripts import template, validate_mpijob
+from harness.cluster.job_scripts import validate_mpijob
+from harness.commands.cluster.job_script import job_script
 from harness.job.declaration import JobError
 
 JOB = [
@@ -32,7 +33,7 @@ JOB = [
 
 
 def text(*words: str) -> str:
-    result = CliRunner().invoke(template, list(words), catch_exceptions=False)
+    result = CliRunner().invoke(job_script, list(words), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -77,7 +78,7 @@ def test_slurm_asks_for_gpus_and_horovod_goes_through_mpirun():
 )
 def test_what_slurm_would_refuse_is_one_line(words, says):
     with pytest.raises(JobError, match=says):
-        CliRunner().invoke(template, ["slurm", "--backend", "ddp", *JOB, *words], catch_exceptions=False)
+        CliRunner().invoke(job_script, ["slurm", "--backend", "ddp", *JOB, *words], catch_exceptions=False)
 
 
 def test_mpijob_is_valid_and_says_what_was_asked():
@@ -114,7 +115,7 @@ def test_a_broken_manifest_is_found():
 
 def test_pods_must_know_their_device():
     with pytest.raises(JobError, match="--device cuda or --device cpu"):
-        CliRunner().invoke(template, ["mpijob", "--backend", "ddp", *JOB, "--image", "i"], catch_exceptions=False)
+        CliRunner().invoke(job_script, ["mpijob", "--backend", "ddp", *JOB, "--image", "i"], catch_exceptions=False)
 
 
 @pytest.mark.parallel

@@ -90,8 +90,8 @@ def test_a_run_without_masks(tmp_path, run):
     assert any("no masks of plate" in finding.text for finding in findings(comparison))
     page = CliRunner().invoke(cli, ["report", str(folder.parent), "--format", "html"])
     assert page.exit_code == 0, page.output
-    assert CliRunner().invoke(cli, ["check", str(folder.parent)]).exit_code == 0
-    shown = CliRunner().invoke(cli, ["eval", str(folder)])
+    assert CliRunner().invoke(cli, ["results", "check", str(folder.parent)]).exit_code == 0
+    shown = CliRunner().invoke(cli, ["model", "eval", str(folder)])
     assert shown.exit_code == 0, shown.output
     assert "no masks" in shown.output
 

@@ -24,13 +24,13 @@ COMMANDS = {
     "run --dry-run": ("run", "--dry-run", *TINY, "--run-name"),
     "run --set study": ("run", *TINY, "--set"),
     "compare": ("compare", *TINY, "--study"),
-    "fit": ("fit", "--study"),
-    "parity": ("parity", "--study"),
-    "wire": ("wire", "--study"),
-    "overhead": ("overhead", "--study"),
-    "duel": ("duel", "--study"),
-    "predict": ("predict", "--study"),
-    "scaling": ("nodes", "scaling", "--study"),
+    "fit": ("experiment", "max-model", "--study"),
+    "parity": ("experiment", "parity", "--study"),
+    "wire": ("experiment", "wire", "--study"),
+    "overhead": ("experiment", "overhead", "--study"),
+    "duel": ("experiment", "duel", "--study"),
+    "predict": ("experiment", "predict", "--study"),
+    "scaling": ("experiment", "scaling", "--study"),
 }
 
 
@@ -59,7 +59,15 @@ def test_a_results_folder_that_is_a_file(
 
 def test_quality_s_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "quality.json").write_text("{}")
-    words = ("quality", str(tmp_path / "quality.json"), "--results", str(tmp_path / "results"), "--name", "../../x")
+    words = (
+        "model",
+        "quality",
+        str(tmp_path / "quality.json"),
+        "--results",
+        str(tmp_path / "results"),
+        "--name",
+        "../../x",
+    )
     assert "name '../../x'" in refused(capsys, *words)
 
 
@@ -75,7 +83,7 @@ def test_nodes_take_no_path(
     for folder in ("precious", "sets/other"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.setattr(state, "STATE", tmp_path / "sets")
-    assert f"{name!r} cannot name a node set" in refused(capsys, "nodes", *command, name)
+    assert f"{name!r} cannot name a node set" in refused(capsys, "cluster", "nodes", *command, name)
     assert (tmp_path / "precious").is_dir()
     assert (tmp_path / "sets" / "other").is_dir()
 
@@ -94,7 +102,7 @@ def test_nodes_take_no_path(
 def test_scaling_is_refused_before_nodes_are_made(
     words: tuple[str, str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert says in refused(capsys, "nodes", "scaling", *words, "--results", str(tmp_path / "results"))
+    assert says in refused(capsys, "experiment", "scaling", *words, "--results", str(tmp_path / "results"))
     assert list(tmp_path.iterdir()) == []
 
 

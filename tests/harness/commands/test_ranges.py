@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-
 import click
 import pytest
 
-from harness.cli import COMMANDS, LazyGroup
-from harness.cli import cli as group
+from harness.commands.tree import all_commands, load
 
 # Numbers without a limit of their own, with the reason.
 UNLIMITED = {("worker", "local_rank"): "given by a launcher"}
@@ -20,11 +17,8 @@ def numbers(command: click.Command, name: str) -> list[tuple[str, click.Paramete
     return [(name, parameter) for parameter in command.params if parameter.type.name in ("integer", "float")]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", all_commands())
 def test_every_number_has_a_range(name: str) -> None:
-    module, attribute = COMMANDS[name][0].split(":")
-    command = getattr(importlib.import_module(module), attribute)
-    assert isinstance(group, LazyGroup)
-    for path, parameter in numbers(command, name):
+    for path, parameter in numbers(load(name), name):
         plain = parameter.type in (click.INT, click.FLOAT)
         assert not plain or (path, parameter.name) in UNLIMITED, f"harness {path}: {parameter.name} takes any number"

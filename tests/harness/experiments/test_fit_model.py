@@ -1,4 +1,4 @@
-"""The grid of sizes and the memory model of `harness fit`."""
+"""The grid of sizes and the memory model of `harness experiment max-model`."""
 
 from __future__ import annotations
 

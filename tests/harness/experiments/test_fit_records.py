@@ -1,4 +1,5 @@
-"""`harness fit`: its shapes, its limits, and what it makes of recorded tries, without starting any worker."""
+"""`harness experiment max-model`: its shapes, its limits, and what it makes of recorded tries, without starting any
+worker."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from core_model.build import build
+from harness.commands.experiment.max_model import max_model
 from harness.experiments.max_model.attempt import HOST_IS_FULL, judge
 from harness.experiments.max_model.memory_formula import Training
 from harness.experiments.max_model.report import plot, ran_out, write_tables
-from harness.experiments.max_model.run import FILE, Search, _resumed, conclude, fit, new_cell, stand
+from harness.experiments.max_model.run import FILE, Search, conclude, new_cell, resumed, stand
 from harness.experiments.max_model.shapes import Grid
 from harness.job.declaration import JobError
 from harness.publish import experiment_headlines
@@ -130,7 +132,7 @@ def test_record_says_which_memory_ran_out() -> None:
 
 def test_dry_run_starts_nothing_and_writes_nothing(tmp_path: Path) -> None:
     told = CliRunner().invoke(
-        fit, [*ARGS, "--backends", "ddp", "--workers", "1", "--dry-run", "--results", str(tmp_path)]
+        max_model, [*ARGS, "--backends", "ddp", "--workers", "1", "--dry-run", "--results", str(tmp_path)]
     )
     assert told.exit_code == 0, told.output
     assert "DDP" in told.output
@@ -143,7 +145,7 @@ def test_a_search_does_not_go_on_on_another_machine(tmp_path: Path) -> None:
     record = {"setup": search().setup(), "device_mib": 256.0, "host_mib": 1e6, "environment": place}
     write_json(tmp_path / "fit" / FILE, record | {"finished": True, "cells": []})
     with pytest.raises(JobError, match="was searched on NVIDIA H100, this is "):
-        _resumed([], search(), tmp_path / "fit", retry=False)
+        resumed([], search(), tmp_path / "fit", retry=False)
 
 
 def test_tries_of_another_search_are_not_mixed(tmp_path: Path) -> None:
@@ -152,6 +154,6 @@ def test_tries_of_another_search_are_not_mixed(tmp_path: Path) -> None:
     write_json(tmp_path / "fit" / FILE, record | {"environment": {}, "finished": True, "cells": []})
     before = json.loads((tmp_path / "fit" / FILE).read_text())
     arguments = [*ARGS, "--backends", "ddp", "--workers", "1", "--resolution", "0.25", "--results", str(tmp_path)]
-    told = CliRunner().invoke(fit, arguments)
+    told = CliRunner().invoke(max_model, arguments)
     assert "--fresh" in str(told.exception)
     assert json.loads((tmp_path / "fit" / FILE).read_text()) == before

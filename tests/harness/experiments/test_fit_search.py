@@ -1,4 +1,4 @@
-"""The search of `harness fit`: how many tries it needs, and what it makes of odd ones."""
+"""The search of `harness experiment max-model`: how many tries it needs, and what it makes of odd ones."""
 
 from __future__ import annotations
 

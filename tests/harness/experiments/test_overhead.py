@@ -1,4 +1,5 @@
-"""`harness overhead`: what it makes of the blocks, refuses and keeps. The real thing is in tests/parallel."""
+"""`harness experiment overhead`: what it makes of the blocks, refuses and keeps. The real thing is in
+tests/parallel."""
 
 from __future__ import annotations
 
@@ -7,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from harness.commands.experiment.overhead import overhead
 from harness.experiments.overhead import run as command
 from harness.experiments.overhead.record import headline
-from harness.experiments.overhead.run import Overhead, overhead, ratio_of, row_of
+from harness.experiments.overhead.run import Overhead, ratio_of, row_of
 from harness.experiments.trainings.cells import Cell
 from harness.job.declaration import JobError
 from harness.records.record_files import read_json

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from harness.analysis.comparison import summarize_study
+from harness.commands.experiment.predict import predict
 from harness.experiments.prediction.from_study import Law, Timed, build, fit, resampled
-from harness.experiments.prediction.run import predict
 from harness.job.declaration import Job, JobError
 from tests.harness.made_runs import write_run
 

@@ -1,4 +1,4 @@
-"""`harness quality`: what is asked for, how runs become rows, and how records of several machines are merged."""
+"""`harness model quality`: what is asked for, how runs become rows, and how records of several machines are merged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`harness chat` through a real pipe: a process of its own, questions in, answers out."""
+"""`harness model chat` through a real pipe: a process of its own, questions in, answers out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [ONCE, pytest.mark.slow]  # trains a model first
 
 def piped(text: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "harness", "chat", *map(str, arguments)],
+        [sys.executable, "-m", "harness", "model", "chat", *map(str, arguments)],
         input=text,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -70,7 +70,7 @@ def test_ends_with_its_input_and_opens_with_a_picture(
     picture = data() / "plate" / "test" / "dent" / "000.png"
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     normal = data() / "plate" / "train" / "good"
-    code, out, err = call(capsys, "chat", trained(), "--image", picture, "--normal", normal)
+    code, out, err = call(capsys, "model", "chat", trained(), "--image", picture, "--normal", normal)
     assert code == 0, err
     assert len(out.splitlines()) == 1
     score = float(out.split("score ")[1].split()[0])
@@ -86,17 +86,17 @@ def test_ends_with_its_input_and_opens_with_a_picture(
 )
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], expected: str) -> None:
     given = arguments if arguments[0].startswith("/") else (trained(), *arguments)
-    code, out, err = call(capsys, "chat", *given)
+    code, out, err = call(capsys, "model", "chat", *given)
     assert (code, out) == (2, "")
     assert len(err.strip().splitlines()) == 1
     assert expected in err
 
 
-@pytest.mark.parametrize("command", ["eval", "detect", "chat", "page"])
+@pytest.mark.parametrize("command", ["eval", "detect", "chat", "serve"])
 def test_help_needs_no_torch(command: str) -> None:
     script = (
         "import sys\nfrom harness.cli import cli\n"
-        f"cli.main(['{command}', '--help'], standalone_mode=False)\n"
+        f"cli.main(['model', '{command}', '--help'], standalone_mode=False)\n"
         "print('torch' in sys.modules, 'gradio' in sys.modules, 'matplotlib' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)

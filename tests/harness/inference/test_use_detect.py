@@ -1,4 +1,4 @@
-"""`harness detect` on real pictures: few-shot finds the disc, overlays show it, damaged pictures are refused."""
+"""`harness model detect` on real pictures: few-shot finds the disc, overlays show it, damaged pictures are refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from core_model.data.decode.pictures import read_mask
-from harness.commands.detect import judgement
+from harness.inference.detection import judgement
 from harness.inference.load_model import load
 from harness.inference.session import Look, Session, peak_place, place_table, trimmed_ask
 from harness.job.declaration import JobError
@@ -33,7 +33,7 @@ def test_few_shot_separates_and_localizes_without_training(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = call(
-        capsys, "detect", shown("good"), shown("dent"), "--preset", "tiny", "--normal", good(), "--json"
+        capsys, "model", "detect", shown("good"), shown("dent"), "--preset", "tiny", "--normal", good(), "--json"
     )
     assert code == 0, err
     found = json.loads(out)
@@ -63,7 +63,7 @@ def cell(name: str, shape: tuple[int, ...]) -> tuple[slice, slice]:
 
 def test_a_line_a_picture_and_overlays(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     pictures = [shown("dent") / "000.png", shown("hole") / "000.png", shown("good") / "001.png"]
-    code, out, err = call(capsys, "detect", *pictures, "--weights", trained(), "--out", tmp_path / "maps")
+    code, out, err = call(capsys, "model", "detect", *pictures, "--weights", trained(), "--out", tmp_path / "maps")
     assert code == 0, err
     lines = out.splitlines()
     assert len(lines) == 3
@@ -81,11 +81,11 @@ def test_a_line_a_picture_and_overlays(capsys: pytest.CaptureFixture[str], tmp_p
 
 def test_scores_are_those_of_eval(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A file given to detect is seen as the data set sees it."""
-    code, _, err = call(capsys, "eval", trained(), "--shots", 0, "--no-answers", "--out", tmp_path)
+    code, _, err = call(capsys, "model", "eval", trained(), "--shots", 0, "--no-answers", "--out", tmp_path)
     assert code == 0, err
     (evaluation,) = json.loads((tmp_path / "eval.json").read_text())["evaluations"]
     scores = {sample["id"]: sample["score"] for sample in evaluation["samples"]}
-    _, out, _ = call(capsys, "detect", shown("dent"), "--weights", trained(), "--json")
+    _, out, _ = call(capsys, "model", "detect", shown("dent"), "--weights", trained(), "--json")
     for each in json.loads(out):
         (own,) = [score for name, score in scores.items() if name.endswith(f"dent/{Path(each['image']).name}")]
         assert each["score"] == pytest.approx(own, rel=1e-5)
@@ -93,10 +93,10 @@ def test_scores_are_those_of_eval(capsys: pytest.CaptureFixture[str], tmp_path: 
 
 
 def test_shots_come_from_the_runs_own_good_pictures(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = call(capsys, "detect", shown("dent"), "--weights", trained(), "--shots", 2, "--json")
+    code, out, err = call(capsys, "model", "detect", shown("dent"), "--weights", trained(), "--shots", 2, "--json")
     assert code == 0, err
     assert [each["branch"] for each in json.loads(out)] == ["memory", "memory"]
-    code, _, err = call(capsys, "detect", shown("dent"), "--weights", trained(), "--shots", 99)
+    code, _, err = call(capsys, "model", "detect", shown("dent"), "--weights", trained(), "--shots", 99)
     assert code == 2
     assert "plate has 6 good pictures only" in err
 
@@ -145,7 +145,7 @@ def test_mistakes_are_one_line_and_nothing_is_looked_at(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, what: str
 ) -> None:
     arguments, expected = MISTAKES[what]
-    code, out, err = call(capsys, "detect", *arguments(tmp_path))
+    code, out, err = call(capsys, "model", "detect", *arguments(tmp_path))
     assert code == 2
     assert out == ""
     assert len(err.strip().splitlines()) == 1, err
@@ -167,7 +167,9 @@ def test_one_bad_picture_stops_all(capsys: pytest.CaptureFixture[str], tmp_path:
     whole[len(whole) // 2] ^= 0xFF
     bad = written(tmp_path / "flipped.png", bytes(whole))
     out_folder = tmp_path / "maps"
-    code, out, err = call(capsys, "detect", shown("dent") / "000.png", bad, "--weights", trained(), "--out", out_folder)
+    code, out, err = call(
+        capsys, "model", "detect", shown("dent") / "000.png", bad, "--weights", trained(), "--out", out_folder
+    )
     assert (code, out) == (2, "")
     assert "flipped.png: corrupt image" in err
     assert not out_folder.exists()

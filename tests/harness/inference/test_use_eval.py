@@ -1,4 +1,4 @@
-"""`harness eval` on a really trained tiny run: it reproduces the record, shows controls, shouts, refuses."""
+"""`harness model eval` on a really trained tiny run: it reproduces the record, shows controls, shouts, refuses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = ONCE
 
 
 def evaluated(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    code, out, err = call(capsys, "eval", *arguments, "--json")
+    code, out, err = call(capsys, "model", "eval", *arguments, "--json")
     assert code == 0, err
     return json.loads(out)
 
@@ -70,7 +70,7 @@ def test_the_decoder_branch_is_the_loaded_decoder(capsys: pytest.CaptureFixture[
 
 def test_table_has_controls_beside_every_auroc_and_shouts(capsys: pytest.CaptureFixture[str]) -> None:
     """Three steps teach no answer: exactly the study's V3."""
-    code, out, err = call(capsys, "eval", trained())
+    code, out, err = call(capsys, "model", "eval", trained())
     assert code == 0, err
     assert "UNUSABLE ANSWERS: 8 of 8" in out
     assert out.count("neither Yes nor No") == 1, "said once, loudly"
@@ -154,7 +154,7 @@ def test_val_split_judges_held_out_pictures(capsys: pytest.CaptureFixture[str]) 
     options = ("--preset", "tiny", "--data", f"mvtec:{data()}", "--shots", 1, "--split", "val")
     (own,) = evaluated(capsys, *options, *held)["evaluations"]
     assert own["figures"]["count"] == 4, "two pictures, each as it is and with a defect"
-    code, _, err = call(capsys, "eval", *options)
+    code, _, err = call(capsys, "model", "eval", *options)
     assert code == 2
     assert "--set data_options.holdout" in err
 
@@ -203,7 +203,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("what", MISTAKES)
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], what: str) -> None:
     arguments, expected = MISTAKES[what]
-    code, out, err = call(capsys, "eval", *arguments())
+    code, out, err = call(capsys, "model", "eval", *arguments())
     assert code == 2
     assert out == ""
     assert len(err.strip().splitlines()) == 1, err

@@ -16,6 +16,7 @@ from typing import Any
 import click
 import pytest
 
+from harness.commands.tree import load
 from harness.job.declaration import Job, JobError
 from harness.launch import run, sealing
 from harness.launch.run import run_job, run_jobs
@@ -219,16 +220,14 @@ def test_a_time_limit_is_none_of_a_studys_settings(tmp_path: Path) -> None:
 
 
 def test_every_command_that_launches_has_the_time_limit_apart_from_that_of_one_wait() -> None:
-    import harness.cli
-
-    for name in ("run", "compare", "duel", "parity", "wire", "overhead", "comm"):
-        command = harness.cli.cli.get_command(click.Context(harness.cli.cli), name)
-        assert command is not None
+    experiments = ("duel", "parity", "wire", "overhead", "collectives")
+    for name in ("run", "compare", *(f"experiment {name}" for name in experiments)):
+        command = load(name)
         options = {flag: option for option in command.params for flag in option.opts}
         assert "--time-limit" in options, name
-        # comm's libraries have no limit of a wait of their own
+        # the libraries of collectives have no limit of a wait of their own
         default = options["--time-limit"].get_default(click.Context(command))
-        assert (default if isinstance(default, float) else 0) == (300 if name == "comm" else 0), name
+        assert (default if isinstance(default, float) else 0) == (300 if name == "experiment collectives" else 0), name
 
 
 def test_a_supervisor_outside_the_main_thread_works_too(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ COMMANDS = (
     ("run", "--dry-run", "--backend", "horovod", "--slots", "2", "--launcher", "mpirun"),
     ("run", "--dry-run", "--backend", "deepspeed", "--slots", "2", "--launcher", "deepspeed-openmpi"),
     ("run", "--dry-run", "--backend", "ddp", "--slots", "2"),
-    ("template", "slurm", "--backend", "horovod", "--nodes", "2", "--slots", "2"),
-    ("template", "mpijob", "--backend", "horovod", "--nodes", "2", "--slots", "2", "--image", "x/y"),
+    ("cluster", "job-script", "slurm", "--backend", "horovod", "--nodes", "2", "--slots", "2"),
+    ("cluster", "job-script", "mpijob", "--backend", "horovod", "--nodes", "2", "--slots", "2", "--image", "x/y"),
 )
 
 
@@ -51,7 +51,7 @@ def test_dry_runs_and_job_files(argv, capsys):
 def test_the_doctor(capsys):
     for more in ((), ("--json",)):
         with pytest.raises(SystemExit):
-            main(["doctor", "--hosts", "localhost", "--no-links", *more])
+            main(["cluster", "doctor", "--hosts", "localhost", "--no-links", *more])
         said = capsys.readouterr()
         assert_unseen(said.out + said.err)
 

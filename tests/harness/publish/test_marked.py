@@ -27,11 +27,11 @@ def results(tmp_path: Path) -> Path:
 def test_a_readme_that_is_not_ours_is_left_alone(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (results / "README.md", results.parent / "README.md"):
         path.write_bytes(MINE)
-    said = refused(capsys, "index", "--results", str(results))
+    said = refused(capsys, "results", "index", "--results", str(results))
     assert f"{results}/README.md: it is not from this program and left alone" in said
     assert "<!-- studies -->" in said
     (results / "README.md").unlink()
-    main(["index", "--results", str(results)])
+    main(["results", "index", "--results", str(results)])
     assert capsys.readouterr().out == f"{results}/README.md\n"
     assert (results.parent / "README.md").read_bytes() == MINE
 
@@ -96,5 +96,5 @@ def test_what_is_no_text_is_left_alone(results: Path) -> None:
 
 
 def test_no_results_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no such folder" in refused(capsys, "index", "--results", str(tmp_path / "none"))
+    assert "no such folder" in refused(capsys, "results", "index", "--results", str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()

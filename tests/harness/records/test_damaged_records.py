@@ -12,9 +12,10 @@ from click.testing import CliRunner
 
 import harness
 from harness.analysis.caveats import findings
-from harness.analysis.check import check
 from harness.analysis.comparison import summarize_study
 from harness.cli import main
+from harness.commands.report import report
+from harness.commands.results.check import check
 from harness.job.declaration import Job, JobError
 from harness.publish.index import write_index
 from harness.records.checkpoints import check_resumable, cut_steps, cut_torn_lines
@@ -30,7 +31,6 @@ from harness.records.record_files import (
     torn_end,
 )
 from harness.records.tail import Tail
-from harness.report.formats import report
 from harness.study.runner import find_finished
 from harness.study.time_estimate import estimate
 from tests.harness.made_runs import write_run, write_study
@@ -143,7 +143,7 @@ def test_one_bad_run_is_named_and_left_out(
     with pytest.warns(UserWarning, match="is left out"):
         assert set(harness.load(study, "steps")["run"]) == {run.name for run in runs[1:]}
     with pytest.raises(SystemExit) as ended:
-        main(["diff", str(bad), str(runs[1])])
+        main(["results", "diff", str(bad), str(runs[1])])
     assert ended.value.code == 2
     assert told in capsys.readouterr().err
     estimate([Job(preset="tiny")], study.parent)
@@ -152,9 +152,9 @@ def test_one_bad_run_is_named_and_left_out(
 def test_a_study_of_bad_runs_alone_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_run(tmp_path / "s", Job(preset="tiny"))
     edited(folder / JOB, seed="abc")
-    for command in ("report", "check"):
+    for command in (["report"], ["results", "check"]):
         with pytest.raises(SystemExit) as ended:
-            main([command, str(tmp_path / "s")])
+            main([*command, str(tmp_path / "s")])
         assert ended.value.code == (2 if command == "report" else 1)
         told = "".join(capsys.readouterr())
         assert "job.json: seed: 'abc' is not" in told

@@ -76,7 +76,7 @@ def test_inverted_masks_are_questioned_before_the_start(capsys: pytest.CaptureFi
     assert code == 0
     (line,) = [line for line in err.splitlines() if "mask" in line]
     assert line.startswith("warning: ground_truth/hole/000_mask.png: the mask covers 9")
-    code, out, err = call(capsys, "eval", trained(), "--data", f"mvtec:{root}", "--json", "--no-answers")
+    code, out, err = call(capsys, "model", "eval", trained(), "--data", f"mvtec:{root}", "--json", "--no-answers")
     assert code == 0, err
     (evaluation,) = json.loads(out)["evaluations"]
     (warning,) = [text for text in evaluation["figures"].get("warnings", []) + evaluation["warnings"] if "mask" in text]
@@ -92,10 +92,10 @@ def test_detect_scores_deep_pictures_as_their_8_bits(capsys: pytest.CaptureFixtu
     shown = sorted((data() / "plate/test/dent").iterdir())[0]
     twelve = deep(shown, tmp_path / "twelve.png", 16, np.uint16)
     float_one = deep(shown, tmp_path / "float.tif", 1 / 255, np.float32)
-    assert "brightest value" in refused(capsys, "detect", twelve, "--weights", trained())
+    assert "brightest value" in refused(capsys, "model", "detect", twelve, "--weights", trained())
     scores = []
     for arguments in ((shown,), (twelve, "--set", "data_options.white=4095"), (float_one,)):
-        code, out, err = call(capsys, "detect", *arguments, "--weights", trained(), "--json")
+        code, out, err = call(capsys, "model", "detect", *arguments, "--weights", trained(), "--json")
         assert code == 0, err
         scores.append(json.loads(out)[0]["score"])
     assert scores[1] == pytest.approx(scores[0], rel=1e-6)
@@ -110,7 +110,7 @@ def test_detect_and_its_overlay_see_a_photograph_upright(capsys: pytest.CaptureF
     looks = []
     for path in (shown, turned):
         out_folder = tmp_path / path.stem
-        code, out, err = call(capsys, "detect", path, "--weights", trained(), "--json", "--out", out_folder)
+        code, out, err = call(capsys, "model", "detect", path, "--weights", trained(), "--json", "--out", out_folder)
         assert code == 0, err
         (found,) = json.loads(out)
         below_the_caption = np.asarray(Image.open(found["overlay"]))[40:]
@@ -122,8 +122,8 @@ def test_detect_and_its_overlay_see_a_photograph_upright(capsys: pytest.CaptureF
 def test_detect_names_what_it_cannot_open(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     name = tmp_path / os.fsdecode(b"\xff.png")
     name.write_bytes(sorted((data() / "plate/test/dent").iterdir())[0].read_bytes())
-    assert "the name is not UTF-8" in refused(capsys, "detect", name, "--weights", trained())
-    assert "the name is not UTF-8" in refused(capsys, "detect", tmp_path, "--weights", trained())
+    assert "the name is not UTF-8" in refused(capsys, "model", "detect", name, "--weights", trained())
+    assert "the name is not UTF-8" in refused(capsys, "model", "detect", tmp_path, "--weights", trained())
     os.mkfifo(tmp_path / "pipe.png")
-    assert "pipe.png: not a file" in refused(capsys, "detect", tmp_path / "pipe.png", "--weights", trained())
-    assert "cannot be read" in refused(capsys, "detect", tmp_path / ("x" * 300), "--weights", trained())
+    assert "pipe.png: not a file" in refused(capsys, "model", "detect", tmp_path / "pipe.png", "--weights", trained())
+    assert "cannot be read" in refused(capsys, "model", "detect", tmp_path / ("x" * 300), "--weights", trained())

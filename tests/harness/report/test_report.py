@@ -11,9 +11,10 @@ from click.testing import CliRunner
 
 from harness.analysis.comparison import summarize_study
 from harness.analysis.cost import Prices
+from harness.commands.report import report
 from harness.common.text_table import latex, markdown, tex
 from harness.job.declaration import Job, JobError
-from harness.report.formats import comparison_of, report, to_json, write_report
+from harness.report.formats import comparison_of, to_json, write_report
 from harness.report.plots import write_plots
 from tests.harness.made_runs import write_run, write_study
 

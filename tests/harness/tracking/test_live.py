@@ -13,12 +13,13 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from harness.commands.results.watch import watch as watch_command
 from harness.job.declaration import Job
 from harness.records.locks import hold, release
 from harness.records.record_files import RESULT, STEPS, RecordError, read_json, write_json
 from harness.records.run_folder import write_running
 from harness.records.tail import Follower, Tail
-from harness.tracking.live_view import LiveView, sparkline, watch, watch_command
+from harness.tracking.live_view import LiveView, sparkline, watch
 from tests.harness.made_runs import write_run
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from harness.commands.results.export import export
 from harness.job.declaration import Job, JobError
 from harness.records.run_record import RecordedRun
-from harness.tracking.trackers import export, open_sink, row_values, send
+from harness.tracking.trackers import open_sink, row_values, send
 from tests.harness.made_runs import write_run
 
 

@@ -1,4 +1,4 @@
-"""`harness quality`: trained runs on their test set by every branch and number of shots, mean and spread over seeds."""
+"""`harness model quality`: trained runs by every branch and number of shots, mean and spread over seeds."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from pathlib import Path
 
 import click
 
-from harness.inference.load_model import BRANCHES, model_options
+from harness.commands.model.options import model_options
+from harness.commands.options import results_option
+from harness.inference.load_model import BRANCHES
 from harness.job.declaration import JobError
 from harness.job.options import names_in
 from harness.records.run_folder import study_folder
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command()
 @click.argument(
     "runs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="RUN|STUDY|quality.json..."
 )
@@ -29,7 +31,7 @@ from harness.records.run_folder import study_folder
 @click.option("--data", help="Test on other data than the runs were trained on: mvtec:DIR ...")
 @click.option("--no-answers", is_flag=True, help="Leave the questions out.")
 @click.option("--name", help="Folder in results/ for quality.json, .csv and .md (default: the first run's study).")
-@click.option("--results", type=click.Path(), help="Results folder (default: the repository's results/).")
+@results_option
 @model_options
 def quality(
     runs: tuple[Path, ...],
@@ -45,8 +47,8 @@ def quality(
     """Judge trained runs by decoder, memory and both; a row is one engine, branch and number of shots over all seeds.
 
     \b
-    harness quality results/mtd --shots 1,4,all                 every run of a study
-    harness quality results/mtd --memory cosine --memory l2:blocks=1,2:rotations=0
+    harness model quality results/mtd --shots 1,4,all                 every run of a study
+    harness model quality results/mtd --memory cosine --memory l2:blocks=1,2:rotations=0
 
     Files quality.json that were made in the same way on other machines are merged. Runs that held good pictures out of
     training (--set data_options.holdout=0.2) are also judged at the threshold that nine of ten of these pass: no test

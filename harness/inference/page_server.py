@@ -1,4 +1,4 @@
-"""`harness page`: the detect-and-chat page of the original demonstration, on this machine only (extra ``gradio``)."""
+"""How the page of `harness model serve` is served: on this machine only, without traces elsewhere."""
 
 from __future__ import annotations
 
@@ -8,28 +8,32 @@ import signal
 import socket
 import tempfile
 import threading
+from collections.abc import Callable
 from typing import Any
 
-import click
-
-from harness.inference.load_model import load, model_options
+from harness.inference.load_model import load
 from harness.job.declaration import JobError
 
 HOST = "127.0.0.1"  # the model answers whoever asks: never to other machines
 MISSING = "the page needs gradio, which is not installed: pip install 'anomaly-distbench[gradio]'"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("run", metavar="RUN|WEIGHTS")
-@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 = any free port.")
-@click.option("--category", default="", help="What the pictures show, filled in on the page.")
-@model_options
-def page(run: str, port: int, category: str, **options: Any) -> None:
-    """Serve a page on this machine: a picture, good pictures to compare with, the map, a conversation."""
+def serve(source: str, *, port: int, category: str, say: Callable[[str], None], **options: Any) -> None:
+    """Serves the page of a run or weights file until Ctrl-C or SIGTERM.
+
+    Args:
+        source: run folder or weights file; `options` as of `load`.
+        port: TCP port on this machine, 0 = any free one.
+        category: what the pictures show, filled in on the page; may be empty.
+        say: gets the line with the page's address.
+
+    Raises:
+        JobError: gradio is not installed, or the port is taken.
+    """
     if importlib.util.find_spec("gradio") is None:
         raise JobError(MISSING)
     port = _free(port)
-    trained = load(run, **options)
+    trained = load(source, **options)
     with tempfile.TemporaryDirectory(prefix="harness-page-") as uploads:
         _quiet(uploads)
         from harness.inference.web_page import HEAD, build, theme
@@ -48,7 +52,7 @@ def page(run: str, port: int, category: str, **options: Any) -> None:
             theme=theme(),
             head=HEAD,
         )
-        click.echo(f"http://{HOST}:{port}  (Ctrl-C ends it)")
+        say(f"http://{HOST}:{port}  (Ctrl-C ends it)")
         try:
             _wait()
         finally:

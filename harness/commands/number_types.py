@@ -1,4 +1,4 @@
-"""The ranges of numbers that several commands take: out of range is one line, before anything is started."""
+"""Types of numbers that several commands take: out of range is one line, before anything is started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`harness chat`: several turns about a picture, in the terminal or from a pipe."""
+"""The dialogue of `harness model chat`: reads lines, prints replies, writes maps."""
 
 from __future__ import annotations
 
@@ -6,41 +6,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from harness.inference.load_model import load, model_options
 from mpi.errors import UserError
 
 if TYPE_CHECKING:
     from harness.inference.session import Look, Session
 
+
 HELP = """\
 /image PATH   look at a picture and start anew      /map        the map's 3x3 places in numbers
 /reset        forget the conversation               /map FILE   write the map over the picture as PNG
 /help         this list                             /quit       end (also Ctrl-D)"""
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("run", metavar="RUN|WEIGHTS")
-@click.option("--image", help="Picture to begin with (later: /image PATH).")
-@click.option("--normal", multiple=True, metavar="IMAGE|FOLDER", help="Good pictures for a few-shot map; repeatable.")
-@click.option("--category", default="", help="What the pictures show (default: the run's, or by their folders).")
-@model_options
-def chat(run: str, image: str | None, normal: tuple[str, ...], category: str, **options: Any) -> None:
-    """Talk about a picture with trained weights. A line is a question; lines with a slash are commands (/help)."""
-    from harness.inference.session import Session, picture_paths, read_pictures
-
-    if image:
-        picture_paths([image])  # a wrong path is said before the model is loaded
-    good = picture_paths(normal)
-    trained = load(run, **options)
-    session = Session(trained, normal=read_pictures(good, trained))
-    talk = Talk(session, category)
-    if image:
-        talk.say(talk.open(image))
-    elif talk.at_terminal:
-        talk.say("no picture yet: /image PATH (and /help for the other commands)")
-    talk.run()
 
 
 class Talk:
@@ -75,12 +50,11 @@ class Talk:
 
     def say(self, text: str) -> None:
         """Prints at once: whoever holds the other end of a pipe waits for it."""
-        click.echo(text)
-        sys.stdout.flush()
+        print(text, flush=True)
 
     def open(self, path: str) -> str:
         """Looks at the picture; what the model makes of it in one line."""
-        from harness.commands.detect import line
+        from harness.inference.detection import line
         from harness.inference.session import picture_paths, read_pictures
 
         (found, *more) = picture_paths([path])

@@ -1,0 +1,1 @@
+"""Commands that answer one question by measuring: `harness experiment ...`."""

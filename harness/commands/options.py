@@ -1,0 +1,39 @@
+"""Options that mean the same in every command that has them, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from harness.job.options import FieldType
+
+_F = Callable[..., Any]
+
+RESULTS_HELP = "Results folder (default: $HARNESS_RESULTS, or the repository's results/)."
+
+results_option = click.option("--results", type=click.Path(), help=RESULTS_HELP)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be run; start nothing.")
+set_option = click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other job field; model.KEY, data_options.KEY."
+)
+
+
+def study_option(default: str, *, optional: bool = False) -> Callable[[_F], _F]:
+    """--study of an experiment: the folder in results/ that its record goes to.
+
+    Args:
+        default: its name where none is given.
+        optional: whether ``--study ''`` writes no record.
+    """
+    text = "Folder in results/ for the record" + (" ('' = none)." if optional else ".")
+    return click.option("--study", default=default, show_default=True, help=text)
+
+
+def time_limit_option(command: _F) -> _F:
+    """--time-limit of a command that launches, but does not have the options of a job: the limit of one launch."""
+    text = "Seconds after which a launch is ended and counts as failed; 0 = no limit."
+    kind = FieldType("time_limit_s", "--time-limit")
+    return click.option("--time-limit", "time_limit_s", type=kind, default=0.0, show_default=True, help=text)(command)

@@ -1,0 +1,31 @@
+"""`harness report`: runs or studies as HTML, Markdown, CSV, JSON or LaTeX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness.analysis.cost import Prices
+from harness.report.formats import FORMATS, SUFFIX, comparison_of, render, write_report
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_OR_STUDY...")
+@click.option(
+    "--format", "format_", type=click.Choice(FORMATS), default="html", show_default=True, help="What to write."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="File to write; '-' = the terminal.")
+@click.option("--prices", type=click.Path(path_type=Path), help="Price file (TOML) for the cost table.")
+def report(paths: tuple[Path, ...], format_: str, out: Path | None, prices: Path | None) -> None:
+    """Render runs or studies as HTML, Markdown, CSV, JSON or LaTeX.
+
+    Without --out, HTML goes to report.html in the study's (or run's) folder, everything else to the terminal.
+    """
+    comparison = comparison_of(paths)
+    price_list = Prices.load(prices)
+    if (out is None and format_ != "html") or str(out) == "-":
+        click.echo(render(comparison, price_list, format_), nl=False)
+        return
+    target = out or paths[0] / f"report.{SUFFIX[format_]}"
+    click.echo(str(write_report(comparison, target, prices=price_list, format=format_)))
