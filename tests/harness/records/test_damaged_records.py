@@ -155,7 +155,7 @@ def test_a_study_of_bad_runs_alone_is_one_line(tmp_path: Path, capsys: pytest.Ca
     for command in (["report"], ["results", "check"]):
         with pytest.raises(SystemExit) as ended:
             main([*command, str(tmp_path / "s")])
-        assert ended.value.code == (2 if command == "report" else 1)
+        assert ended.value.code == (2 if command == ["report"] else 1)
         told = "".join(capsys.readouterr())
         assert "job.json: seed: 'abc' is not" in told
         assert "Traceback" not in told
