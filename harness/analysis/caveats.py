@@ -18,6 +18,7 @@ from harness.analysis.known_faults.fault import SPEED
 from harness.analysis.known_faults.measured import measured_faults
 from harness.analysis.run_figures import crowded, untimed
 from harness.common.formatting import duration, is_number, joined, milliseconds, percent, plural
+from harness.instruments import foreign_load
 from harness.records import step_metrics
 from harness.records.record_files import TORN
 from harness.records.run_record import RecordedRun
@@ -41,7 +42,7 @@ def findings(comparison: Comparison) -> list[Finding]:
     """All findings of a comparison, the most serious first."""
     runs = comparison.runs
     found: list[Finding] = []
-    for check in (_unusable, _stragglers, _timing, _memory, _skipped, _own_warnings):
+    for check in (_unusable, _stragglers, _timing, _memory, _skipped, _foreign_load, _own_warnings):
         for run in runs:
             if run.ok:
                 found += check(run)
@@ -260,6 +261,12 @@ def _skipped(run: RecordedRun) -> Iterator[Finding]:
             text=f"{run.name}: {skipped} of {len(rows)} steps were skipped for fp16 overflow: they took time and "
             "taught nothing. A lower initial loss scale or bf16 avoids it.",
         )
+
+
+def _foreign_load(run: RecordedRun) -> Iterator[Finding]:
+    if not untimed(run):
+        for line in foreign_load.said(run.result.get("hosts") or ()):
+            yield Finding(level="warning", code="foreign-load", text=f"{run.name}: on {line}.")
 
 
 def _own_warnings(run: RecordedRun) -> Iterator[Finding]:

@@ -65,6 +65,8 @@ def verdict(comparison: Comparison, found: Sequence[Finding] = ()) -> list[str]:
     sentences += _quality(comparison)
     if any(finding.code == "unusable-answers" for finding in found):
         sentences.append("UNUSABLE ANSWERS: a run does not answer Yes or No; its answer accuracy means nothing.")
+    if beside := [finding for finding in found if finding.code == "foreign-load"]:
+        sentences.append(f"OTHER WORK ran on the machine: {beside[0].text}")
     wrong = [finding for finding in found if finding.level == "wrong"]
     if wrong:
         sentences.append(f"{plural(len(wrong), 'serious problem')} listed below: read before using these figures.")

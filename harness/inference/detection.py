@@ -52,7 +52,7 @@ def good_of_run(trained: Trained, shots: int, category: str) -> list[np.ndarray]
 def write_overlays(session: Session, looks: Sequence[Look], out: Path) -> list[Path]:
     """OUT/NAME_map.png for each; all on one colour scale. Pictures of the same name get their folder's in front."""
     from harness.inference.overlay import overlay
-    from harness.worker.example_images import file_stem
+    from harness.worker.evaluation.example_images import file_stem
 
     try:
         out.mkdir(parents=True, exist_ok=True)

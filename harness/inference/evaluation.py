@@ -27,8 +27,8 @@ def evaluate(
     from core_model.anomalygpt.scoring import RULES
     from core_model.data.splits import subset
     from harness.inference.eval_table import alarms
-    from harness.worker.evaluate import evaluate as measure
-    from harness.worker.few_shot import bank, good_pictures
+    from harness.worker.evaluation.evaluate import evaluate as measure
+    from harness.worker.evaluation.few_shot import bank, good_pictures
     from harness.worker.model_and_data import build_dataset
 
     job, model = trained.job, trained.model

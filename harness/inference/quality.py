@@ -148,7 +148,7 @@ def _judge(
     """What each variant is and its figures to come (from `pool`), and the near-duplicate control (measured once)."""
     from core_model.anomalygpt.memory_bank import MemoryOptions
     from harness.inference.load_model import load
-    from harness.worker.few_shot import bank, pictures_of
+    from harness.worker.evaluation.few_shot import bank, pictures_of
     from harness.worker.model_and_data import build_dataset
 
     trained = load(str(folder), changes={"data": data} if data else None, **options)
@@ -181,11 +181,11 @@ def _judge(
 def _entries(
     model: Any, dataset: Any, banks: Sequence[Any], device: Any, *, answers: bool
 ) -> list[list[dict[str, Any]]]:
-    """The test entries (`harness.worker.evaluate`) of every variant; the encoder looks at each picture once. Only the
-    decoder (bank None) answers: the answers do not depend on the memory."""
+    """The test entries (`harness.worker.evaluation.evaluate`) of every variant; the encoder looks at each picture once.
+    Only the decoder (bank None) answers: the answers do not depend on the memory."""
     import torch
 
-    from harness.worker.evaluate import entries_of
+    from harness.worker.evaluation.evaluate import entries_of
 
     size = 32 if device.type == "cuda" else 8
     found: list[list[dict[str, Any]]] = [[] for _ in banks]

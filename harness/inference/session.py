@@ -26,7 +26,7 @@ from core_model.metrics import judge, places_in
 from harness.inference.load_model import Trained, branch_of
 from harness.inference.overlay import Scale
 from harness.job.declaration import JobError
-from harness.worker.few_shot import bank
+from harness.worker.evaluation.few_shot import bank
 
 BATCH = 8
 MAX_NEW_TOKENS = 48

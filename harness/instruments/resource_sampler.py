@@ -1,33 +1,81 @@
-"""Watches one process and its devices from a thread: CPU, memory, network and, where there is NVML, the GPUs.
+"""Watches a rank, and for one rank of each machine the machine's devices, from a thread: processor, memory, network,
+GPUs, energy, and work that is not the job's.
 
 The cost is measured, not assumed: `ResourceSampler.cost` is the CPU time of the thread over the time it watched.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from harness.instruments.foreign_load import HostLoad
+from harness.instruments.gpus import Gpus
+from harness.instruments.rapl import Rapl
+
 _MIB = 2**20
-BUDGET = 0.0015  # of a core, for reading the GPUs: NVML takes 5 to 15 ms a reading on some machines
-LONGEST_S = 10.0  # between two readings of the GPUs, however dear they are
-_RAPL = Path("/sys/class/powercap")
+BUDGET = 0.0015  # of a core, for each reading that is dear: NVML takes 5 to 15 ms on some machines, processes 1 to 40
+LONGEST_S = 10.0  # between two of these readings, however dear they are
+_LOAD_WINDOW_S = 2.0  # shortest over which foreign load is told: Linux counts in ticks of 10 ms
+_BOOT_ID, _PID_NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineWatch:
+    """What one rank watches for its machine. host: for the records. machine: tells machines apart; virtual nodes share
+    one. gpus: UUIDs that the job's ranks use. pids, cores: of the job's ranks here, and the cores that they may use."""
+
+    host: str
+    machine: str
+    gpus: Sequence[str]
+    pids: Sequence[int]
+    cores: Collection[int]
+
+
+def place_of_process(gpu: str | None) -> dict[str, Any]:
+    """What `watch_of` must know of each rank. gpu: the UUID of its device."""
+    boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else socket.gethostname()
+    return {
+        "machine": hashlib.sha256(boot.encode()).hexdigest()[:12],
+        "namespace": os.readlink(_PID_NAMESPACE) if _PID_NAMESPACE.exists() else "",
+        "pid": os.getpid(),
+        "gpu": gpu,
+        "cores": sorted(os.sched_getaffinity(0)),
+    }
+
+
+def watch_of(places: Sequence[Mapping[str, Any]], rank: int, more_pids: Sequence[int] = ()) -> MachineWatch | None:
+    """The duty of `rank`: None unless it is the first of its machine (of those ranks that see its process ids).
+
+    places: `place_of_process` of each rank, in their order, with ``hostname``. more_pids: of other processes that are
+    the job's, on every machine."""
+    own = places[rank]
+    here = [place for place in places if all(place[key] == own[key] for key in ("machine", "namespace"))]
+    if here[0] is not own:
+        return None
+    return MachineWatch(
+        host=own["hostname"],
+        machine=own["machine"],
+        gpus=list(dict.fromkeys(place["gpu"] for place in here if place["gpu"])),
+        pids=[*(place["pid"] for place in here), *more_pids],
+        cores=sorted({core for place in here for core in place["cores"]}),
+    )
 
 
 class ResourceSampler:
     """Calls `on_row` with one row of resources.jsonl (see `harness.records.record_files`) every 1/`hz` seconds until
     `stop`.
 
-    rank: written into the rows. devices: NVML indices to watch (None: those of CUDA_VISIBLE_DEVICES, else all; only the
-    first process of a host should watch them, pass () elsewhere). hz: 1 to 10. `on_row` is called on the thread.
-    Energy: the GPU's own counter where it has one, else power integrated over time; CPU packages by RAPL where the
-    kernel lets us read it. The peaks since `start` are in `peaks()`. Where reading the GPUs is dear, they are read in
+    rank, host: written into the rows. watch: what to watch of the machine besides this process; None: nothing.
+    hz: at most 10. `on_row` is called on the thread. Where reading the GPUs or the processes is dear, they are read in
     fewer rows than the rest (BUDGET); energy counters run on meanwhile, so nothing is missed in them.
     """
 
@@ -37,33 +85,37 @@ class ResourceSampler:
         *,
         rank: int = 0,
         hz: float = 2.0,
-        devices: Sequence[int] | None = None,
         host: str = "",
+        watch: MachineWatch | None = None,
+        rapl: Callable[[], Rapl] = Rapl,
     ) -> None:
         if not 0 < hz <= 10:
             raise ValueError(f"hz is {hz}: choose at most 10")
         self._on_row, self._rank, self._period = on_row, rank, 1.0 / hz
         self._host = host or socket.gethostname()
-        self._devices = devices
+        self._watch, self._make_rapl = watch, rapl
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._began = self._ended = 0.0
         self._cpu_s = 0.0
-        self._peak_rss = 0
-        self._peak_gpu: dict[int, int] = {}
+        self._gpu_processes: dict[tuple[str, int], dict[str, Any]] = {}
         self.samples = 0
         self.error: str | None = None
 
     def start(self) -> ResourceSampler:
+        """Begins to watch."""
         import psutil  # here and not on the thread: importing takes longer than a thousand samples
 
         self._psutil, self._process = psutil, psutil.Process()
-        self._gpus, self._rapl = _Gpus(self._devices), _rapl_counters()
+        watch = self._watch
+        self._gpus = Gpus(watch.gpus if watch else ())
         self._gpus.read()  # NVML's first answers take many times longer than the others
-        self._gpus_due = 0.0
+        self._rapl = self._make_rapl() if watch else None
+        self._load = HostLoad(watch.pids, watch.cores) if watch else None
+        self._gpus_due, self._load_due = 0.0, time.monotonic() + _LOAD_WINDOW_S
         self._began = time.monotonic()
         self._seen = (self._began, time.process_time())  # of all threads; 40 times cheaper than psutil's cpu_percent
-        self._thread = threading.Thread(target=self._watch, name="resource-sampler", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="resource-sampler", daemon=True)
         self._thread.start()
         return self
 
@@ -89,12 +141,28 @@ class ResourceSampler:
         watched = (self._ended or time.monotonic()) - self._began
         return self._cpu_s / watched if watched > 0 else 0.0
 
-    def peaks(self) -> dict[str, Any]:
-        """``rss_mib`` of this process and ``gpu_mem_mib`` by device index, as seen by the samples."""
-        gpus = {index: used / _MIB for index, used in self._peak_gpu.items()}
-        return {"rss_mib": self._peak_rss / _MIB, "gpu_mem_mib": gpus}
+    def machine(self) -> dict[str, Any] | None:
+        """After `stop`, an entry of a result's ``hosts``: energy in J (None where it was not measured, and why in
+        ``lacks``), `HostLoad.total` and the GPUs' foreign processes. None where no machine was watched."""
+        if self._watch is None:
+            return None
+        joules = self._rapl.joules() if self._rapl is not None else None
+        lacks = self._gpus.lacks() if self._watch.gpus else []
+        if not joules:
+            why = self._rapl.missing if self._rapl is not None and joules is None else "its counters did not move"
+            lacks = [*lacks, f"processors: {why}"]
+        return {
+            "host": self._watch.host,
+            "machine": self._watch.machine,
+            "gpus": list(self._watch.gpus),
+            "gpu_j": self._gpus.joules(),
+            "cpu_j": joules or None,
+            "lacks": lacks,
+            "load": self._load.total() if self._load is not None else None,
+            "gpu_processes": list(self._gpu_processes.values()),
+        }
 
-    def _watch(self) -> None:
+    def _run(self) -> None:
         try:
             due = self._began
             while True:
@@ -105,8 +173,8 @@ class ResourceSampler:
                 # Late samples are dropped, not caught up: a burst would disturb what is watched.
                 due += self._period * (1 + max(0, int((time.monotonic() - due) / self._period)))
                 if self._stop.wait(due - time.monotonic()):
-                    if self._gpus.watched and not row["gpus"]:  # the counters' last state, or energy ends too early
-                        self._gpus_due = 0.0
+                    if self._watch is not None:  # the counters' last state, or energy and load end too early
+                        self._gpus_due = self._load_due = 0.0
                         self._on_row(self._sample())
                         self._cpu_s = time.thread_time()
                     return
@@ -118,24 +186,20 @@ class ResourceSampler:
         passed = now - self._seen[0]
         cpu_percent = 100.0 * (busy - self._seen[1]) / passed if passed > 0 else 0.0
         self._seen = (now, busy)
-        rss = self._process.memory_info().rss
-        self._peak_rss = max(self._peak_rss, rss)
         net = self._psutil.net_io_counters()
         row: dict[str, Any] = {
             "t": now - self._began,
             "rank": self._rank,
             "host": self._host,
             "cpu_percent": cpu_percent,
-            "rss_mib": rss / _MIB,
+            "rss_mib": self._process.memory_info().rss / _MIB,
             "net_sent_bytes": net.bytes_sent if net else None,
             "net_recv_bytes": net.bytes_recv if net else None,
             "gpus": self._read_gpus(now),
+            **self._read_load(now),
         }
-        if self._rapl:
-            row["cpu_energy_j"] = sum(int(path.read_text()) for path in self._rapl) / 1e6
-        for gpu in row["gpus"]:
-            if gpu["mem_mib"] is not None:
-                self._peak_gpu[gpu["index"]] = max(self._peak_gpu.get(gpu["index"], 0), int(gpu["mem_mib"] * _MIB))
+        if self._rapl is not None and (joules := self._rapl.joules()) is not None:
+            row["cpu_energy_j"] = joules
         return row
 
     def _read_gpus(self, now: float) -> list[dict[str, Any]]:
@@ -147,77 +211,13 @@ class ResourceSampler:
         self._gpus_due = now + min((time.thread_time() - before) / BUDGET, LONGEST_S) - 1e-3
         return rows
 
-
-class _Gpus:
-    """The NVML devices of this process; reads nothing where there is no NVIDIA GPU."""
-
-    def __init__(self, devices: Sequence[int] | None) -> None:
-        self._nvml: Any = None
-        self._handles: dict[int, Any] = {}
-        self._last: dict[int, tuple[float, float]] = {}  # index -> (time, integrated joule), without an energy counter
-        try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            for index in _visible(pynvml.nvmlDeviceGetCount()) if devices is None else devices:
-                self._handles[index] = pynvml.nvmlDeviceGetHandleByIndex(index)
-            self._nvml = pynvml
-        except Exception:
-            self._handles = {}
-
-    @property
-    def watched(self) -> bool:
-        return bool(self._handles)
-
-    def read(self) -> list[dict[str, Any]]:
-        nvml = self._nvml
-        rows = []
-        for index, handle in self._handles.items():
-            power = _or_none(nvml.nvmlDeviceGetPowerUsage, handle)
-            memory = _or_none(nvml.nvmlDeviceGetMemoryInfo, handle)
-            use = _or_none(nvml.nvmlDeviceGetUtilizationRates, handle)
-            rows.append(
-                {
-                    "index": index,
-                    "util_percent": use.gpu if use else None,
-                    "mem_mib": memory.used / _MIB if memory else None,
-                    "power_w": power / 1000.0 if power is not None else None,
-                    "temperature_c": _or_none(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
-                    "energy_j": self._energy(index, handle, power),
-                }
-            )
-        return rows
-
-    def _energy(self, index: int, handle: Any, power_mw: float | None) -> float | None:
-        total = _or_none(self._nvml.nvmlDeviceGetTotalEnergyConsumption, handle)  # millijoule, since Volta
-        if total is not None:
-            return total / 1000.0
-        if power_mw is None:
-            return None
-        now = time.monotonic()
-        before, energy = self._last.get(index, (now, 0.0))
-        energy += power_mw / 1000.0 * (now - before)
-        self._last[index] = (now, energy)
-        return energy
-
-
-def _visible(count: int) -> list[int]:
-    """Indices in CUDA_VISIBLE_DEVICES where it lists numbers, else all `count`."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    parts = [part.strip() for part in listed.split(",") if part.strip()]
-    if not parts or not all(part.isdigit() for part in parts):
-        return list(range(count))
-    return [int(part) for part in parts if int(part) < count]
-
-
-def _rapl_counters() -> list[Path]:
-    """Readable energy counters of the CPU packages, in microjoule (often only root may read them)."""
-    paths = sorted(_RAPL.glob("intel-rapl:[0-9]*/energy_uj")) if _RAPL.is_dir() else []
-    return [path for path in paths if path.parent.name.count(":") == 1 and os.access(path, os.R_OK)]
-
-
-def _or_none(call: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return call(*arguments)
-    except Exception:
-        return None
+    def _read_load(self, now: float) -> dict[str, float]:
+        if self._load is None or now < self._load_due:
+            return {}
+        before = time.thread_time()
+        found = self._load.read() or {}
+        for process in self._gpus.foreign_processes(self._load.own_pids):
+            self._gpu_processes.setdefault((process["uuid"], process["pid"]), process)
+        wait = (time.thread_time() - before) / BUDGET
+        self._load_due = now + min(max(_LOAD_WINDOW_S, wait), LONGEST_S) - 1e-3
+        return found

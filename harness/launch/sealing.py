@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
+from harness.common.formatting import iso
 from harness.job.declaration import Job
 from harness.protocol.failure_marks import LogPart, first_mark, is_consequence, silent_ranks
 from harness.protocol.turns import NobodyConductsError
@@ -145,8 +145,3 @@ def _tell_the_truth(job: Job, folder: Path, launcher: str, outcome: Outcome, sta
             "tail": list(outcome.tail)[-10:],
         },
     )
-
-
-def iso(seconds: float) -> str:
-    """Seconds since 1970 as ISO 8601 in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

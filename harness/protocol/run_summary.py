@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harness.instruments import foreign_load
 from harness.protocol.console import clock
-from harness.records.record_files import EVALUATION, LOG, RESULT, read_json
+from harness.records.record_files import EVALUATION, JOB, LOG, RESULT, read_json
 from harness.records.undefined_figures import undefined
 
 _FIGURES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "answer_accuracy": "answers right"}
@@ -24,5 +25,7 @@ def end_lines(folder: Path) -> list[str]:
     parts += [f"{label} {figures[key]:.3f}" for key, label in _FIGURES.items() if isinstance(figures.get(key), float)]
     file = folder / EVALUATION
     parts += undefined(read_json(file), _FIGURES) if file.is_file() else []
-    warnings = [f"warning: {warning}" for warning in result.get("warnings", [])]
+    alone = int(read_json(folder / JOB).get("concurrent") or 1) < 2  # else nothing is timed
+    beside = foreign_load.said(result.get("hosts", [])) if alone else []
+    warnings = [f"warning: {warning}" for warning in [*result.get("warnings", []), *beside]]
     return [f"ok in {clock(result['wall_s'])}: {', '.join(parts)}", *warnings, str(folder)]

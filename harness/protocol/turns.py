@@ -100,9 +100,14 @@ class Turn:
         """Whether all ranks of 0 .. processes - 1 can begin."""
         return all((self.folder / f"ready-{self.name}-{rank}").exists() for rank in range(processes))
 
+    @property
+    def conductor(self) -> int:
+        """Process id of the one that gives out the turns."""
+        return int((self.folder / CONDUCTOR).read_text())
+
     def wait(self) -> None:
         """Returns when it is this run's turn. Raises NobodyConductsError where it never will be."""
-        conductor = int((self.folder / CONDUCTOR).read_text())
+        conductor = self.conductor
         while not self._begins.exists():
             if not _alive(conductor):
                 raise NobodyConductsError(f"the process that started this study is gone, {self.name} had not begun")

@@ -7,7 +7,9 @@
 - ``steps.jsonl``: one line a step: ``step, epoch, loss, losses{}, grad_norm, loss_scale, skipped, lr, step_s,
   data_s, t, samples, rank_step_s[]`` (seconds; `t` = since training began; rank_step_s may be missing);
 - ``resources.jsonl``: one line a sample of the resource sampler: ``t, rank, host, cpu_percent, rss_mib, net_sent_bytes,
-  net_recv_bytes, gpus[{index, util_percent, mem_mib, power_w, temperature_c, energy_j}]``;
+  net_recv_bytes, gpus[{index, uuid, util_percent, mem_mib, power_w, temperature_c, energy_j}]``, in some also
+  ``cpu_energy_j, foreign_cores, steal_cores`` (see `harness.instruments.resource_sampler`). Only GPUs that the job uses
+  are in it. Rank 0 writes while it runs; the rows of other machines follow at the end;
 - ``split.jsonl``: one line a sampled step and rank: ``step, rank, data_s, forward_s, backward_s, exchange_s,
   optimizer_s, other_s, forward_cpu_s, backward_cpu_s`` (seconds; exchange_s = what the exchange was not hidden behind
   backward), see `harness.instruments.step_timing`;

@@ -73,7 +73,7 @@ def _view(stem: str, runs: dict[str, RecordedRun]) -> SampleView:
 
 
 def _entry(run: RecordedRun, stem: str) -> dict[str, Any]:
-    from harness.worker.example_images import file_stem
+    from harness.worker.evaluation.example_images import file_stem
 
     for sample in run.evaluation.get("samples") or ():
         if file_stem(sample["id"]) == stem:

@@ -1,7 +1,7 @@
 """An elastic Horovod job: it goes on when hosts are lost, and takes in those that the hostfile gains.
 
-The story is that of any run (`harness.worker.training_run.Run`), but no collective may happen before training: workers
-that come later have missed it. So what the first world needs to agree on, it agrees on when a world begins, and so does
+It is any run (`harness.worker.training_run.Run`), but no collective may happen before training: workers that come later
+have missed it. So what the first world needs to agree on, it agrees on when a world begins, and so does
 every later one: the run's folder, who takes part, which recorded steps are void. RUN/elastic.jsonl has one line a
 world: ``step, world_size, hosts[], t`` (`t`: seconds since 1970).
 """
@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,16 @@ from backends.horovod.backend import HorovodBackend
 from core_model.data.batches import GlobalBatches
 from core_model.training.clock import Clock
 from core_model.training.trainer import Plan, Trainer, in_turn
+from harness.common.formatting import iso
+from harness.instruments.gpus import uuid_of
+from harness.instruments.resource_sampler import place_of_process
 from harness.job.declaration import Job
 from harness.records.checkpoints import cut_steps
 from harness.records.locks import HeldError, hold
-from harness.records.record_files import ENVIRONMENT, JOB, LOG, STEPS, append_jsonl, write_json
+from harness.records.record_files import LOG, append_jsonl
 from harness.records.run_folder import claim_run_folder, write_running
-from harness.worker.training_run import Run, flops_of, iso
+from harness.worker.recording import published, rank_facts
+from harness.worker.training_run import Run, flops_of
 
 WORLDS = "elastic.jsonl"
 
@@ -108,10 +111,10 @@ class ElasticRun(Run):
     def _resume(self) -> int:
         return 0
 
-    def _record_environment(self, dataset: Any, model: Any, hashes: dict[str, Any]) -> None:
+    def _record_environment(self, dataset: Any, model: Any) -> None:
         """Left to the first world; what every rank can say by itself is said here."""
-        self.data_facts, self.model_facts = dataset.describe(), model.describe()
-        self.model_facts["flops_per_sample"] = flops_of(model, dataset)
+        self.recording.data, self.recording.model = dataset.describe(), model.describe()
+        self.recording.model["flops_per_sample"] = flops_of(model, dataset)
 
     def _batches(self, model: Any, dataset: Any) -> tuple[Any, str]:
         """(a function that makes any rank's micro-batches of any step, the fingerprint of the order)."""
@@ -128,74 +131,62 @@ class ElasticRun(Run):
 
         return share, order.fingerprint(job.steps)
 
-    def _train(self, loader: Any, model: Any, dataset: Any, start_step: int) -> int:
+    def _train(self, loader: Any, model: Any, dataset: Any, start_step: int) -> dict[str, Any]:
         from harness.worker.fault_injection import before_step
-
-        job = self.job
-
-        def on_rows(rows: list[dict[str, Any]]) -> None:
-            assert self.folder is not None
-            append_jsonl(self.folder / STEPS, rows)
 
         trainer = ElasticTrainer(
             self.backend,
             loader,
-            Plan(
-                steps=job.steps,
-                log_every=job.log_every,
-                samples_per_step=job.global_batch,
-                steps_per_epoch=len(dataset) / job.global_batch,
-                scaled=job.precision == "fp16",
-            ),
+            self._plan(len(dataset)),
             commit_every=self.backend.settings.commit_every,
-            on_rows=on_rows,
+            on_rows=self._on_rows,
             on_world=self._begin_world,
             before_step=in_turn(self._seeds(model), before_step(self.facts.rank)),
         )
         begin = time.perf_counter()
         steps = trainer.train()
-        self.phases["train_s"] = time.perf_counter() - begin
-        self.facts = self.backend.facts
-        self._observed = {"split": [], "split_cost": 0.0, "kinds": None, "profile": None}
-        self._tell(trainer.summary)
-        return steps
+        self.recording.phases["train_s"] = time.perf_counter() - begin
+        self._set_facts()
+        self._record_worlds(trainer.summary)
+        return {"steps": steps, "split": [], "split_cost": 0.0, "kinds": None, "profile": None}
+
+    def _set_facts(self) -> None:
+        """Rank and world size are the current world's."""
+        self.facts = self.recording.facts = self.backend.facts
 
     def _begin_world(self, step: int, size: int) -> None:
         """Collective, at the beginning of every world: the folder, who is here, and which recorded steps are void."""
-        backend = self.backend
-        self.facts = backend.facts
-        mine = str(self._run_dir) if self._run_dir is not None else None
+        backend, record = self.backend, self.recording
+        self._set_facts()
+        mine = str(record.run_dir) if record.run_dir is not None else None
         if backend.rank == 0 and mine is None:
-            self.job, folder = claim_run_folder(self.job, self.results)
+            self.job, folder = claim_run_folder(self.job, record.results)
             mine = str(folder)
         run, shared = backend.broadcast((self.job.run, mine))
-        self.job, self._run_dir = self.job.with_(run=run), Path(shared)
-        if not self._claimed:  # started by hand: nobody else writes the log
-            self._claimed = True
-            self.output.attach(self._run_dir / LOG if self._run_dir.is_dir() else None)
+        first = record.run_dir is None
+        self.job, record.run_dir = self.job.with_(run=run), Path(shared)
+        if first:  # started by hand: nobody else writes the log
+            self.output.attach(record.run_dir / LOG if record.run_dir.is_dir() else None)
         host = os.environ.get("HOROVOD_HOSTNAME", self.facts.hostname)  # the name in the hostfile
-        facts = backend.gather({**asdict(self.facts), "device": str(backend.device), "host": host})
-        self.folder = self._run_dir if backend.rank == 0 else None
-        if self.folder is None or facts is None:
+        place = place_of_process(uuid_of(backend.device))
+        ranks = backend.gather(rank_facts(self.facts, backend.device, place) | {"host": host})
+        record.folder = record.run_dir if backend.rank == 0 else None
+        if record.folder is None or ranks is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)  # the first rank may have moved to another machine
-        from harness.records.step_metrics import environment
-
-        self.environment = environment() | {"ranks": facts}
-        write_json(self.folder / ENVIRONMENT, self.environment)
-        write_json(self.folder / JOB, self.job.to_dict())
-        if self._by_hand:
+        record.folder.mkdir(parents=True, exist_ok=True)  # the first rank may have moved to another machine
+        if record.by_hand:
             with suppress(HeldError):  # the first rank before is still there, and of this job
-                hold(self.folder)
-        write_running(self.folder, started=iso(self._started))
-        cut_steps(self.folder, step)
-        hosts = [fact["host"] for fact in facts]
-        append_jsonl(self.folder / WORLDS, [{"step": step, "world_size": size, "hosts": hosts, "t": time.time()}])
+                hold(record.folder)
+        record.write_environment(self.job, published(ranks))
+        write_running(record.folder, started=iso(record.started))
+        cut_steps(record.folder, step)
+        hosts = [fact["host"] for fact in ranks]
+        append_jsonl(record.folder / WORLDS, [{"step": step, "world_size": size, "hosts": hosts, "t": time.time()}])
 
-    def _tell(self, summary: elastic.ElasticSummary) -> None:
+    def _record_worlds(self, summary: elastic.ElasticSummary) -> None:
         """What happened to the world, for the result."""
         worlds = [{"step": step, "world_size": size} for step, size in summary.worlds]
-        self.extra["elastic"] = {
+        self.recording.extra["elastic"] = {
             "min_np": (self.job.elastic or (0, 0))[0],
             "max_np": (self.job.elastic or (0, 0))[1],
             "commit_every": self.backend.settings.commit_every,
@@ -204,8 +195,8 @@ class ElasticRun(Run):
         }
         if len(worlds) > 1:
             path = ", then ".join(f"{world['world_size']} from step {world['step']}" for world in worlds)
-            self.described["worlds"] = path
-            self.warnings.append(
+            self.recording.described["worlds"] = path
+            self.recording.warnings.append(
                 f"the number of workers changed while it ran ({path}; {summary.replayed} steps trained again): its "
                 "speed is no single number of workers'"
             )

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,9 @@ def _one_by_one(listed: list[dict[str, Any]], facts: ProcessFacts, results: Path
                 mark(facts.rank, _one_line(error), user=False)
                 return 1
             extra["waiting_processes"] = turn.waiting
-        code = _guarded(job, facts, output, results, Path(item["run_dir"]), last=last, extra=extra)
+        pids = [turn.conductor] if turn is not None else []
+        folder = Path(item["run_dir"])
+        code = _guarded(job, facts, output, results, folder, last=last, extra=extra, study_pids=pids)
         if code:
             return code
         _release_memory()
@@ -209,13 +211,15 @@ def _guarded(
     last: bool = True,
     tuned: dict[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
+    study_pids: Sequence[int] = (),
 ) -> int:
     """Runs the job; turns whatever goes wrong into a marker line, a failed result and an exit code. last: the process
-    group is not needed any more. extra: further parts of its result."""
+    group is not needed any more. extra: further parts of its result. study_pids: other processes of the same study."""
     run = _run_of(job)(job, facts, output, results, run_dir)
     on_sigterm(lambda error: leave(_end(error, facts, output, run)))
     run.tuned = tuned
-    run.extra |= extra or {}
+    run.recording.extra |= extra or {}
+    run.study_pids = study_pids
     try:
         run.work(leave=last)
     except BaseException as raised:
@@ -243,22 +247,22 @@ def _end(error: BaseException, facts: ProcessFacts, output: Output, run: Run | N
     if run is not None:
         other = output.first_cause() if is_consequence(text) else None
         # Nobody supervises a rank that was started by hand: the record is to say who failed first.
-        run.fail(*((text, recorded) if other is None else (other[2], 2 if other[1] else 1, other[0])))
+        run.recording.fail(*((text, recorded) if other is None else (other[2], 2 if other[1] else 1, other[0])))
     tell(output, facts, text, user=user)
     _close(output, run)
     return 1 if isinstance(error, TerminatedError) else recorded
 
 
 def _close(output: Output, run: Run | None) -> None:
-    if run is not None and run.folder is not None:
-        release(run.folder)  # where no supervisor holds it
+    if run is not None and run.recording.folder is not None:
+        release(run.recording.folder)  # where no supervisor holds it
     output.close()
     sys.stdout.flush()
     sys.stderr.flush()
 
 
 def _run_of(job: Job) -> type[Run]:
-    """The story that fits the job: an elastic one trains otherwise."""
+    """The class that runs the job: an elastic one trains otherwise."""
     if job.elastic is None:
         return Run
     from harness.worker.elastic import ElasticRun

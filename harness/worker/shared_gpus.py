@@ -9,15 +9,6 @@ from typing import Any
 from harness.common.formatting import joined
 
 
-def gpu_of(device: Any) -> str | None:
-    """The UUID of a torch device, the same in every process whatever CUDA_VISIBLE_DEVICES is; None on a CPU."""
-    if device.type != "cuda":
-        return None
-    import torch
-
-    return str(getattr(torch.cuda.get_device_properties(device), "uuid", "")) or None
-
-
 def sharing(ranks: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line for each GPU that several ranks have. ranks: facts with ``rank``, ``hostname``, ``device``, ``gpu``."""
     users: dict[str, list[Mapping[str, Any]]] = defaultdict(list)

@@ -1,62 +1,38 @@
-"""The story of one rank's job: builds, trains, evaluates and records. Rank 0 writes the records."""
+"""One rank's job from start to end: builds, trains and evaluates. What of it is written down is `Recording`'s."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from backends.process.rank import ProcessFacts
-from harness.common.formatting import joined
 from harness.instruments import process_memory
 from harness.job.declaration import Job, JobError
 from harness.protocol.console import Output, Progress
 from harness.protocol.run_summary import end_lines
-from harness.records.record_files import (
-    ENVIRONMENT,
-    EVALUATION,
-    JOB,
-    LOG,
-    RESOURCES,
-    RESULT,
-    SPLIT,
-    STEPS,
-    WEIGHTS,
-    append_jsonl,
-    finite,
-    read_jsonl,
-    write_json,
-)
-from harness.records.run_folder import claim_run_folder, write_running
+from harness.worker.recording import Recording, published, rank_facts
+
+_MOST_ROWS = 2000  # of the resource sampler that a rank keeps for rank 0, which writes its own at once
 
 
 class Run:
-    """The story of one rank's job. `work` reads top to bottom."""
+    """Runs one rank's job. `work` reads top to bottom."""
 
     def __init__(self, job: Job, facts: ProcessFacts, output: Output, results: Path, run_dir: Path | None) -> None:
-        self.job, self.facts, self.output, self.results = job, facts, output, results
-        self.folder = run_dir if facts.rank == 0 else None
-        self._claimed = run_dir is not None
-        self._by_hand = run_dir is None  # no supervisor: rank 0 holds the folder and ends the record
-        self._run_dir = run_dir
-        self._started = time.time()
-        self._finished = False
-        self.phases: dict[str, float] = {}
-        self._held_before: float | None = None
-        self.warnings: list[str] = []
+        self.job, self.facts, self.output = job, facts, output
+        self.recording = Recording(facts, output, results, run_dir)
         self.test_set: Any = None  # None: the job is not evaluated
         self.tuned: dict[str, Any] | None = None  # what Horovod's tuner found in the phase before this run
-        self.extra: dict[str, Any] = {}  # further parts of the result
+        self.study_pids: Sequence[int] = ()  # processes beside the job that are no foreign load
+        self._held_before: float | None = None
+        self._places: list[dict[str, Any]] = []  # of all ranks, see `place_of_process`
+        self._kept_rows: list[dict[str, Any]] = []
         self._trained_s = 0.0  # what a resumed run's kept steps took, on rank 0
-        self.described: dict[str, Any] = {}  # ... and of its engine's description
 
     def work(self, *, leave: bool = True) -> None:
         """Builds, trains, evaluates, records. leave: the process group is not needed any more."""
@@ -68,52 +44,33 @@ class Run:
             )
         model, train_set, batches, hashes = self._build()
         start_step = self._resume()
-        self._record_environment(train_set, model, hashes)
-        self.phases["setup_s"] = time.perf_counter() - begin
+        self._record_environment(train_set, model)
+        self.recording.phases["setup_s"] = time.perf_counter() - begin
 
         with self._sampler() as sampler:
-            steps = self._train(batches, model, train_set, start_step)
-        self._conclude(model, steps, sampler.cost, hashes)
+            observed = self._train(batches, model, train_set, start_step)
+        self._conclude(model, hashes, observed | _of_sampler(sampler) | {"resources": self._kept_rows})
         if leave:
             self.backend.close()
         else:
             self.backend.release()
 
+    # -- building ------------------------------------------------------------------------------------------------------
     def _build(self) -> tuple[Any, Any, Any, dict[str, Any]]:
         """(model, training set, this rank's batches, hashes), the engine prepared."""
-        os.environ.setdefault("OMP_NUM_THREADS", str(self.job.threads))
         import torch
 
-        import backends
         from harness.instruments.memory_theory import sizes
-        from harness.worker.model_and_data import (
-            build_dataset,
-            build_model,
-            build_optimization,
-            trainable_weights,
-            weights_digest,
-        )
+        from harness.worker.model_and_data import build_dataset, build_optimization, trainable_weights, weights_digest
 
+        os.environ.setdefault("OMP_NUM_THREADS", str(self.job.threads))
         torch.set_num_threads(self.job.threads)
         torch.manual_seed(self.job.seed)
-        engine = backends.load(self.job.backend)
-        backend = engine(
-            backends.settings_from(self.job.backend, self._engine_settings()),
-            self.facts,
-            device=self.job.device,
-            timeout_s=self.job.timeout_s,
-        )
-        self.backend = backend
+        self.backend = backend = self._engine()
         self._held_before = _allocated(torch, backend.device)
         self._open_folder()
+        model = self._model()
         job = self.job
-
-        model = build_model(job, device=backend.device)
-        self.job = job = job.with_(image_size=model.image_size)
-        if job.emulate_compute_ms:
-            from harness.worker.emulated_compute import emulate
-
-            emulate(model, job.emulate_compute_ms / job.accumulation)
         train_set = build_dataset(job, model, "train")
         self._open_test_set(model, train_set.notes)
         batches, fingerprint = self._batches(model, train_set)
@@ -129,6 +86,41 @@ class Run:
         self.model_sizes = sizes(model)
         backend.prepare(model, build_optimization(job))
         return model, train_set, batches, hashes
+
+    def _engine(self) -> Any:
+        import backends
+
+        job = self.job
+        settings = backends.settings_from(job.backend, self._engine_settings())
+        return backends.load(job.backend)(settings, self.facts, device=job.device, timeout_s=job.timeout_s)
+
+    def _engine_settings(self) -> dict[str, Any]:
+        """The job's settings of the engine, with what a profile or a tuning phase puts in their place."""
+        job = self.job
+        if job.profile == "engine":
+            from harness.instruments.profiling import engine_job
+
+            return dict(engine_job(job, self.recording.run_dir).engine)
+        if job.tune_steps:
+            from harness.worker.horovod_autotune import tuned_settings
+
+            self.recording.extra["autotune"] = self.tuned
+            return tuned_settings(job, self.tuned)
+        return dict(job.engine)
+
+    def _open_folder(self) -> None:
+        self.job = self.recording.open(self.job, self.backend)
+
+    def _model(self) -> Any:
+        from harness.worker.model_and_data import build_model
+
+        model = build_model(self.job, device=self.backend.device)
+        self.job = self.job.with_(image_size=model.image_size)
+        if self.job.emulate_compute_ms:
+            from harness.worker.emulated_compute import emulate
+
+            emulate(model, self.job.emulate_compute_ms / self.job.accumulation)
+        return model
 
     def _same_everywhere(self, code: str) -> None:
         """The user's file is read on every host: raises JobError where it is another one there."""
@@ -149,62 +141,10 @@ class Run:
             self.test_set = build_dataset(self.job, model, "test")
             found += self.test_set.lacks(subset(len(self.test_set), self.job.eval_samples, self.job.seed))
         for note in found:
-            if note not in self.warnings:
-                self.warnings.append(note)
+            if note not in self.recording.warnings:
+                self.recording.warnings.append(note)
                 if self.facts.rank == 0:
                     self.output.say(f"warning: {note}")
-
-    def _engine_settings(self) -> dict[str, Any]:
-        """The job's settings of the engine, with what a profile or a tuning phase puts in their place."""
-        job = self.job
-        if job.profile == "engine":
-            from harness.instruments.profiling import engine_job
-
-            return dict(engine_job(job, self._run_dir).engine)
-        if job.tune_steps:
-            from harness.worker.horovod_autotune import tuned_settings
-
-            self.extra["autotune"] = self.tuned
-            return tuned_settings(job, self.tuned)
-        return dict(job.engine)
-
-    def _conclude(self, model: Any, steps: int, sampler_cost: float, hashes: dict[str, Any]) -> None:
-        """Evaluates and, on rank 0, records; every rank calls it after training."""
-        from harness.worker.model_and_data import weights_digest
-
-        backend = self.backend
-        peaks = backend.gather(self._peaks() | {"sampler_cost": sampler_cost, **self._observed})
-        wanted = self.job.keep_weights or self.job.eval_samples >= 0
-        weights = backend.weights() | backend.broadcast(_statistics(model)) if wanted else {}
-        evaluation = self._evaluate(model, weights)
-        description = backend.describe() | self.described
-        if backend.rank == 0:
-            hashes["weights"] = weights_digest(weights) if weights else None
-            self._finish(steps, peaks, evaluation, description, hashes, weights)
-        backend.barrier()
-        self._finished = True
-        if self.output.screen is not None and self.folder is not None:
-            self.output.say("\n".join(end_lines(self.folder)))
-
-    # -- parts of the story -----------------------------------------------------------------------------------------
-    def _open_folder(self) -> None:
-        """Rank 0 claims the run's folder (unless its supervisor did) and every rank's output goes to its log."""
-        claimed: Any = None
-        if self.facts.rank == 0 and not self._claimed:
-            try:
-                self.job, self.folder = claim_run_folder(self.job, self.results)
-                claimed = (self.job.run, str(self.folder))
-            except JobError as error:
-                claimed = error
-        claimed = self.backend.broadcast(claimed)
-        if isinstance(claimed, JobError):
-            raise claimed
-        if claimed is not None:
-            self.job = self.job.with_(run=claimed[0])
-            log = Path(claimed[1]) / LOG
-            self.output.attach(log if log.parent.is_dir() else None)
-        if self.folder is not None:
-            write_running(self.folder, started=iso(self._started))
 
     def _batches(self, model: Any, dataset: Any) -> tuple[Any, str]:
         """This rank's loader factory (start step -> iterable) and the fingerprint of the global sample order."""
@@ -218,13 +158,13 @@ class Run:
         return loader, order_of(job, dataset).fingerprint(job.steps)
 
     def _compare_with_study(self, pictures: int) -> None:
-        """A job that names a version of the study says in what it is not the study's run."""
+        """A job that names a version of the NCHC study says in what it is not that study's run."""
         if not self.job.version:
             return
         from core_model.study_versions import version
 
         job, asked = self.job, version(self.job.version)
-        self.warnings += asked.unmet(
+        self.recording.warnings += asked.unmet(
             world_size=job.world_size,
             nodes=job.nodes,
             cuda=self.backend.device.type == "cuda",
@@ -232,111 +172,59 @@ class Run:
             preset=job.preset,
         )
         if job.steps != asked.steps(pictures):
-            self.warnings.append(
+            self.recording.warnings.append(
                 f"the study's {job.version} is {asked.steps(pictures)} steps on this data; this run has {job.steps}"
             )
 
     def _resume(self) -> int:
         """Loads the last good checkpoint where asked; returns the step to go on from."""
-        from harness.records.checkpoints import check_matches, cut_steps, cut_torn_lines, latest
+        from harness.worker.resuming import resume
 
-        if not self.job.resume:
-            return 0
-        found: Any = None
-        if self.folder is not None:
-            try:
-                found = latest(self.folder)
-                if found is not None:
-                    check_matches(found.folder, self.job, self.facts.world_size)
-            except JobError as error:
-                found = error
-        found = self.backend.broadcast(found)
-        if isinstance(found, JobError):
-            raise found
-        if self.folder is not None:
-            cut_torn_lines(self.folder)
-        if found is None:
-            self.warnings.append("nothing to resume: no complete checkpoint, started from step 0")
-            if self.folder is not None:
-                cut_steps(self.folder, 0)
-            return 0
-        step = found.step
-        self.backend.load(found.folder)
-        here = f"{found.folder.parent.parent}/"  # a record is read elsewhere too
-        self.warnings += [f"passed over a checkpoint: {damage.removeprefix(here)}" for damage in found.passed_over]
-        if self.folder is not None:
-            cut_steps(self.folder, step)
-            kept = list(read_jsonl(self.folder / STEPS))
-            if len(kept) != step:
-                self.warnings.append(
-                    f"the record holds {len(kept)} of the {step} steps before the checkpoint: the others were lost"
-                )
-            self._trained_s = kept[-1]["t"] if kept else 0.0
-            resumed = [row["step"] for row in kept if row.get("restarted")] + [step]
-            self.extra["resumed_at"] = resumed
-            at = f"step{'s' if len(resumed) > 1 else ''} {joined([str(at) for at in resumed])}"
-            self.warnings.append(
-                f"resumed at {at}: phases, wall time and memory are those of its last life; the first steps of each "
-                "start are not timed"
-            )
+        step, self._trained_s = resume(self.job, self.backend, self.recording)
         return step
 
-    def _record_environment(self, dataset: Any, model: Any, hashes: dict[str, Any]) -> None:
-        from harness.records.step_metrics import environment
-        from harness.worker.shared_gpus import gpu_of, sharing
+    def _record_environment(self, dataset: Any, model: Any) -> None:
+        from harness.instruments.gpus import uuid_of
+        from harness.instruments.resource_sampler import place_of_process
 
-        device, cpus = self.backend.device, len(os.sched_getaffinity(0))
-        facts = self.backend.gather({**asdict(self.facts), "device": str(device), "gpu": gpu_of(device), "cpus": cpus})
-        if self.folder is None:
+        device, record = self.backend.device, self.recording
+        own = rank_facts(self.facts, device, place_of_process(uuid_of(device)))
+        self._places = self.backend.broadcast(self.backend.gather(own))
+        if record.folder is None:
             return
-        self.warnings += sharing(facts or [])
-        self.environment = environment()
-        self.environment["ranks"] = facts
-        write_json(self.folder / ENVIRONMENT, self.environment)
-        self.data_facts, self.model_facts = dataset.describe(), model.describe()
-        self.model_facts["flops_per_sample"] = flops_of(model, dataset)
-        write_json(self.folder / JOB, self.job.to_dict())
+        record.write_environment(self.job, published(self._places))
+        record.data, record.model = dataset.describe(), model.describe()
+        record.model["flops_per_sample"] = flops_of(model, dataset)
 
+    # -- training ------------------------------------------------------------------------------------------------------
     def _sampler(self) -> Any:
-        from harness.instruments.resource_sampler import ResourceSampler
+        from harness.instruments.resource_sampler import ResourceSampler, watch_of
+
+        rank, kept = self.facts.rank, self._kept_rows
+        watch = watch_of(self._places, rank, self.study_pids) if self._places else None
 
         def on_row(row: Mapping[str, Any]) -> None:
-            if self.folder is not None:
-                append_jsonl(self.folder / RESOURCES, [row])
+            self.recording.add_resources([row])
+            if watch is not None and rank:
+                kept.append(dict(row))
+                if len(kept) > _MOST_ROWS:
+                    del kept[1::2]
 
-        return ResourceSampler(
-            on_row, rank=self.facts.rank, host=self.facts.hostname, devices=None if self.facts.local_rank == 0 else ()
-        )
+        return ResourceSampler(on_row, rank=rank, host=self.facts.hostname, watch=watch)
 
-    def _train(self, loader: Any, model: Any, dataset: Any, start_step: int) -> int:
-        """Trains and keeps what was observed on the way (split rows, memory by kind, profile) in `_observed`."""
+    def _train(self, loader: Any, model: Any, dataset: Any, start_step: int) -> dict[str, Any]:
+        """Trains; returns what was observed on the way: steps done, rows of split.jsonl and what they cost, memory by
+        kind, the profile."""
         import torch
 
-        from core_model.training.trainer import Plan, Trainer, in_turn
+        from core_model.training.trainer import Trainer, in_turn
         from harness.instruments.step_timing import StepSplit
         from harness.records.checkpoints import save_checkpoint
         from harness.worker.fault_injection import before_step
 
-        job, backend = self.job, self.backend
-        progress = Progress(self.output.screen, total=job.steps) if self.output.screen else None
-
-        def on_rows(rows: list[dict[str, Any]]) -> None:
-            assert self.folder is not None
-            append_jsonl(self.folder / STEPS, rows)
-            if progress is not None:
-                progress.tell(rows[-1], job.global_batch)
-
-        plan = Plan(
-            steps=job.steps,
-            start_step=start_step,
-            start_s=self._trained_s,
-            scaled=job.precision == "fp16",
-            log_every=job.log_every,
-            checkpoint_every=job.checkpoint_every,
-            samples_per_step=job.global_batch,
-            steps_per_epoch=len(dataset) / job.global_batch,
-        )
-        split = StepSplit(model, backend.device, first=start_step + job.timing_warmup)
+        backend, phases = self.backend, self.recording.phases
+        progress = Progress(self.output.screen, total=self.job.steps) if self.output.screen else None
+        split = StepSplit(model, backend.device, first=start_step + self.job.timing_warmup)
         profiler = self._profiler(start_step)
         # A planted fault comes after the split has begun: what delays this rank there is its own time.
         hooks = [self._seeds(model), split.before_step, before_step(self.facts.rank)]
@@ -344,9 +232,9 @@ class Run:
         trainer = Trainer(
             backend,
             loader(start_step),
-            plan,
-            on_rows=on_rows,
-            on_checkpoint=lambda step: save_checkpoint(backend, self.folder, self.job, step),
+            self._plan(len(dataset), start_step),
+            on_rows=lambda rows: self._on_rows(rows, progress),
+            on_checkpoint=lambda step: save_checkpoint(backend, self.recording.folder, self.job, step),
             before_step=in_turn(*hooks),
             after_step=split.after_step,
         )
@@ -354,18 +242,38 @@ class Run:
         _reset_peaks(torch, backend.device)
         begin = time.perf_counter()
         steps = trainer.train()
-        self.phases["train_s"] = time.perf_counter() - begin
+        phases["train_s"] = time.perf_counter() - begin
         if profiler is not None:
             profiler.close()
-        self._observed = {
+        if progress is not None:
+            progress.close()
+        return {
+            "steps": steps,
             "split": split.rows(),
-            "split_cost": split.cost_s / self.phases["train_s"],
+            "split_cost": split.cost_s / phases["train_s"],
             "kinds": split.memory_kinds(),
             "profile": profiler.summary if profiler is not None else None,
         }
+
+    def _plan(self, samples: int, start_step: int = 0) -> Any:
+        from core_model.training.trainer import Plan
+
+        job = self.job
+        return Plan(
+            steps=job.steps,
+            start_step=start_step,
+            start_s=self._trained_s,
+            scaled=job.precision == "fp16",
+            log_every=job.log_every,
+            checkpoint_every=job.checkpoint_every,
+            samples_per_step=job.global_batch,
+            steps_per_epoch=samples / job.global_batch,
+        )
+
+    def _on_rows(self, rows: list[dict[str, Any]], progress: Progress | None = None) -> None:
+        self.recording.add_steps(rows)
         if progress is not None:
-            progress.close()
-        return steps
+            progress.tell(rows[-1], self.job.global_batch)
 
     def _seeds(self, model: Any) -> Callable[[int], None] | None:
         """A before_step that gives the step's dropout its random numbers; None for a model without."""
@@ -384,9 +292,57 @@ class Run:
             self.job.profile,
             rank=self.facts.rank,
             first=start_step + self.job.timing_warmup,
-            folder=self.folder,
+            folder=self.recording.folder,
             cuda=self.backend.device.type == "cuda",
         )
+
+    # -- after the training --------------------------------------------------------------------------------------------
+    def _conclude(self, model: Any, hashes: dict[str, Any], observed: dict[str, Any]) -> None:
+        """Evaluates and, on rank 0, records; every rank calls it after training."""
+        from harness.worker.evaluation.evaluate import batch_statistics
+        from harness.worker.model_and_data import weights_digest
+
+        backend, record = self.backend, self.recording
+        ranks = backend.gather(self._peaks() | observed)
+        wanted = self.job.keep_weights or self.job.eval_samples >= 0
+        weights = backend.weights() | backend.broadcast(batch_statistics(model)) if wanted else {}
+        outcome = self._evaluate(model, weights)
+        description = backend.describe() | record.described
+        if backend.rank == 0:
+            hashes["weights"] = weights_digest(weights) if weights else None
+            evaluation = record.add_evaluation(outcome, self.test_set)
+            record.add_weights(self.job, weights)
+            record.add_observations(ranks)
+            figures = self._figures(ranks, description)
+            record.finish(self.job, observed["steps"], figures | {"evaluation": evaluation, "hashes": hashes})
+        backend.barrier()
+        record.finished = True
+        if self.output.screen is not None and record.folder is not None:
+            self.output.say("\n".join(end_lines(record.folder)))
+
+    def _figures(self, ranks: Sequence[Mapping[str, Any]], description: dict[str, Any]) -> dict[str, Any]:
+        """Parts of result.json from what each rank observed. description: the engine's."""
+        from harness.instruments.memory_theory import memory_by_kind, theory_of
+
+        self.recording.warnings += [
+            f"the resource sampler of rank {rank} stopped: {own['sampler_error']}"
+            for rank, own in enumerate(ranks)
+            if own["sampler_error"]
+        ]
+        return {
+            "memory": {
+                "peak_rss_mib": [own["rss_mib"] for own in ranks],
+                "peak_device_mib": [own["device_mib"] for own in ranks],
+                "held_before_mib": [own["held_before_mib"] for own in ranks],
+                **memory_by_kind(ranks, theory_of(self.job.to_dict(), description, self.model_sizes)),
+            },
+            "measurement": {
+                "sampler_cost": max(own["sampler_cost"] for own in ranks),
+                "split_cost": max(own["split_cost"] for own in ranks),
+            },
+            "hosts": [own["machine"] for own in ranks if own["machine"] is not None],
+            "engine": description,
+        }
 
     def _peaks(self) -> dict[str, Any]:
         import torch
@@ -396,128 +352,15 @@ class Run:
         return {"rss_mib": process_memory.mib("VmHWM"), "device_mib": cuda, "held_before_mib": self._held_before}
 
     def _evaluate(self, model: Any, weights: dict[str, Any]) -> Any:
-        """Figures and entries on rank 0. The consolidated weights are what is evaluated, in the raw model where it
-        still holds plain fp32 parameters, else in a freshly built one (ZeRO-3, FSDP2, native half precision)."""
-        from core_model.data.splits import subset
-        from core_model.execution.compile import eager
-        from harness.worker.evaluate import evaluate
-        from harness.worker.model_and_data import build_model, put_weights
-
-        job, backend = self.job, self.backend
-        begin = time.perf_counter()
-        test_set = self.test_set
-        own_figures = job.eval_samples >= 0 and hasattr(model, "evaluate")
-        if test_set is None and not own_figures:
+        """Figures and entries on rank 0; None elsewhere, and where the job is not evaluated."""
+        if self.test_set is None and not (self.job.eval_samples >= 0 and hasattr(model, "evaluate")):
             return None
-        if not _plain(model):
-            model = build_model(job, device=backend.device)
-        self.job = job = job.with_(image_size=model.image_size)
-        put_weights(model, weights, "the engine's weights")
-        if own_figures:
-            figures = model.evaluate()
-            self.phases["eval_s"] = time.perf_counter() - begin
-            return ({"mean": figures, "categories": {}}, []) if figures else None
-        memory = None
-        if job.shots:
-            from harness.worker.few_shot import memory_of
+        from harness.worker.evaluation.evaluate import evaluate_job
 
-            memory = memory_of(model, job, backend.device)
-        with eager() if job.compile else nullcontext():
-            outcome = evaluate(
-                model,
-                test_set,
-                device=backend.device,
-                rank=backend.rank,
-                world_size=backend.world_size,
-                gather=backend.gather,
-                indices=subset(len(test_set), job.eval_samples, job.seed),
-                memory=memory,
-                batch_size=32 if backend.device.type == "cuda" else 8,
-            )
-        self.phases["eval_s"] = time.perf_counter() - begin
+        begin = time.perf_counter()
+        outcome = evaluate_job(self.job, model, weights, self.test_set, self.backend)
+        self.recording.phases["eval_s"] = time.perf_counter() - begin
         return outcome
-
-    def _finish(
-        self, steps: int, peaks: Any, evaluation: Any, description: dict[str, Any], hashes: dict[str, Any], weights: Any
-    ) -> None:
-        """Rank 0: weights, evaluation, examples and, last, result.json."""
-        from harness.instruments.memory_theory import memory_by_kind, theory_of
-        from harness.instruments.profiling import write_table
-        from harness.records.comparability import contract
-        from harness.records.step_metrics import summarize
-        from harness.worker.example_images import save_examples
-        from harness.worker.model_and_data import save_weights
-
-        assert self.folder is not None
-        figures: dict[str, Any] = {}
-        if evaluation is not None:
-            figures, entries = evaluation
-            kept = [{key: value for key, value in entry.items() if key not in ("map", "mask")} for entry in entries]
-            write_json(self.folder / EVALUATION, finite({**figures, "samples": kept}))
-            if self.test_set is not None:
-                save_examples(self.folder, entries, self.test_set)
-        if self.job.keep_weights:
-            save_weights(weights, self.folder / WEIGHTS, {"preset": self.job.preset, "run": self.job.run})
-        rows = list(read_jsonl(self.folder / STEPS))
-        split = [{"step": row["step"], "rank": rank, **row} for rank, peak in enumerate(peaks) for row in peak["split"]]
-        append_jsonl(self.folder / SPLIT, sorted(split, key=lambda row: (row["step"], row["rank"])))
-        write_table(self.folder, [rank["profile"] for rank in peaks])
-        result = {
-            "status": "ok",
-            "reason": "",
-            "started": iso(self._started),
-            "ended": iso(time.time()),
-            "wall_s": time.time() - self._started,
-            "phases": self.phases,
-            "world_size": self.facts.world_size,
-            "launcher": self.facts.launcher,
-            "throughput": summarize(rows, warmup=self.job.timing_warmup),
-            "memory": {
-                "peak_rss_mib": [rank["rss_mib"] for rank in peaks],
-                "peak_device_mib": [rank["device_mib"] for rank in peaks],
-                "held_before_mib": [rank["held_before_mib"] for rank in peaks],
-                **memory_by_kind(peaks, theory_of(self.job.to_dict(), description, self.model_sizes)),
-            },
-            "measurement": {
-                "sampler_cost": max(rank["sampler_cost"] for rank in peaks),
-                "split_cost": max(rank["split_cost"] for rank in peaks),
-            },
-            "final": {"loss": rows[-1]["loss"], "losses": rows[-1]["losses"], "step": steps}
-            if rows
-            else {"step": steps},
-            "evaluation": figures.get("mean", figures),
-            "engine": description,
-            "data": self.data_facts,
-            "model": self.model_facts,
-            "hashes": hashes,
-            "contract": contract(self.job.to_dict(), self.environment, hashes, description),
-            "warnings": self.warnings,
-            **self.extra,
-        }
-        write_json(self.folder / RESULT, finite(result))
-
-    def fail(self, reason: str, exit_code: int, rank: int | None = None) -> None:
-        """Rank 0: a failed result, unless the run had already ended well. A supervisor that is still there writes what
-        it knows over it. rank: the one whose failure it was, if not this one's."""
-        if self.folder is None or self._finished:
-            return
-        try:
-            write_json(
-                self.folder / RESULT,
-                {
-                    "status": "failed",
-                    "exit_code": exit_code,
-                    "reason": f"rank {self.facts.rank if rank is None else rank}: {reason}",
-                    "started": iso(self._started),
-                    "ended": iso(time.time()),
-                    "wall_s": time.time() - self._started,
-                    "phases": self.phases,
-                    "world_size": self.facts.world_size,
-                    "launcher": self.facts.launcher,
-                },
-            )
-        except OSError as error:
-            print(f"could not record the failure: {error}", file=sys.stderr)
 
 
 def flops_of(model: Any, dataset: Any, samples: int = 8) -> dict[str, float] | None:
@@ -529,26 +372,13 @@ def flops_of(model: Any, dataset: Any, samples: int = 8) -> dict[str, float] | N
     return model.flops_per_sample(int(batch.token_ids.shape[1]))
 
 
+def _of_sampler(sampler: Any) -> dict[str, Any]:
+    return {"sampler_cost": sampler.cost, "sampler_error": sampler.error, "machine": sampler.machine()}
+
+
 def _digest(facts: Any) -> str:
     """SHA-256 of a JSON-serializable description, the same for the same data wherever it lies."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _plain(model: Any) -> bool:
-    """Whether every trainable parameter is a whole fp32 tensor of this process (no ZeRO-3 shard, no DTensor)."""
-    import torch
-
-    return all(
-        parameter.dtype == torch.float32 and not hasattr(parameter, "ds_id") and not hasattr(parameter, "placements")
-        for parameter in model.parameters()
-        if parameter.requires_grad
-    )
-
-
-def _statistics(model: Any) -> dict[str, Any]:
-    """Running statistics of batch-norm layers: trained, though no parameters. Rank 0's (they differ by rank)."""
-    kept = ("running_mean", "running_var", "num_batches_tracked")
-    return {name: buffer.detach().cpu() for name, buffer in model.named_buffers() if name.rsplit(".", 1)[-1] in kept}
 
 
 def _allocated(torch: Any, device: Any) -> float | None:
@@ -561,8 +391,3 @@ def _reset_peaks(torch: Any, device: Any) -> None:
     process_memory.reset_peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-
-
-def iso(seconds: float) -> str:
-    """Seconds since 1970 as ISO 8601 in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

@@ -53,6 +53,7 @@ def write_run(
     environment_changes: Mapping[str, Any] | None = None,
     scores: Sequence[float] | None = None,
     memory_mib: float = 900.0,
+    hosts: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Writes one run of `job` into `study` and returns its folder.
 
@@ -107,6 +108,7 @@ def write_run(
         },
         "final": {"loss": rows[-1]["loss"], "losses": rows[-1]["losses"], "step": job.steps},
         "evaluation": evaluation["mean"],
+        "hosts": list(hosts),
         "engine": engine,
         "data": {"hash": hashes["data"]},
         "model": {"trainable_parameters": 1_234_567, "parameters": 150_000_000},
@@ -142,6 +144,13 @@ def write_study(
                 memory = 900.0 - (80.0 if backend == "deepspeed" and count > 1 else 0.0)
                 write_run(study, one, step_s=seconds * slow, examples=examples, memory_mib=memory)
     return study
+
+
+def machine(**changes: Any) -> dict[str, Any]:
+    """An entry of a result's ``hosts``: a quiet machine without sensors."""
+    load = {"cores": 2.0, "foreign_cores": 0.01, "steal_cores": 0.0, "worst_cores": 0.02}
+    quiet = {"host": "host-a", "machine": "m", "gpus": [], "gpu_j": None, "cpu_j": None, "lacks": [], "load": load}
+    return {**quiet, "gpu_processes": [], **changes}
 
 
 def _steps(job: Job, rng: np.random.Generator, step_s: float, noise: float, stop: int) -> list[dict[str, Any]]:

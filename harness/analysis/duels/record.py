@@ -10,6 +10,7 @@ from typing import Any
 from harness.analysis.duels.estimate import Block, DuelDifference, difference
 from harness.analysis.intervals import ALIKE
 from harness.common.formatting import plural
+from harness.instruments.foreign_load import NOTED
 from harness.records.run_record import label_of
 
 NAME = "duel.json"
@@ -17,7 +18,6 @@ PAGE = "duel.md"
 AGAIN = " #"  # stands before the number of a contender that is the same as an earlier one: a calibration
 WAITING = 0.005  # share of the cores that a waiting engine keeps busy above which it is said
 COMPARED, PARTED = 5, 0.005  # losses of the first steps that must agree, and to which share
-FOREIGN = 0.05  # share of the cores above which foreign load is said beside the verdict
 
 Record = Mapping[str, Any]  # what duel.json holds
 Side = Mapping[str, Any]  # one of its contenders: name, backend, workers, global_batch and the engine's settings
@@ -117,7 +117,7 @@ def remarks(record: Record) -> list[str]:
     found = []
     cores = (record.get("environment") or {}).get("cpu", {}).get("usable_cores") or 1
     foreign = max((duel["foreign_cores"] for duel in record["duels"]), default=0.0)
-    if foreign > FOREIGN * cores:
+    if foreign > NOTED * cores:
         found.append(f"Other programs kept up to {foreign:.2f} of {cores} cores busy during a duel.")
     for name in (side["name"] for side in record["contenders"]):
         busy = max((duel["waiting_cores"].get(name, 0.0) for duel in record["duels"]), default=0.0)

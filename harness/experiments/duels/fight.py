@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 from harness.analysis.duels.estimate import Block
 from harness.experiments.duels.coordinator import Coordinator, DuelError, Reply
 from harness.experiments.trainings.cells import Cell
+from harness.instruments.foreign_load import HostLoad
 from harness.job.declaration import Job, JobError
 from harness.study.turn_conductor import supervisors
 
@@ -122,7 +124,7 @@ def _rounds(
 
     for index in range(len(contenders)):
         block(index, pace.warmup)
-    load = _Load()
+    load = HostLoad([os.getpid()])
     began = time.monotonic()
     for number in range(pace.rounds):
         order = list(range(len(contenders)))
@@ -144,7 +146,9 @@ def _rounds(
                 wall, cpu = wall + replies[0].waited_s, cpu + math.fsum(reply.waited_cpu_s for reply in replies)
                 waited[contender.name] = (wall, cpu)
     duel.fight_s = time.monotonic() - began
-    duel.foreign = load.foreign_cores()
+    load.read()
+    seen = load.total() or {}
+    duel.foreign = seen.get("foreign_cores", 0.0) + seen.get("steal_cores", 0.0)
     duel.waiting = {name: cpu / wall if wall else 0.0 for name, (wall, cpu) in waited.items()}
 
 
@@ -179,38 +183,3 @@ def _cause(
             continue
         reasons += [f"{contender.name}: {reason}" for reason in found.values() if DuelError.__name__ not in reason]
     return reasons[0] if reasons else str(error)
-
-
-class _Load:
-    """Who kept this machine's cores busy since it was made."""
-
-    def __init__(self) -> None:
-        self._wall, self._all, self._own = time.monotonic(), _busy_s(), _own_s()
-
-    def foreign_cores(self) -> float:
-        """Cores that were busy with processes that this one did not start, or taken by the hypervisor; at least 0."""
-        wall = time.monotonic() - self._wall
-        return max(0.0, (_busy_s() - self._all) - (_own_s() - self._own)) / wall if wall else 0.0
-
-
-def _busy_s() -> float:
-    """Processor seconds of all processes of this machine since its start, stolen time included."""
-    import psutil
-
-    times = psutil.cpu_times()
-    return times.user + times.nice + times.system + times.irq + times.softirq + times.steal
-
-
-def _own_s() -> float:
-    """Processor seconds of this process and all that it started and that still live."""
-    import psutil
-
-    total = 0.0
-    me = psutil.Process()
-    for process in [me, *me.children(recursive=True)]:
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total

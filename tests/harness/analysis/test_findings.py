@@ -7,9 +7,10 @@ import pytest
 from harness.analysis.caveats import Finding, findings
 from harness.analysis.comparison import Comparison, summarize_study
 from harness.analysis.cost import Prices
+from harness.analysis.verdict import verdict
 from harness.job.declaration import Job
 from harness.report.html_page import render
-from tests.harness.made_runs import write_run, write_study
+from tests.harness.made_runs import machine, write_run, write_study
 
 
 def job(**changes) -> Job:
@@ -189,3 +190,21 @@ def test_pairs_that_ran_hours_apart_are_said(tmp_path: Path) -> None:
     path.write_text(json.dumps({**result, "started": "2026-11-24T15:00:00+00:00"}))
     _, (finding,) = found_in(folder, "apart")
     assert "started 5.0 h apart" in finding.text
+
+
+def test_other_work_on_the_machine_is_said_beside_the_verdict(tmp_path: Path) -> None:
+    busy = machine(load={"cores": 2.0, "foreign_cores": 0.8, "steal_cores": 0.0, "worst_cores": 1.0})
+    write_run(tmp_path / "s", job(), hosts=[machine(), busy])
+    comparison, (finding,) = found_in(tmp_path / "s", "foreign-load")
+    assert finding.level == "warning"
+    assert "other programs kept 0.80 of 2 cores busy" in finding.text
+    assert any("0.80 of 2 cores" in sentence for sentence in verdict(comparison, [finding]))
+    assert named_on_the_page(comparison, finding)
+
+
+def test_a_quiet_machine_and_runs_that_are_known_to_share_it_are_not_complained_of(tmp_path: Path) -> None:
+    write_run(tmp_path / "quiet", job(), hosts=[machine()])
+    busy = machine(load={"cores": 2.0, "foreign_cores": 0.8, "steal_cores": 0.0, "worst_cores": 1.0})
+    write_run(tmp_path / "shared", job(concurrent=2), hosts=[busy])
+    assert found_in(tmp_path / "quiet", "foreign-load")[1] == []
+    assert found_in(tmp_path / "shared", "foreign-load")[1] == []

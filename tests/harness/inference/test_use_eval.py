@@ -15,7 +15,7 @@ from core_model.build import build
 from core_model.data import open_dataset
 from harness.job.declaration import Job
 from harness.records.record_files import EVALUATION, JOB, RESULT, WEIGHTS, read_json, write_json
-from harness.worker.few_shot import good_pictures, memory_of
+from harness.worker.evaluation.few_shot import good_pictures, memory_of
 from harness.worker.model_and_data import load_weights
 from tests.harness.used_run import ONCE, call, data, trained, workplace
 

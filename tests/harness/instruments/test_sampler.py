@@ -1,16 +1,20 @@
 """The resource sampler: its rows, its end, its cost."""
 
+import os
 import sys
 import threading
 import time
 import types
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
 
-from harness.instruments.resource_sampler import ResourceSampler
+from harness.instruments.rapl import Rapl
+from harness.instruments.resource_sampler import MachineWatch, ResourceSampler, place_of_process, watch_of
 from harness.records.soundness import schema_errors
+from tests.harness.instruments.conftest import Nvml
 
 
 def wait_for(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
@@ -30,7 +34,7 @@ def test_rows_follow_the_schema_and_come_at_the_rate_asked_for() -> None:
     assert all(schema_errors("resources", row) == [] for row in rows)
     assert rows[0]["rank"] == 3
     assert rows[0]["host"] == "h"
-    assert rows[-1]["rss_mib"] == pytest.approx(sampler.peaks()["rss_mib"], rel=0.2)
+    assert rows[-1]["rss_mib"] == pytest.approx(psutil.Process().memory_info().rss / 2**20, rel=0.2)
 
 
 def test_processor_use_is_that_of_this_process() -> None:
@@ -45,7 +49,7 @@ def test_processor_use_is_that_of_this_process() -> None:
 def test_cost_is_measured_and_small() -> None:
     """Less than six times what the two readings that it cannot do without cost here and now (psutil's `cpu_percent`
     alone is some forty), so neither load nor a slow core counts."""
-    with ResourceSampler(lambda row: None, hz=2, devices=()) as sampler:
+    with ResourceSampler(lambda row: None, hz=2) as sampler:
         own = psutil.Process()
         bare = []
         for _ in range(8):
@@ -80,16 +84,121 @@ def test_rate_is_limited() -> None:
         ResourceSampler(lambda row: None, hz=100)
 
 
-class FakeNvml:
-    """Two devices as NVML shows them; the second one has no energy counter. (No GPU here; the real one is used where
-    there is.)"""
+def watch(*gpus: str) -> MachineWatch:
+    return MachineWatch(host="h", machine="m", gpus=gpus, pids=[os.getpid()], cores=sorted(os.sched_getaffinity(0)))
 
-    NVML_TEMPERATURE_GPU = 0
+
+def test_gpus_and_processors_of_the_machine(nvml: Nvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.instruments.resource_sampler.BUDGET", 1.0)  # every row has the GPUs
+    package = tmp_path / "intel-rapl:0"
+    package.mkdir()
+    (package / "name").write_text("package-0")
+    (package / "max_energy_range_uj").write_text("1000000000")
+    (package / "energy_uj").write_text("999000000")
+    rows: list[dict] = []
+    with ResourceSampler(rows.append, hz=10, watch=watch("aaaa", "bbbb"), rapl=lambda: Rapl(tmp_path)) as sampler:
+        wait_for(lambda: len(rows) >= 4)
+        (package / "energy_uj").write_text("4000000")
+        wait_for(lambda: len(rows) >= 6)
+    assert all(schema_errors("resources", row) == [] for row in rows)
+    assert [gpu["uuid"] for gpu in rows[0]["gpus"]] == ["aaaa", "bbbb"]
+    assert rows[-1]["cpu_energy_j"] == pytest.approx(5.0)
+    found = sampler.machine()
+    assert found is not None
+    assert found["cpu_j"] == pytest.approx(5.0)
+    counted = rows[-1]["gpus"][0]["energy_j"] - 1050.0  # since the reading at the start
+    assert found["gpu_j"] == pytest.approx(counted + 500.0 * rows[-1]["t"], rel=0.1)
+    assert found["lacks"] == []
+    assert found["load"]["cores"] == len(os.sched_getaffinity(0))
+    assert "foreign_cores" in rows[-1]
+
+
+def test_what_is_not_measured_is_none_and_says_why(nvml: Nvml, tmp_path: Path) -> None:
+    with ResourceSampler(lambda row: None, hz=10, watch=watch("cccc"), rapl=lambda: Rapl(tmp_path)) as sampler:
+        time.sleep(0.2)
+    found = sampler.machine()
+    assert found is not None
+    assert (found["gpu_j"], found["cpu_j"]) == (None, None)
+    assert [line.split(" ")[0] for line in found["lacks"]] == ["GPU", "processors:"]
+
+
+def test_a_rank_without_a_machine_to_watch_reads_no_devices(nvml: Nvml) -> None:
+    rows: list[dict] = []
+    with ResourceSampler(rows.append, hz=10) as sampler:
+        wait_for(lambda: len(rows) >= 2)
+    assert rows[-1]["gpus"] == []
+    assert "foreign_cores" not in rows[-1]
+    assert sampler.machine() is None
+
+
+def test_other_programs_on_the_gpus_are_in_the_record(nvml: Nvml) -> None:
+    nvml.set_processes(os.getpid(), 1)
+    with ResourceSampler(lambda row: None, hz=10, watch=watch("aaaa")) as sampler:
+        time.sleep(0.15)
+    found = sampler.machine()
+    assert found is not None
+    # process 1 is above this test, as a launcher is above its ranks
+    assert found["gpu_processes"] == []
+    nvml.set_processes(os.getpid(), 4_000_001)
+    with ResourceSampler(lambda row: None, hz=10, watch=watch("aaaa")) as sampler:
+        time.sleep(0.15)
+    found = sampler.machine()
+    assert found is not None
+    assert found["gpu_processes"] == [{"uuid": "aaaa", "pid": 4_000_001, "name": "unknown"}]
+
+
+def test_dear_gpus_are_read_less_often_but_first_and_last(nvml: Nvml) -> None:
+    """As on the H100 machine of results/h100-x2-small, where a reading took more than 10 ms."""
+    nvml.set(work_us=8000)
+    rows: list[dict] = []
+    with ResourceSampler(rows.append, hz=10, watch=watch("aaaa")):
+        wait_for(lambda: len(rows) >= 10)
+    read = [index for index, row in enumerate(rows) if row["gpus"]]
+    assert read[0] == 0
+    assert read[-1] == len(rows) - 1
+    assert len(read) <= 2 + rows[-1]["t"] / 2.6  # 8 ms a reading: the next is due after 5.3 s
+
+
+def place(host: str, pid: int, gpu: str | None, machine: str = "m", cores: tuple[int, ...] = (0, 1)) -> dict:
+    return {"hostname": host, "machine": machine, "namespace": "n", "pid": pid, "gpu": gpu, "cores": list(cores)}
+
+
+def test_the_first_rank_of_each_machine_watches_the_devices_of_its_ranks() -> None:
+    places = [
+        place("a", 10, "u0", "one", (0, 1)),
+        place("a", 11, "u1", "one", (2, 3)),
+        place("b", 10, "u2", "two"),
+        place("b", 11, "u2", "two"),  # shares a GPU
+    ]
+    first, second, third, fourth = (watch_of(places, rank, [99]) for rank in range(4))
+    assert first == MachineWatch(host="a", machine="one", gpus=["u0", "u1"], pids=[10, 11, 99], cores=[0, 1, 2, 3])
+    assert third == MachineWatch(host="b", machine="two", gpus=["u2"], pids=[10, 11, 99], cores=[0, 1])
+    assert second is None
+    assert fourth is None
+
+
+def test_virtual_nodes_are_one_machine_and_containers_watch_their_own_processes() -> None:
+    """Nodes made by network namespaces share processor and process ids; containers do not share the latter."""
+    nodes = [place("node1", 10, None), place("node2", 11, None)]
+    assert watch_of(nodes, 1) is None
+    containers = [place("c1", 10, None), place("c2", 10, None) | {"namespace": "other"}]
+    seen = watch_of(containers, 1)
+    assert seen is not None
+    assert seen.pids == [10]
+
+
+def test_the_place_of_this_process() -> None:
+    found = place_of_process(None)
+    assert found["pid"] == os.getpid()
+    assert len(found["machine"]) == 12
+    assert found["cores"] == sorted(os.sched_getaffinity(0))
+
+
+class FakeNvml:
+    """What `harness.records.environment` asks, for two devices."""
+
     NVML_CLOCK_SM = 1
     NVML_NVLINK_MAX_LINKS = 2
-
-    def __init__(self) -> None:
-        self.energy_mj = 1_000_000
 
     def nvmlInit(self) -> None: ...  # noqa: N802
 
@@ -104,23 +213,8 @@ class FakeNvml:
     def nvmlDeviceGetName(self, handle: int) -> bytes:  # noqa: N802
         return b"NVIDIA H100 80GB HBM3"
 
-    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:  # noqa: N802
-        return 500_000
-
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> object:  # noqa: N802
         return types.SimpleNamespace(used=(3 + handle) * 2**30, total=80 * 2**30)
-
-    def nvmlDeviceGetUtilizationRates(self, handle: int) -> object:  # noqa: N802
-        return types.SimpleNamespace(gpu=90)
-
-    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:  # noqa: N802
-        return 55
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:  # noqa: N802
-        if handle == 1:
-            raise RuntimeError("Not Supported")
-        self.energy_mj += 50_000
-        return self.energy_mj
 
     def nvmlDeviceGetNvLinkState(self, handle: int, link: int) -> int:  # noqa: N802
         return 1
@@ -130,70 +224,6 @@ class FakeNvml:
 
     def nvmlSystemGetCudaDriverVersion_v2(self) -> int:  # noqa: N802
         return 13000
-
-
-def test_gpus_are_watched_with_energy_by_counter_or_by_power(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("harness.instruments.resource_sampler.BUDGET", 1.0)  # every row has them
-    rows: list[dict] = []
-    with ResourceSampler(rows.append, hz=10) as sampler:
-        wait_for(lambda: len(rows) >= 4)
-    assert all(schema_errors("resources", row) == [] for row in rows)
-    first, second = rows[-1]["gpus"]
-    assert (first["util_percent"], first["power_w"], first["temperature_c"]) == (90, 500.0, 55)
-    begun, begun_by_power = rows[0]["gpus"]
-    assert first["energy_j"] - begun["energy_j"] == pytest.approx(50.0 * (len(rows) - 1))
-    passed = rows[-1]["t"] - rows[0]["t"]
-    assert second["energy_j"] - begun_by_power["energy_j"] == pytest.approx(500.0 * passed, rel=0.2)
-    assert sampler.peaks()["gpu_mem_mib"] == {0: 3072.0, 1: 4096.0}
-
-
-class DearNvml(FakeNvml):
-    """As on the H100 machine of results/h100-x2-small, where a reading took more than 10 ms."""
-
-    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:  # noqa: N802
-        end = time.thread_time() + 0.004
-        while time.thread_time() < end:
-            pass
-        return super().nvmlDeviceGetPowerUsage(handle)
-
-
-def test_dear_gpus_are_read_less_often_but_first_and_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", DearNvml())
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    rows: list[dict] = []
-    with ResourceSampler(rows.append, hz=10):
-        wait_for(lambda: len(rows) >= 10)
-    read = [index for index, row in enumerate(rows) if row["gpus"]]
-    assert read[0] == 0
-    assert read[-1] == len(rows) - 1
-    assert len(read) <= 2 + rows[-1]["t"] / 2.6  # 8 ms a reading: the next is due after 2.7 s
-
-
-def test_the_last_row_has_the_gpus_though_they_were_due_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", DearNvml())
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(
-        "harness.instruments.resource_sampler.BUDGET", 0.008 / 0.15
-    )  # due 0.15 s after a reading of 8 ms
-    rows: list[dict] = []
-    with ResourceSampler(rows.append, hz=10):
-        wait_for(lambda: len(rows) >= 2 and not rows[-1]["gpus"])
-        time.sleep(0.09)
-    assert rows[-1]["gpus"]
-
-
-def test_only_visible_gpus_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    rows: list[dict] = []
-    with ResourceSampler(rows.append, hz=10):
-        time.sleep(0.05)
-    assert [gpu["index"] for gpu in rows[0]["gpus"]] == [1]
-    with ResourceSampler(rows.append, hz=10, devices=()):
-        time.sleep(0.05)
-    assert rows[-1]["gpus"] == []
 
 
 def test_environment_names_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from harness.worker.shared_gpus import gpu_of, sharing
+from harness.instruments.gpus import uuid_of
+from harness.worker.shared_gpus import sharing
 
 
 def rank(number: int, gpu: str | None) -> dict[str, object]:
@@ -18,5 +19,5 @@ def test_ranks_on_one_gpu_are_named() -> None:
 
 
 def test_a_cpu_is_shared_by_all() -> None:
-    assert gpu_of(torch.device("cpu")) is None
+    assert uuid_of(torch.device("cpu")) is None
     assert sharing([rank(0, None), rank(1, None)]) == []

@@ -1,12 +1,13 @@
 """Scores a model on a test set, spread over the ranks; figures are computed once, on rank 0, from gathered scores.
 
 AUROC is not an average over ranks and a padded shard repeats samples, so the ranks' entries are gathered, repeats are
-dropped by sample id and only then is anything computed (facts.md, trap 10).
+dropped by sample id and only then is anything computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ import torch
 from torch import Tensor
 
 from core_model.batch import Sample
+from core_model.data.splits import subset
+from core_model.execution.compile import eager
 from core_model.metrics import evaluate as figures_of
+from harness.job.declaration import Job
 
 Gather = Callable[[Any], "list[Any] | None"]
 
@@ -109,3 +113,51 @@ def evaluate(
     unique = {entry["id"]: entry for rank_entries in gathered for entry in rank_entries}
     ordered = [unique[name] for name in sorted(unique)]
     return figures_of(ordered), ordered
+
+
+def evaluate_job(
+    job: Job, model: Any, weights: Mapping[str, Tensor], test_set: Any, backend: Any
+) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """Collective: `evaluate` of a trained model. The consolidated `weights` are what is evaluated, in the raw model
+    where it still holds plain fp32 parameters, else in a freshly built one (ZeRO-3, FSDP2, native half precision).
+    test_set: None for a job of the user's own, which evaluates itself."""
+    from harness.worker.model_and_data import build_model, put_weights
+
+    if not _plain(model):
+        model = build_model(job, device=backend.device)
+    put_weights(model, weights, "the engine's weights")
+    if test_set is None:  # a job of the user's own has figures of its own, or none
+        figures = model.evaluate()
+        return ({"mean": figures, "categories": {}}, []) if figures else None
+    memory = None
+    if job.shots:
+        from harness.worker.evaluation.few_shot import memory_of
+
+        memory = memory_of(model, job, backend.device)
+    with eager() if job.compile else nullcontext():
+        return evaluate(
+            model,
+            test_set,
+            device=backend.device,
+            rank=backend.rank,
+            world_size=backend.world_size,
+            gather=backend.gather,
+            indices=subset(len(test_set), job.eval_samples, job.seed),
+            memory=memory,
+            batch_size=32 if backend.device.type == "cuda" else 8,
+        )
+
+
+def batch_statistics(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Running statistics of batch-norm layers: trained, though no parameters. They differ by rank."""
+    kept = ("running_mean", "running_var", "num_batches_tracked")
+    return {name: buffer.detach().cpu() for name, buffer in model.named_buffers() if name.rsplit(".", 1)[-1] in kept}
+
+
+def _plain(model: torch.nn.Module) -> bool:
+    """Whether every trainable parameter is a whole fp32 tensor of this process (no ZeRO-3 shard, no DTensor)."""
+    return all(
+        parameter.dtype == torch.float32 and not hasattr(parameter, "ds_id") and not hasattr(parameter, "placements")
+        for parameter in model.parameters()
+        if parameter.requires_grad
+    )

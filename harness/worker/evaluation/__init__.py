@@ -1,0 +1,1 @@
+"""Scores a trained model on a test set, spread over the ranks."""
