@@ -9,15 +9,25 @@ from typing import Any
 import torch
 
 
+def unit_range(images: torch.Tensor) -> torch.Tensor:
+    """float32 pixels in [0, 1] of uint8 (0..255) or floating (in [0, 1] already) ones, on the device where they are.
+
+    Pictures are made, sent between processes and copied to the GPU as bytes: a quarter of the traffic, and nothing for
+    the host to convert.
+    """
+    return images.float().div_(255.0) if images.dtype == torch.uint8 else images.float()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One picture with its defect mask and its conversation.
 
     id: unique and stable in the data set (``train/good/000#3`` is the 4th simulated variant of a file); metrics drop
-    repeats by it. image: float32 (3, S, S) in [0, 1], not normalized (the encoder does that). mask: float32
-    (1, S, S), 1 = defect. turns: (question, answer) pairs; the loss is on answers only. place: name of the 3x3 grid
-    cell(s) of the defect ("" = none). kind: defect kind ("good", "blowhole", "poisson", ...). has_mask: False where the
-    picture is defective and nobody has drawn the defect: `mask` is empty then, `place` "", and neither says anything.
+    repeats by it. image: (3, S, S), uint8 0..255 as the data sets give it, or floating in [0, 1]; not normalized (the
+    encoder does that, on its device). mask: (1, S, S), uint8 or floating, 1 = defect. turns: (question, answer) pairs;
+    the loss is on answers only. place: name of the 3x3 grid cell(s) of the defect ("" = none). kind: defect kind
+    ("good", "blowhole", "poisson", ...). has_mask: False where the picture is defective and nobody has drawn the
+    defect: `mask` is empty then, `place` "", and neither says anything.
     """
 
     id: str
@@ -41,8 +51,8 @@ class Batch:
 
     ids: tuple[str, ...]
     categories: tuple[str, ...]
-    images: torch.Tensor  # (B, 3, S, S) float32
-    masks: torch.Tensor  # (B, 1, S, S) float32
+    images: torch.Tensor  # (B, 3, S, S) uint8 0..255, or floating in [0, 1]
+    masks: torch.Tensor  # (B, 1, S, S) uint8 or floating, 1 = defect
     is_defective: torch.Tensor  # (B,) bool
     token_ids: torch.Tensor  # (B, T) int64
     labels: torch.Tensor  # (B, T) int64

@@ -122,8 +122,8 @@ class AnomalyGPT(nn.Module):
     # -- detecting -----------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def features(self, images: Tensor) -> Features:
-        """The frozen encoder's look at pictures (B, 3, S, S) in [0, 1]. The last ones are kept: asking for maps and
-        answers of the same tensor runs the encoder once."""
+        """The frozen encoder's look at pictures (B, 3, S, S), uint8 or in [0, 1]. The last ones are kept: asking for
+        maps and answers of the same tensor runs the encoder once."""
         if self._last is not None:
             known, version, features = self._last
             if known() is images and version == images._version:

@@ -100,14 +100,14 @@ class Dataset:
         return self._simulated(entry, image, rng, defective=rng.random() < self.options.defective_share)
 
     def good_images(self, category: str, count: int, *, seed: int = 0) -> torch.Tensor:
-        """float32 (count, 3, S, S): good pictures of `category` for the few-shot memory, chosen by `seed`; fewer where
+        """uint8 (count, 3, S, S): good pictures of `category` for the few-shot memory, chosen by `seed`; fewer where
         there are fewer. Of the train split."""
         if self.split == "test":
             raise ValueError("the few-shot memory takes its pictures from the train split")
         found = self._of_category.get(category, [])
         order = _rng(seed, 0, category).permutation(len(found))[:count]
         if not len(order):
-            return torch.zeros((0, 3, self.image_size, self.image_size))
+            return torch.zeros((0, 3, self.image_size, self.image_size), dtype=torch.uint8)
         return torch.stack([_to_tensor(self._cache.image(found[int(i)])) for i in order])
 
     def describe(self) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _sample(
         id=entry.id,
         category=category,
         image=_to_tensor(image),
-        mask=torch.from_numpy(mask.astype(np.float32))[None],
+        mask=torch.tensor(mask)[None],
         is_defective=kind != GOOD and entry.turns is None,
         turns=turns,
         place=place,
@@ -218,5 +218,5 @@ def _sample(
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:
-    """uint8 (S, S, 3) -> float32 (3, S, S) in 0..1."""
-    return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32)).div_(255.0)
+    """uint8 (S, S, 3) -> uint8 (3, S, S), a copy: the picture may lie in the cache."""
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())

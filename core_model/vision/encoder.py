@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core_model.batch import unit_range
 from core_model.errors import ModelError
 from core_model.execution.cuda_graphs import GraphedPart
 from core_model.execution.frozen import own_precision
@@ -65,8 +66,8 @@ class Encoder(nn.Module):
         self._graphed = GraphedPart(trunk, self._flat, gradient=False)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Pixels as the trunk saw them in training, from [0, 1]; fp32."""
-        images = images.float()
+        """Pixels as the trunk saw them in training, fp32, from uint8 0..255 or floating [0, 1]."""
+        images = unit_range(images)
         if self.per_image:
             spread = images.std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-3)
             return (images - images.mean(dim=(1, 2, 3), keepdim=True)) / spread
@@ -74,7 +75,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, *, one_at_a_time: bool = False) -> Features:
-        """images: (B, 3, S, S) in [0, 1]; raises ModelError where S is no multiple of `multiple`.
+        """images: (B, 3, S, S), uint8 or floating in [0, 1]; raises ModelError where S is no multiple of `multiple`.
 
         one_at_a_time: the caller is done with the features (gradients through them included) before it calls again, as
         a training step is; they may then lie in a CUDA graph's own buffers (`core_model.execution.cuda_graphs`).

@@ -6,7 +6,7 @@ import numpy as np
 
 from core_model.data import random_fields
 from core_model.data.defects import shapes
-from core_model.data.defects.base import Canvas, Edit, blend, bounding_box, visible_mask
+from core_model.data.defects.base import Box, Canvas, Edit, blend, bounding_box, visible_mask
 
 
 def perlin(canvas: Canvas, rng: np.random.Generator) -> Edit | None:
@@ -29,22 +29,29 @@ def perlin(canvas: Canvas, rng: np.random.Generator) -> Edit | None:
     if not inside.any():
         return None
     alpha = shapes.soften(inside, rng.uniform(0.0, 2.0)) * rng.uniform(0.3, 1.0)
-    image = blend(canvas.image, texture(canvas, rng), alpha)
+    box = bounding_box(alpha > 0)
+    if box is None:
+        return None
+    image = blend(canvas.image, texture(canvas, rng, box), alpha, box)
     return Edit(image=image, mask=visible_mask(canvas.image, image, (alpha > 0.1).astype(np.uint8), threshold=10))
 
 
-def texture(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
-    """uint8 (S, S, 3), unlike the picture at each place."""
+def texture(canvas: Canvas, rng: np.random.Generator, box: Box) -> np.ndarray:
+    """uint8 (h, w, 3), the part in `box` of a texture that is unlike the picture at each place."""
     kind = int(rng.integers(4))
     side = canvas.side
     if kind == 0:  # another picture, shifted and turned
         donor = np.rot90(canvas.donor(), int(rng.integers(4)))
         shift = tuple(int(value) for value in rng.integers(side // 8, side, size=2))
-        return np.roll(donor, shift, axis=(0, 1))
+        rows, columns = (np.arange(side)[piece] - by for piece, by in zip(box, shift, strict=True))
+        return donor[rows[:, None], columns[None, :]]  # a negative index wraps around, as np.roll does
     if kind == 1:  # inverted about its own mean, which keeps the tone
         donor = canvas.donor().astype(np.float32)
-        return np.clip(2 * donor.mean(axis=(0, 1)) - donor + rng.uniform(-30, 30), 0, 255).astype(np.uint8)
+        twice = 2 * donor.mean(axis=(0, 1))
+        return np.clip(twice - donor[box] + rng.uniform(-30, 30), 0, 255).astype(np.uint8)
     tone = canvas.image[tuple(rng.integers(side, size=2))].astype(np.float32) + rng.uniform(-90, 90)
     if kind == 2:  # grain about a tone
-        return np.clip(tone + rng.uniform(10, 40) * random_fields.grain(side, rng)[..., None], 0, 255).astype(np.uint8)
-    return np.clip(tone + 12.0 * random_fields.field(side, rng)[..., None], 0, 255).astype(np.uint8)
+        return np.clip(tone + rng.uniform(10, 40) * random_fields.grain(side, rng)[box][..., None], 0, 255).astype(
+            np.uint8
+        )
+    return np.clip(tone + 12.0 * random_fields.field(side, rng)[box][..., None], 0, 255).astype(np.uint8)

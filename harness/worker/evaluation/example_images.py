@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from core_model.batch import unit_range
+
 PER_CATEGORY = 2
 MOST = 12
 
@@ -36,7 +38,7 @@ def save_examples(folder: Path, entries: Sequence[Mapping[str, Any]], dataset: A
     index_of = {name: index for index, name in enumerate(dataset.ids)}
     for entry in choose(entries):
         stem = file_stem(entry["id"])
-        image = dataset.get(index_of[entry["id"]], 0).image.permute(1, 2, 0).numpy()
+        image = unit_range(dataset.get(index_of[entry["id"]], 0).image).permute(1, 2, 0).numpy()
         pictures = {
             "input": np.rint(image * 255),
             "map": np.rint(np.clip(entry["map"].astype(np.float32), 0, 1) * 255),

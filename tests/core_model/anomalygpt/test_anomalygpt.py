@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -38,6 +41,25 @@ def test_any_split_of_a_batch_gives_the_same_loss_and_gradient(tiny, samples, sp
     full, pieces = gradients(tiny, [whole]), gradients(tiny, parts)
     for name, gradient in full.items():
         torch.testing.assert_close(pieces[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_bytes_and_floats_of_the_same_pictures_give_the_same_loss_and_gradient(tiny, samples) -> None:
+    """Pictures and masks travel as bytes; what the model computes must not show it, not even in the last bit."""
+    rounded = [
+        replace(sample, image=(sample.image * 255).round().byte(), mask=sample.mask.byte()) for sample in samples(4)
+    ]
+    as_floats = [
+        replace(sample, image=sample.image.numpy().astype(np.float32) / np.float32(255), mask=sample.mask.float())
+        for sample in rounded
+    ]
+    as_floats = [replace(sample, image=torch.from_numpy(sample.image)) for sample in as_floats]
+    first, second = tiny.collate(rounded), tiny.collate(as_floats)
+    assert first.images.dtype == first.masks.dtype == torch.uint8
+    assert {name: value.item() for name, value in tiny(first).items()} == {
+        name: value.item() for name, value in tiny(second).items()
+    }
+    wanted = gradients(tiny, [second])
+    assert all(torch.equal(gradient, wanted[name]) for name, gradient in gradients(tiny, [first]).items())
 
 
 def test_every_trainable_parameter_has_a_gradient_and_no_frozen_one(tiny, samples) -> None:
