@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from mpi.ring import sent_share
 from mpi.transports import TRANSPORTS
 from mpi.transports.base import ITEM_BYTES, OPERATIONS, Transport, UnsupportedError, expected, source, target
 
@@ -33,11 +34,7 @@ _LEAST, _MOST = 5, 200
 
 def factor(operation: str, ranks: int) -> float:
     """busbw / algbw of `operation` on `ranks` ranks."""
-    if operation == "all_reduce":
-        return 2.0 * (ranks - 1) / ranks
-    if operation in ("all_gather", "reduce_scatter"):
-        return (ranks - 1) / ranks
-    return 1.0
+    return 1.0 if operation == "broadcast" else sent_share(operation, ranks)
 
 
 def bandwidths(operation: str, ranks: int, size_bytes: int, seconds: float) -> tuple[float, float]:

@@ -1,28 +1,20 @@
 """How many bytes a step exchanges: counted where an engine hands tensors to its collectives, and by theory.
 
 Payload = bytes of the tensor that is reduced (or of the whole that is gathered). Wire = bytes one rank SENDS under a
-ring algorithm (Thakur et al., 2005; Patarasu and Yuan, 2009): 2(n-1)/n x payload for an all-reduce, (n-1)/n for a
-reduce-scatter or an all-gather. Counting costs a Python call a collective: never in a timed region.
+ring algorithm (`mpi.ring`): 2(n-1)/n x payload for an all-reduce, (n-1)/n for a reduce-scatter or an all-gather.
+Counting costs a Python call a collective: never in a timed region.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-# share of the payload that one rank sends, by collective, as a function of the world size
-_SENT: dict[str, Callable[[int], float]] = {
-    "all_reduce": lambda n: 2 * (n - 1) / n,
-    "reduce_scatter": lambda n: (n - 1) / n,
-    "all_gather": lambda n: (n - 1) / n,
-    "broadcast": lambda n: (n - 1) / n,  # mean over the ranks of a pipelined broadcast
-    "reduce": lambda n: (n - 1) / n,
-    "all_to_all": lambda n: (n - 1) / n,
-}
+from mpi.ring import sent_share
 
 
 @dataclass
@@ -38,9 +30,7 @@ class Exchange:
 
     def wire_bytes(self, world_size: int) -> float:
         """Bytes one rank sends under ring algorithms."""
-        if world_size == 1:
-            return 0.0
-        return sum(_SENT[kind](world_size) * nbytes for kind, nbytes in self.payload.items())
+        return sum(sent_share(kind, world_size) * nbytes for kind, nbytes in self.payload.items())
 
     def to_dict(self, world_size: int) -> dict[str, Any]:
         return {
@@ -144,9 +134,7 @@ def theory(
     all-reduce; ZeRO-2 repeats the reduce-scatter every micro-batch. ZeRO-3: gathers forward and backward every
     micro-batch, so 3x (Rajbhandari et al., 2020, section 7).
     """
-    if world_size == 1:
-        return 0.0
-    share, micro = (world_size - 1) / world_size, int(description.get("accumulation", 1))
+    share, micro = sent_share("all_gather", world_size), int(description.get("accumulation", 1))
     gathered = weight_bytes if gathered_bytes is None else gathered_bytes
     engine, stage = description["engine"], description.get("zero_stage")
     if engine == "single":
@@ -158,4 +146,4 @@ def theory(
         return share * micro * (2 * gathered + gradient_bytes)
     if engine == "deepspeed" and stage in (1, 2):
         return share * ((micro if stage == 2 else 1) * gradient_bytes + weight_bytes)
-    return 2 * share * gradient_bytes
+    return sent_share("all_reduce", world_size) * gradient_bytes

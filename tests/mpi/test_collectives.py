@@ -13,8 +13,17 @@ import pytest
 from mpi import collectives, hostfile
 from mpi.launch import command, missing_program
 from mpi.process import supervise
+from mpi.ring import sent_share
 from mpi.transports import TRANSPORTS
 from mpi.transports.base import OPERATIONS, Transport, UnsupportedError, expected, pattern, source
+
+
+def test_a_rank_alone_sends_nothing_and_an_all_reduce_is_a_scatter_and_a_gather() -> None:
+    for name in ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce", "all_to_all"):
+        assert sent_share(name, 1) == 0.0
+    assert sent_share("all_reduce", 4) == sent_share("reduce_scatter", 4) + sent_share("all_gather", 4) == 1.5
+    with pytest.raises(KeyError):
+        sent_share("all-reduce", 4)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ import numpy as np
 from harness.analysis.comparison import Comparison
 from harness.common.formatting import is_number
 from harness.job.declaration import JobError
+from mpi.ring import sent_share
 
 KINDS = ("weak", "strong")
 
@@ -47,7 +48,7 @@ class Law:
 
     def step(self, workers: int, batch: float, *, messages: bool = False) -> float:
         """Predicted seconds; messages: by the pessimistic law of the exchange."""
-        growth = (workers - 1.0) if messages else 2.0 * (workers - 1) / workers
+        growth = (workers - 1.0) if messages else sent_share("all_reduce", workers)
         return self.fixed + self.sample * batch + self.exchange * growth
 
 

@@ -24,6 +24,8 @@ from functools import cache
 
 import numpy as np
 
+from mpi.ring import sent_share
+
 BACKWARD_SHARE = 2.0 / 3.0
 OVERLAPS = np.linspace(0.0, 1.0, 21)
 
@@ -54,7 +56,7 @@ class Point:
     @property
     def volume(self) -> float:
         """Bytes each rank sends a step."""
-        return 2.0 * (self.ranks - 1) / self.ranks * self.parameter_bytes
+        return sent_share("all_reduce", self.ranks) * self.parameter_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

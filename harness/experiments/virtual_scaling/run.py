@@ -26,6 +26,7 @@ from mpi.names import remove_folder
 from mpi.nodes import cluster
 from mpi.nodes.link import bytes_per_second
 from mpi.nodes.processes import end_entered
+from mpi.ring import sent_share
 
 FILE = "scaling.json"
 LIMIT_S = 600.0  # of one job
@@ -35,11 +36,11 @@ ENGINES = {"ddp": [], "horovod": [], **{f"deepspeed-z{stage}": ["--zero-stage", 
 
 
 def ring_bytes(parameter_bytes: float, ranks: int) -> float:
-    """What each rank must send in one step: 2(n-1)/n of the gradients, by a ring all-reduce (Patarasuk & Yuan, 2009).
+    """What each rank must send in one step: the gradients' ring all-reduce (`mpi.ring`).
 
     ZeRO 1 and 2 send as much in a reduce-scatter of gradients and an all-gather of weights (Rajbhandari et al., 2020).
     """
-    return 2.0 * (ranks - 1) / ranks * parameter_bytes
+    return sent_share("all_reduce", ranks) * parameter_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
