@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from harness.analysis.check import check, check_runs
+from harness.analysis.check import check_runs
 from harness.analysis.known_faults import marks
 from harness.analysis.known_faults.fault import RULES
 from harness.analysis.known_faults.measured import measured_faults
 from harness.analysis.known_faults.written import written_faults
+from harness.commands.results.check import check
 from harness.job.declaration import Job
 from harness.records.record_files import append_jsonl, read_json, read_jsonl, runs_of, write_json
 from harness.records.run_record import RecordedRun
