@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from harness.analysis.comparison import Comparison
-from harness.analysis.cost import Cost, Prices, cost_of
+from harness.analysis.cost import Cost, Prices, cost_of, energy_of
 from harness.analysis.intervals import ALIKE
 from harness.analysis.run_figures import QUALITY_NAMES
 from harness.common.formatting import (
@@ -385,7 +385,7 @@ def cost_table(comparison: Comparison, prices: Prices) -> Table | None:
     for label, workers, runs in cell_runs(comparison):
         costs = [cost_of(run, prices) for run in runs]
         train, money = _middle(costs, "train_s"), _middle(costs, "money")
-        epoch, energy = _middle(costs, "per_epoch_s"), _middle(costs, "energy_kwh")
+        epoch = _middle(costs, "per_epoch_s")
         per_epoch = _middle(costs, "money_per_epoch")
         samples = [
             1000 * money / (int(run.job.get("steps", 0)) * int(run.job.get("global_batch", 0)) or 1)
@@ -398,7 +398,7 @@ def cost_table(comparison: Comparison, prices: Prices) -> Table | None:
                 str(workers),
                 _time_and_money(train, money, prices.currency),
                 _time_and_money(epoch, per_epoch, prices.currency),
-                f"{energy * 1000:.1f} Wh" if energy is not None else DASH,
+                _energy_text(costs),
                 f"{prices.currency}{number(samples[0])}" if samples else DASH,
             ]
         )
@@ -409,9 +409,26 @@ def cost_table(comparison: Comparison, prices: Prices) -> Table | None:
         title="Time and cost",
         columns=["engine", "workers", "training", "per epoch", "energy of training", "cost of 1000 samples"],
         rows=rows,
-        note="Training only, without set-up and evaluation. Money appears where the price file knows the machine "
-        "(--prices), energy where the hardware has a counter that may be read.",
+        note="Training only, without set-up and evaluation. Money: by your own prices (--prices FILE). Energy: of the "
+        "GPUs that the run used, and of its machines' processors where their counters may be read, which hold what "
+        f"every program there used. {_unmeasured(comparison)}".strip(),
     )
+
+
+def _energy_text(costs: Sequence[Cost]) -> str:
+    """The median of runs whose energy was measured of the same parts; why it was not, else."""
+    measured = [cost.energy for cost in costs if cost.energy.kwh is not None]
+    if len(measured) < len(costs) or len({energy.of for energy in measured}) > 1:
+        return "not measured"
+    middle = float(np.median([energy.kwh for energy in measured if energy.kwh is not None]))
+    beside = ", beside other work" if any(energy.shared for energy in measured) else ""
+    return f"{number(middle * 1000)} Wh ({measured[0].of}{beside})"
+
+
+def _unmeasured(comparison: Comparison) -> str:
+    reasons = [energy_of(run).why for _, _, runs in cell_runs(comparison) for run in runs]
+    told = list(dict.fromkeys(reason for reason in reasons if reason))
+    return f"Not measured: {'; '.join(told[:3])}." if told else ""
 
 
 def runs_table(comparison: Comparison) -> Table:

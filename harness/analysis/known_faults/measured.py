@@ -86,7 +86,7 @@ def _other_devices(runs: Sequence[RecordedRun]) -> Iterator[Fault]:
         used: dict[Any, set[str]] = {}
         for rank in run.environment.get("ranks") or ():
             if str(rank.get("device")).startswith("cuda"):
-                used.setdefault(rank.get("hostname"), set()).add(f"{rank.get('device')} {rank.get('device_uuid', '')}")
+                used.setdefault(rank.get("hostname"), set()).add(f"{rank.get('device')} {rank.get('gpu') or ''}")
         for host, indices in _counted(run).items():
             if host in used and len(indices) > len(used[host]):
                 found[run] = (len(indices), len(used[host]))
@@ -112,6 +112,8 @@ def _one_host(runs: Sequence[RecordedRun]) -> Iterator[Fault]:
     """Energy was counted on fewer hosts than trained."""
     found = []
     for run in runs:
+        if run.result.get("hosts"):  # each machine was watched; virtual nodes are one
+            continue
         hosts = {rank.get("hostname") for rank in run.environment.get("ranks") or ()}
         counted = {host for host, _ in _counters(run)}
         if counted and hosts - counted - {None}:
