@@ -54,5 +54,5 @@ def _of(source: str, why: str, **settings: object) -> Candidate:
 
 
 def _rounded(mib: float) -> float:
-    """MiB to two digits, at least 1/16 MiB."""
-    return max(0.0625, float(f"{mib:.2g}"))
+    """MiB to two digits, at least 1/128 MiB."""
+    return max(0.0078125, float(f"{mib:.2g}"))
