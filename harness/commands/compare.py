@@ -14,7 +14,7 @@ from harness.job.declaration import JobError
 from harness.job.options import job_options, job_values, results_root
 from harness.records.locks import holder_of
 from harness.study.runner import preflight_all, run_study, what_is_left
-from harness.study.study_file import Study
+from harness.study.study_file import BUDGET, UNTIL, Study
 from harness.study.time_estimate import estimate_study, plan_text
 
 
@@ -31,7 +31,7 @@ def _list(text: str | None, kind: type = str) -> list[Any] | None:
 def study_from_options(options: Mapping[str, Any]) -> Study:
     """The study of the command's options; --study names a TOML file or a folder in results/."""
     options = dict(options)
-    given = {name: options.pop(name) for name in ("backends", "workers", "repeats", "seeds")}
+    given = {name: options.pop(name) for name in ("backends", "workers", "repeats", "seeds", "until", "budget")}
     name = options.pop("study") or "compare"
     for flag, remedy in (("backend", "--backends"), ("slots", "--workers"), ("run", "--study")):
         if options.get(flag) is not None:
@@ -52,6 +52,8 @@ def study_from_options(options: Mapping[str, Any]) -> Study:
             workers=_list(given["workers"], int),
             repeats=given["repeats"],
             seeds=_list(given["seeds"], int),
+            until=given["until"],
+            budget=given["budget"],
             job=job,
         )
     return Study.from_matrix(
@@ -60,6 +62,8 @@ def study_from_options(options: Mapping[str, Any]) -> Study:
         workers=_list(given["workers"], int) or [1, 2],
         repeats=given["repeats"] or 3,
         seeds=_list(given["seeds"], int) or (),
+        until=given["until"] or UNTIL,
+        budget=given["budget"] or BUDGET,
         job=job,
     )
 
@@ -69,6 +73,10 @@ def study_from_options(options: Mapping[str, Any]) -> Study:
 @click.option("--workers", metavar="LIST", help="World sizes: 1,2,4 (default 1,2).")
 @click.option("--repeats", type=click.IntRange(min=1), help="Interleaved repeats of every cell (default 3).")
 @click.option("--seeds", metavar="LIST", help="Seeds of the repeats (default: --seed, --seed + 1, ...).")
+@click.option(
+    "--until", metavar="SHARE", help=f"Duels go on until each asked interval is within ±SHARE (default {UNTIL})."
+)
+@click.option("--budget", metavar="TIME", help=f"Time of the duels, beside the runs; 0: no duels (default {BUDGET}).")
 @job_options
 @results_option
 @click.option("--retry-failed", is_flag=True, help="Run failed cells again; their records are replaced.")
@@ -117,7 +125,22 @@ def compare(
     folder = run_study(
         study, root, retry_failed=retry_failed, share=share_processes, turns=take_turns, concurrent=concurrent
     )
+    fight(study, folder)
     sys.exit(finish(folder))
+
+
+def fight(study: Study, folder: Path) -> None:
+    """Decides the study's speed by duels; says why where none are fought."""
+    from harness.experiments.duels.of_study import fight_study, why_none
+    from harness.protocol.console import tell
+
+    if reason := why_none(study):
+        tell(f"no duels: {reason}")
+        return
+    try:
+        fight_study(study, folder, say=tell)
+    except JobError as error:  # the trainings are recorded: they are reported, and the failure is said
+        tell(f"no duels: {error}")
 
 
 def finish(folder: Path) -> int:

@@ -8,6 +8,8 @@ A study is asked for by options or by a TOML file::
     workers = [1, 2]                # world sizes; nodes is fixed, slots = workers / nodes
     repeats = 3
     seeds = [0, 1, 2]               # of repeat 0, 1, 2 (default: the job's seed + the repeat)
+    until = "5%"                    # half of the interval of each difference in speed that duels go on for
+    budget = "10m"                  # time of the duels, beside the runs; "0": no duels
     [job]                           # any field of harness.job.declaration.Job
     preset = "small"
     steps = 60
@@ -38,10 +40,12 @@ from backends.declared import check_field, declared, nearest, unknown
 from harness.common.formatting import is_number
 from harness.job.declaration import Job, JobError
 from harness.job.options import parse_value, with_version
+from harness.job.quantities import seconds, share
 from harness.records.record_files import read_json
 from harness.records.run_folder import check_name
 
 STUDY = "study.json"
+UNTIL, BUDGET = "5%", "10m"  # of the duels, where nothing else is asked for
 _INSTEAD = {
     "slots": "name world sizes by workers, out of [job], [matrix] and the options",
     "backend": "name engines by backends, out of [job], [matrix] and the options",
@@ -60,6 +64,8 @@ class StudyMatrix:
     workers: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
     repeats: Annotated[int, Field(ge=1)] = 3
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    until: str = UNTIL
+    budget: str = BUDGET
     job: Mapping[str, Any] = field(default_factory=dict)
     matrix: Mapping[str, Any] = field(default_factory=dict)
     estimate: Mapping[str, Any] | None = None
@@ -85,6 +91,8 @@ class Study:
     jobs: tuple[Job, ...]
     title: str = ""
     declared: tuple[float, float] | None = None  # [estimate]: seconds of a start of processes, and of a run
+    until: float = 0.05  # half of the interval that duels go on for, a share of the throughput
+    budget_s: float = 0.0  # seconds of the duels; 0: none
 
     @classmethod
     def from_matrix(cls, **declared: Any) -> Study:
@@ -116,7 +124,12 @@ class Study:
         if not jobs:
             raise JobError("no job is left: engine 'single' runs with one worker only, add 1 to --workers")
         return cls(
-            name=check_name("study", asked.name), jobs=tuple(jobs), title=asked.title, declared=asked.estimate_seconds
+            name=check_name("study", asked.name),
+            jobs=tuple(jobs),
+            title=asked.title,
+            declared=asked.estimate_seconds,
+            until=share(asked.until),
+            budget_s=seconds(asked.budget, zero=True),
         )
 
     @classmethod
@@ -146,7 +159,13 @@ class Study:
         value = read_json(path)
         try:
             jobs = tuple(Job.from_dict(job).validate() for job in value["jobs"])
-            return cls(name=check_name("study", value["name"]), jobs=jobs, title=value.get("title", ""))
+            return cls(
+                name=check_name("study", value["name"]),
+                jobs=jobs,
+                title=value.get("title", ""),
+                until=float(value.get("until", 0.05)),
+                budget_s=float(value.get("budget_s", 0.0)),
+            )
         except (KeyError, TypeError) as error:
             raise JobError(
                 f"{path}: not a study's record ({error}): name a study.json or a study's TOML file"
@@ -154,7 +173,8 @@ class Study:
 
     def to_dict(self) -> dict[str, Any]:
         """For study.json: the resolved jobs in running order."""
-        return {"name": self.name, "title": self.title, "jobs": [job.to_dict() for job in self.jobs]}
+        goal = {"until": self.until, "budget_s": self.budget_s}
+        return {"name": self.name, "title": self.title, **goal, "jobs": [job.to_dict() for job in self.jobs]}
 
 
 def _check_keys(declared: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from harness.analysis.comparison import summarize_study
 from harness.study.runner import interrupted
 
 TINY = ["--preset", "tiny", "--steps", "14", "--timing-warmup", "2", "--eval-samples", "6", "--global-batch", "4"]
+TINY += ["--budget", "0"]  # no duels: they have tests of their own
 
 
 def harness(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import click
 
 from harness.analysis.duels.page import page
-from harness.analysis.duels.record import NAME, asked_pairs, sentence
+from harness.analysis.duels.record import NAME
 from harness.commands.number_types import COUNT, SEED, WHOLE
 from harness.commands.options import json_option, results_option, set_option, study_option, time_limit_option
 from harness.experiments.duels import record as records_
-from harness.experiments.duels.fight import Duel, Pace, fight
-from harness.experiments.duels.run import contenders_of, next_duel_wanted, seconds, share
+from harness.experiments.duels.fight import Pace
+from harness.experiments.duels.run import contenders_of
+from harness.experiments.duels.until import Campaign, Goal
 from harness.job.declaration import Job
 from harness.job.options import apply_settings, model_option, what_to_train
+from harness.job.quantities import seconds, share
 from harness.launch.user_job import check_user_job
 from harness.protocol.console import tell
 from harness.records.record_files import read_json
@@ -47,7 +48,7 @@ from harness.records.run_folder import study_folder
 @click.option("--warmup", type=WHOLE, default=5, show_default=True, help="Steps of each engine before the first round.")
 @click.option("--until", "until", default="2%", show_default=True, help="Half of the interval that is asked for.")
 @click.option("--duels", "most", type=COUNT, default=12, show_default=True, help="Duels at most.")
-@click.option("--budget", default="15m", show_default=True, help="Time after which no further duel begins.")
+@click.option("--budget", default="15m", show_default=True, help="Time of all duels, those of earlier calls too.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of the order of blocks, and of the job.")
 @study_option("duel")
 @results_option
@@ -56,7 +57,10 @@ from harness.records.run_folder import study_folder
 @json_option
 @set_option
 def duel(**options: Any) -> None:
-    """Set engines beside each other: all live at once and take turns in blocks of a few steps, in random order."""
+    """Set engines beside each other: all live at once and take turns in blocks of a few steps, in random order.
+
+    Finished duels are kept: the same command goes on from them, until --until is reached or --budget is spent.
+    """
     folder = study_folder(options["results"], options["study"])
     if options["render"]:
         records_.write(records_.rendered_again(read_json(folder / NAME)), folder)
@@ -66,23 +70,12 @@ def duel(**options: Any) -> None:
         options["engines"], options["workers"], base, weak=options["scaling"] == "weak", mode=options["mode"]
     )
     pace = Pace(warmup=options["warmup"], steps=options["steps"], rounds=options["rounds"])
-    wanted, budget = share(options["until"]), seconds(options["budget"])
+    goal = Goal(wanted=share(options["until"]), budget_s=seconds(options["budget"]), most=options["most"])
     for contender in contenders:
         contender.cell.job(contender.job(base).with_(steps=pace.total)).validate()
     check_user_job(base)
-    pairs = asked_pairs([records_.side(contender) for contender in contenders])
-
-    fought: list[Duel] = []
-    record: dict[str, Any] = {}
-    began = time.monotonic()
-    while next_duel_wanted(
-        fought, pairs, wanted=wanted, most=options["most"], budget_left=budget - (time.monotonic() - began)
-    ):
-        fought.append(fight(base, contenders, pace, number=len(fought), seed=options["seed"], say=tell))
-        record = records_.record_of(base, contenders, pace, fought, pairs)
-        records_.write(record, folder)  # after each: what is measured is kept, whatever comes
-        for item in record["differences"]:
-            tell(f"  {sentence(item)}")
+    campaign = Campaign(base, contenders, pace, folder, goal, seed=options["seed"], say=tell)
+    record = campaign.run([tuple(contender.name for contender in contenders)])
     if options["as_json"]:
         click.echo(json.dumps(record["differences"], indent=1))
     else:

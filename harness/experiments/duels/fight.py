@@ -20,7 +20,9 @@ from harness.experiments.duels.coordinator import Coordinator, DuelError, Reply
 from harness.experiments.trainings.cells import Cell
 from harness.instruments.foreign_load import HostLoad
 from harness.job.declaration import Job, JobError
+from harness.protocol.turns import START_LIMIT_S
 from harness.study.turn_conductor import supervisors
+from mpi.process import signals_ignored
 
 ENDING_LIMIT_S = 30.0  # for the processes of a failed duel to say why
 BETWEEN_BLOCKS_S = 3600.0  # that a contender waits for its next block: the others' come first
@@ -92,7 +94,7 @@ def fight(
                     folder.mkdir()
                     _write_seat(folder / "seat.json", coordinator, index)
                     running.append(pool.submit(_run, contender.job(base), contender.cell, folder))
-                coordinator.wait_ready(base.timeout_s, check)
+                coordinator.wait_ready(max(base.timeout_s, START_LIMIT_S), check)
                 duel.start_s = time.monotonic() - began
                 say(f"duel {number + 1}: {len(contenders)} contenders ready after {duel.start_s:.0f} s")
                 _rounds(coordinator, contenders, pace, duel, Random(f"{seed} {number}"), check, base.timeout_s)
@@ -104,6 +106,11 @@ def fight(
                     duel.told[contender.name] = json.loads((folder / f"{contender.cell.name}.json").read_text())
             except (DuelError, BrokenProcessPool, TimeoutError) as error:
                 raise JobError(f"duel {number + 1} failed: {_cause(error, coordinator, contenders, running)}") from None
+            except KeyboardInterrupt:
+                with signals_ignored():  # the same Ctrl-C may come twice; ranks end when the coordinator hangs up
+                    coordinator.close()
+                    pool.shutdown(cancel_futures=True)
+                raise
     return duel
 
 

@@ -1,34 +1,12 @@
-"""Engines side by side on the same devices, block by block, until the difference is known."""
+"""Contenders by their text, as `harness experiment duel --engines` takes them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
-from harness.analysis.duels.estimate import FIRST_STAGE, duel_ratios, duels_needed
-from harness.experiments.duels.fight import Contender, Duel
+from harness.experiments.duels.fight import Contender
 from harness.experiments.trainings.cells import Cell, parse_engine
 from harness.job.declaration import Job, JobError
-
-
-def next_duel_wanted(
-    fought: Sequence[Duel], pairs: Sequence[tuple[str, str]], *, wanted: float, most: int, budget_left: float
-) -> bool:
-    """Whether another duel is to be fought: always one, then up to the first stage, then as many as Stein's rule asks
-    for, within `most` and the budget (a duel that would not end in it is not begun)."""
-    if not fought:
-        return True
-    longest = max(duel.start_s + duel.fight_s for duel in fought)
-    if len(fought) >= most or longest > budget_left:
-        return False
-    if len(fought) < FIRST_STAGE:
-        return True
-    blocks = [block for duel in fought for block in duel.blocks]
-    for a, b in pairs:
-        ratios = duel_ratios(blocks, a, b)
-        if len(fought) < duels_needed([ratios[number] for number in sorted(ratios)][:FIRST_STAGE], wanted):
-            return True
-    return False
 
 
 def contenders_of(text: str, workers: int, base: Job, *, weak: bool, mode: str) -> list[Contender]:
@@ -55,27 +33,3 @@ def contenders_of(text: str, workers: int, base: Job, *, weak: bool, mode: str) 
     if len(found) < 2:
         raise JobError(f"engines '{text}': a duel needs two or more, such as horovod,deepspeed:2")
     return found
-
-
-def share(text: str) -> float:
-    """``2%`` or ``0.02`` as 0.02. Raises JobError."""
-    try:
-        value = float(text.rstrip("% ")) / (100 if "%" in text else 1)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise JobError(f"--until '{text}': write a share of the throughput, such as 2%")
-    return value
-
-
-def seconds(text: str) -> float:
-    """``90``, ``90s``, ``10m`` or ``1.5h`` in seconds. Raises JobError."""
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    unit = units.get(text[-1:], 0.0)
-    try:
-        value = float(text[:-1]) * unit if unit else float(text)
-    except ValueError:
-        value = 0.0
-    if value <= 0:
-        raise JobError(f"--budget '{text}': write a time such as 90s, 10m or 1h")
-    return value

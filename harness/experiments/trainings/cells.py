@@ -38,6 +38,9 @@ class Cell:
     precision_mode: str = "matched"
     overflow_at: int = -1
 
+    def __hash__(self) -> int:  # a setting may be a table, which has no hash of its own
+        return hash(self.name)
+
     @property
     def engine(self) -> str:
         stage = "" if self.zero_stage is None else f" ZeRO-{self.zero_stage}"

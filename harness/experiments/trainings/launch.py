@@ -13,6 +13,7 @@ import mpi.process
 from harness.common.paths import PROJECT
 from harness.experiments.trainings.cells import PARITY_WORKER, Cell, worker_argv
 from harness.job.declaration import Job
+from harness.launch.preflight import launcher_of
 from mpi import hostfile
 
 
@@ -67,7 +68,7 @@ def _launch(module: str, base: Job, cells: Sequence[Cell], out: Path, hosts: Seq
     network = mpi.network.find([host.name for host in chosen])
     with tempfile.TemporaryDirectory(prefix="harness-parity-") as scratch:
         launch = mpi.launch.command(
-            mpi.launch.default_launcher(first.backend),
+            launcher_of(first.job(base)),
             worker_argv(module, base, cells, out),
             chosen,
             scratch=Path(scratch),

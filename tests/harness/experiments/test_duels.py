@@ -17,8 +17,9 @@ from harness.analysis.duels.estimate import Block, DuelDifference, difference, d
 from harness.experiments.duels import record as writing
 from harness.experiments.duels import simulate
 from harness.experiments.duels.coordinator import Coordinator, DuelError, Reply, Seat
-from harness.experiments.duels.run import contenders_of, seconds, share
+from harness.experiments.duels.run import contenders_of
 from harness.job.declaration import Job, JobError
+from harness.job.quantities import seconds, share
 
 
 def blocks(rates: dict[str, list[list[float]]], samples: int = 12) -> list[Block]:

@@ -341,7 +341,7 @@ def test_estimate_is_from_like_runs(tmp_path: Path, runner: list[str]) -> None:
 
 
 def test_command_reports_and_exits_by_what_failed(tmp_path: Path, runner: list[str]) -> None:
-    arguments = ["--study", "s", "--preset", "tiny", "--repeats", "2", "--results", str(tmp_path)]
+    arguments = ["--study", "s", "--preset", "tiny", "--budget", "0", "--repeats", "2", "--results", str(tmp_path)]
     done = CliRunner().invoke(compare, arguments)
     assert done.exit_code == 0, done.output
     for name in ("comparison.csv", "report.html", "scaling.png", "scaling.svg", "study.json"):

@@ -1,0 +1,173 @@
+"""Duels until every asked difference is known well enough, or the time is spent; finished duels are kept.
+
+duel.json is written after each duel. The same call goes on from it: an interrupt costs the duel under way alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.analysis.duels.needed import Need, need
+from harness.analysis.duels.record import NAME, asked_pairs, sentence
+from harness.common.formatting import duration, percent
+from harness.experiments.duels import record as records_
+from harness.experiments.duels.fight import Contender, Duel, Pace, fight
+from harness.experiments.duels.lineups import Lineup
+from harness.job.declaration import Job, JobError
+from harness.records.record_files import read_json
+
+# Fields of a job that change nothing of what a duel measures.
+_QUIET = ("timeout_s", "time_limit_s", "study", "run", "steps", "log_every", "hostfile", "keep_weights", "eval_samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """wanted: half of each asked interval (0.05 = 5 %). budget_s: seconds of all duels, those of earlier calls too.
+    most: duels of a lineup at most."""
+
+    wanted: float
+    budget_s: float
+    most: int = 24
+
+
+class Campaign:
+    """All duels of one folder: those that were fought before, and those to come."""
+
+    def __init__(
+        self,
+        base: Job,
+        contenders: Sequence[Contender],
+        pace: Pace,
+        folder: Path,
+        goal: Goal,
+        *,
+        seed: int,
+        say: Callable[[str], None],
+        keep_pace: bool = False,
+    ) -> None:
+        """keep_pace: duels of an earlier call decide the pace of those to come; else one that differs is refused."""
+        self.base, self.folder, self.goal, self.seed, self.say = base, folder, goal, seed, say
+        self.contenders = list(contenders)
+        self.asked = asked_pairs([records_.side(item) for item in contenders])
+        self.not_fought: dict[tuple[str, str], str] = {}
+        self.duels: list[Duel] = []
+        self.pace = pace
+        if (folder / NAME).exists():
+            self._take_over(read_json(folder / NAME), keep_pace)
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of the duels so far, their starts included."""
+        return sum(map(_seconds, self.duels))
+
+    def run(self, lineups: Sequence[Lineup], *, in_pairs: bool = False) -> dict[str, Any]:
+        """Fights until the goal is reached; returns the record. lineups: who fights beside whom, every asked pair in at
+        least one of them. in_pairs: a lineup that fails is fought in pairs, and a pair that fails is given up.
+
+        Raises JobError for the first failure, or with in_pairs where no pair at all could be fought.
+        """
+        lineups = list(lineups)
+        failed: JobError | None = None
+        while (lineup := self._next(lineups)) is not None:
+            try:
+                self._fight(lineup)
+            except JobError as error:
+                if not in_pairs:
+                    raise
+                failed = error
+                lineups.remove(lineup)
+                lineups += self._in_pairs(lineup, error)
+        if failed is not None and not self.duels:
+            raise failed
+        return self.write()
+
+    def write(self) -> dict[str, Any]:
+        """Writes the record of what has been fought, if anything has, and returns it."""
+        sides = [records_.side(item) for item in self.contenders]
+        record = records_.record_of(self.base, self.contenders, self.pace, self.duels, asked_pairs(sides))
+        record["goal"] = {"until": self.goal.wanted, "budget_s": self.goal.budget_s}
+        record["not_fought"] = [{"a": a, "b": b, "reason": reason} for (a, b), reason in self.not_fought.items()]
+        if self.duels or self.not_fought:
+            records_.write(record, self.folder)
+        return record
+
+    def _next(self, lineups: Sequence[Lineup]) -> Lineup | None:
+        """The lineup that lacks duels and has fought the fewest; None where all is decided or the time is spent."""
+        open_ = [(self._need(lineup), lineup) for lineup in lineups]
+        open_ = [(need_, lineup) for need_, lineup in open_ if need_.missing and need_.fought < self.goal.most]
+        if not open_:
+            return None
+        _, lineup = min(open_, key=lambda item: item[0].fought)
+        alike = [_seconds(duel) for duel in self.duels if set(duel.told) == set(lineup)]
+        longest = max(alike or map(_seconds, self.duels), default=0.0)
+        return lineup if self.spent_s + longest <= self.goal.budget_s else None
+
+    def _need(self, lineup: Lineup) -> Need:
+        """What the pair of `lineup` that lacks most needs."""
+        blocks = [block for duel in self.duels for block in duel.blocks]
+        pairs = [pair for pair in self.asked if set(pair) <= set(lineup) and pair not in self.not_fought]
+        needs = [need(blocks, a, b, self.goal.wanted) for a, b in pairs]
+        return max(needs, key=lambda item: item.missing, default=Need(fought=0, needed=0))
+
+    def _fight(self, lineup: Lineup) -> None:
+        by_name = {item.name: item for item in self.contenders}
+        duel = fight(
+            self.base,
+            [by_name[name] for name in lineup],
+            self.pace,
+            number=len(self.duels),
+            seed=self.seed,
+            say=self.say,
+        )
+        self.duels.append(duel)
+        record = self.write()
+        for item in record["differences"]:
+            if (item["a"], item["b"]) in self.asked:
+                self.say(f"  {sentence(item)}")
+        self.say(f"  {self._time_left(lineup)}")
+
+    def _time_left(self, lineup: Lineup) -> str:
+        """``2 more duels like this for +-5 %: about 3.1 min; 6.2 min of the budget are left``."""
+        missing = self._need(lineup).missing
+        left = duration(max(0.0, self.goal.budget_s - self.spent_s))
+        if not missing:
+            return f"all intervals of this duel are within ±{percent(self.goal.wanted, 1)}"
+        more = "1 more duel" if missing == 1 else f"{missing} more duels"
+        each = self.spent_s / len(self.duels)
+        reason = "" if len(self.duels) < 4 else f" for intervals of ±{percent(self.goal.wanted, 1)}"
+        return f"{more}{reason}: about {duration(missing * each)}; {left} of the budget left"
+
+    def _in_pairs(self, lineup: Lineup, error: JobError) -> list[Lineup]:
+        """What is fought instead of a lineup that failed: its asked pairs, each alone; a pair is given up."""
+        pairs = [pair for pair in self.asked if set(pair) <= set(lineup)]
+        if len(lineup) == 2:
+            self.not_fought |= dict.fromkeys(pairs, str(error))
+            self.say(f"{' and '.join(lineup)} fight no duel: {error}")
+            return []
+        self.say(f"{error}; the duels are fought in pairs")
+        return list(pairs)
+
+    def _take_over(self, record: Mapping[str, Any], keep_pace: bool) -> None:
+        """The duels of an earlier call. Raises JobError where they are of another job, machine or contender."""
+        old = Job.from_dict(record["job"]).to_dict()
+        new = self.base.to_dict()
+        changed = [key for key in new if key not in _QUIET and old.get(key) != new[key]]
+        mine = {item.name: item for item in self.contenders}
+        known = [records_.contender_of(side) for side in record["contenders"]]
+        changed += [item.name for item in known if item.name in mine and mine[item.name] != item]
+        if not keep_pace and record["pace"] != asdict(self.pace):
+            changed.append("pace")
+        if changed:
+            raise JobError(
+                f"{self.folder / NAME}: holds duels of another job ({', '.join(changed)}): choose another --study"
+            )
+        self.contenders += [item for item in known if item.name not in mine]
+        self.pace = Pace(**record["pace"])
+        self.duels = records_.duels_of(record)
+
+
+def _seconds(duel: Duel) -> float:
+    return duel.start_s + duel.fight_s
