@@ -44,8 +44,9 @@ def test_the_run_is_fixed_to_what_its_phase_found(tmp_path: Path) -> None:
 def test_a_study_declares_it_beside_another_engine(tmp_path: Path) -> None:
     study = tmp_path / "tuned.toml"
     study.write_text(
-        'backends = ["ddp", "horovod:tune_steps=40"]\nworkers = [2]\nrepeats = 1\nbudget = "0"\n[job]\npreset = "tiny"\nsteps = 6\n'
-        "log_every = 2\ntiming_warmup = 1\neval_samples = -1\n"
+        'backends = ["ddp", "horovod:tune_steps=40"]\nworkers = [2]\nrepeats = 1\nbudget = "0"\n[job]\n'
+        'preset = "tiny"\n'
+        "steps = 6\nlog_every = 2\ntiming_warmup = 1\neval_samples = -1\n"
     )
     argv = [str(BIN / "harness"), "compare", "--study", str(study), "--results", str(tmp_path)]
     ended = run_command(argv, tmp_path / "log.txt", limit_s=180)
