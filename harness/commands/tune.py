@@ -38,10 +38,10 @@ def tune(**options: Any) -> None:
     `harness compare --tuned` takes, tuning.json and tuning.md into results/STUDY (default: tuned). See docs/tuning.md.
     """
     from harness.experiments.duels.fight import Pace
-    from harness.experiments.duels.run import seconds
     from harness.experiments.tuning import record as records
     from harness.experiments.tuning.tune import Effort, check, record_of
     from harness.experiments.tuning.tune import tune as tune_engine
+    from harness.job.quantities import seconds
     from harness.launch.user_job import check_user_job
     from harness.records.run_folder import study_folder
     from harness.study.tuned_file import as_plain
