@@ -57,9 +57,9 @@ class Comparison:
         """The ok runs of a group."""
         return [run for run, number in zip(self.runs, self.frame["group"], strict=True) if number == group]
 
-    def write_csv(self, path: Path) -> None:
+    def csv(self) -> str:
         """comparison.csv: the cells, full precision, one line each."""
-        self.cells.to_csv(path, index=False, lineterminator="\n", float_format="%.10g")
+        return str(self.cells.to_csv(index=False, lineterminator="\n", float_format="%.10g"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -152,14 +152,11 @@ def finish(folder: Path) -> int:
     from harness.analysis.comparison import summarize_study
     from harness.analysis.verdict import verdict
     from harness.report.comparison_table import terminal_table
-    from harness.report.formats import write_report
-    from harness.report.plots import write_plots
+    from harness.report.study_files import write_study_files
 
     comparison = summarize_study(folder)
     found = findings(comparison)
-    comparison.write_csv(folder / "comparison.csv")
-    write_plots(comparison, folder)
-    page = write_report(comparison, folder / "report.html")
+    page = write_study_files(comparison, folder)
     console = Console()
     console.print(terminal_table(comparison))
     for sentence in verdict(comparison, found):

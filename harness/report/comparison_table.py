@@ -75,7 +75,7 @@ def _row(cell: Mapping[str, Any], group: str, kinds: list[str]) -> dict[str, Any
         "failed": int(cell["failed"]),
         "short_rate": ", ".join(text for text in (_short_rate(cell), failed) if text),
         "short_answers": short_answers,
-        "short_efficiency": percent(cell[kinds[0]]) if kinds else DASH,
+        "short_efficiency": _short_efficiency(cell, kinds[0]) if kinds else DASH,
         "texts": {
             "engine": cell["label"] + group,
             "workers": str(int(cell["workers"])),
@@ -160,6 +160,13 @@ def _short_rate(cell: Mapping[str, Any]) -> str:
     if not is_number(rate):
         return ""
     return number(rate) + (f" ±{number((high - low) / 2, 2)}" if is_number(low) and is_number(high) else "")
+
+
+def _short_efficiency(cell: Mapping[str, Any], name: str) -> str:
+    """``89±3 %``."""
+    if not is_number(cell[name]):
+        return DASH
+    return f"{100 * cell[name]:.0f}±{number(50 * (cell[f'{name}_high'] - cell[f'{name}_low']), 2)} %"
 
 
 def _step_text(cell: Mapping[str, Any]) -> str:

@@ -42,7 +42,7 @@ def render(comparison: Comparison, prices: Prices, format: str) -> str:
 
         return page(comparison, prices)
     if format == "csv":
-        return comparison.cells.to_csv(index=False, lineterminator="\n", float_format="%.10g")
+        return comparison.csv()
     if format == "json":
         return to_json(comparison)
     found = findings(comparison)

@@ -7,6 +7,7 @@ matplotlib give the same bytes, which `harness results check` relies on.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -344,4 +345,4 @@ def _title(comparison: Comparison, text: str) -> str:
 
 
 def _note(figure: Figure, text: str) -> None:
-    figure.supxlabel(text, fontsize=7.5, color="#555555")
+    figure.supxlabel(textwrap.fill(text, 120), fontsize=7.5, color="#555555")

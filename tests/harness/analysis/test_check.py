@@ -18,7 +18,7 @@ from tests.harness.made_runs import write_run, write_study
 def study(tmp_path: Path) -> Path:
     folder = write_study(tmp_path / "s", repeats=1, workers=(2,), steps=40)
     write_run(folder, Job(backend="ddp", slots=2, preset="tiny"), fail="rank 1: killed")
-    summarize_study(folder).write_csv(folder / "comparison.csv")
+    (folder / "comparison.csv").write_text(summarize_study(folder).csv())
     return folder
 
 

@@ -202,7 +202,7 @@ def test_table_fits_eighty_columns_and_marks_failure(study: Path) -> None:
 
 def test_csv_has_the_cells(study: Path, tmp_path: Path) -> None:
     comparison = summarize_study(study)
-    comparison.write_csv(tmp_path / "c.csv")
+    (tmp_path / "c.csv").write_text(comparison.csv())
     again = pd.read_csv(tmp_path / "c.csv")
     assert list(again.columns) == list(comparison.cells.columns)
     assert again["samples_per_s"].sum() == pytest.approx(comparison.cells["samples_per_s"].sum())
