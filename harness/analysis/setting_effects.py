@@ -113,7 +113,7 @@ def _sentence(title: str, members: Sequence[Variant]) -> str:
     for variant in here:
         change = f"{variant.engine} {formatting.change(variant.speed.value)}"
         if variant.speed.undecided:
-            unsure.append(f"{change}, {variant.speed.interval(0)}")
+            unsure.append(f"{change}, {variant.speed.interval()}")
             continue
         memory = "" if variant.memory is None else f", memory {formatting.change(variant.memory, 0)}"
         alike = ", alike" if variant.speed.alike else ""

@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 
 from harness.analysis.cost import Prices
+from harness.records.record_files import is_run
 from harness.report.formats import FORMATS, SUFFIX, comparison_of, render, write_report
+from harness.report.study_files import write_study_files
 
 
 @click.command()
@@ -20,12 +22,16 @@ from harness.report.formats import FORMATS, SUFFIX, comparison_of, render, write
 def report(paths: tuple[Path, ...], format_: str, out: Path | None, prices: Path | None) -> None:
     """Render runs or studies as HTML, Markdown, CSV, JSON or LaTeX.
 
-    Without --out, HTML goes to report.html in the study's (or run's) folder, everything else to the terminal.
+    Without --out, HTML goes to report.html in the study's (or run's) folder, everything else to the terminal. Of a
+    single study comparison.csv and the plots are written too, so that they say the same.
     """
     comparison = comparison_of(paths)
     price_list = Prices.load(prices)
     if (out is None and format_ != "html") or str(out) == "-":
         click.echo(render(comparison, price_list, format_), nl=False)
+        return
+    if out is None and len(paths) == 1 and not is_run(paths[0]):
+        click.echo(str(write_study_files(comparison, paths[0], prices=price_list)))
         return
     target = out or paths[0] / f"report.{SUFFIX[format_]}"
     click.echo(str(write_report(comparison, target, prices=price_list, format=format_)))
