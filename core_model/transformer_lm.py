@@ -21,6 +21,7 @@ from backends.declared import declared, unknown
 from core_model.batch import Batch, Sample
 from core_model.errors import ModelError
 from core_model.execution.compile import compile_blocks
+from core_model.execution.flops import Shape, Work, llama_flops, useful_shape
 from core_model.execution.frozen import materialize
 from core_model.language.llama import Llama, LlamaConfig
 from core_model.language.text_tokenizers import HashTokenizer
@@ -90,6 +91,7 @@ class TrainedTransformer(nn.Module):
         self.llama = llama
         self.image_size = spec.image_size
         self.tokenizer = HashTokenizer(spec.vocab)
+        self.work = Work()
         self.collator = TextCollator(length=spec.length, tokenizer=self.tokenizer)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
@@ -97,6 +99,9 @@ class TrainedTransformer(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """loss and ce: mean over samples of the mean over tokens (all samples are of one length)."""
+        count, length = batch.token_ids.shape
+        self.work.useful.add(useful_shape([length] * count, count * length))
+        self.work.done.add(Shape(samples=count, rows=count * length, pairs=count * length**2, logits=count * length))
         logits = self.llama.logits(self.llama(self.llama.embed(batch.token_ids)))
         ce = F.cross_entropy(logits.float().flatten(0, 1), batch.labels.flatten())
         return {"loss": ce, "ce": ce.detach()}
@@ -120,13 +125,10 @@ class TrainedTransformer(nn.Module):
     def frozen_parameters(self) -> dict[str, Tensor]:
         return {}
 
-    def flops_per_sample(self, tokens: int = 0) -> dict[str, float]:
-        """Matrix FLOPs of one sample, forward and backward (3 x forward: all weights are trained)."""
-        from core_model.execution.flops import llama_flops
-
-        spec = self.spec
-        forward = llama_flops(spec.config(), spec.length, logits=spec.length)
-        return {"forward": forward, "backward": 2 * forward, "total": 3 * forward}
+    def flops(self, shape: Shape, *, recompute: bool = False) -> dict[str, float]:
+        """Matrix FLOPs of batches of these sizes (`core_model.execution.flops`)."""
+        forward, backward = llama_flops(self.spec.config(), shape, trained=True, recompute=recompute)
+        return {"forward": forward, "backward": backward, "total": forward + backward}
 
     def describe(self) -> dict[str, Any]:
         count = sum(parameter.numel() for parameter in self.parameters())

@@ -22,6 +22,7 @@ from core_model.anomalygpt.text_features import TextFeatures
 from core_model.batch import Batch, Sample
 from core_model.errors import ModelError
 from core_model.execution.compile import compile_blocks
+from core_model.execution.flops import Shape, Work, anomalygpt_flops
 from core_model.language.model import LanguageModel
 from core_model.vision.encoder import Encoder, Features
 
@@ -295,11 +296,14 @@ class AnomalyGPT(nn.Module):
             "cuda_graphs": self.language.cuda_graphs,
         }
 
-    def flops_per_sample(self, tokens: int = 96) -> dict[str, float]:
-        """See `core_model.execution.flops`. tokens: text tokens a sample, prompt vectors not counted."""
-        from core_model.execution.flops import anomalygpt_flops
+    @property
+    def work(self) -> Work:
+        """What was trained on since it was last taken."""
+        return self.language.work
 
-        return anomalygpt_flops(self, tokens)
+    def flops(self, shape: Shape, *, recompute: bool = False) -> dict[str, float] | None:
+        """`core_model.execution.flops.anomalygpt_flops`."""
+        return anomalygpt_flops(self, shape, recompute=recompute)
 
 
 def _plain_focal(gamma: float) -> Any:

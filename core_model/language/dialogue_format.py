@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -90,7 +91,9 @@ class Collator:
             token_ids[row, : len(ids)] = torch.tensor(ids)
             labels[row, : len(ids)] = torch.tensor(wanted)
         rows, columns = torch.nonzero(labels != IGNORED, as_tuple=True)
-        extras = {"answer_rows": rows, "answer_columns": columns}
+        lengths = [len(ids) for ids, _ in encoded]
+        # host_lengths: for counting FLOPs, without asking the device
+        extras: dict[str, Any] = {"answer_rows": rows, "answer_columns": columns, "host_lengths": lengths}
         if any(sample.kind == INSTRUCTION for sample in samples):
             extras["has_mask"] = torch.tensor([float(sample.kind != INSTRUCTION) for sample in samples])
         return Batch(
@@ -101,6 +104,6 @@ class Collator:
             is_defective=torch.tensor([sample.is_defective for sample in samples]),
             token_ids=token_ids,
             labels=labels,
-            lengths=torch.tensor([len(ids) for ids, _ in encoded]),
+            lengths=torch.tensor(lengths),
             extras=extras,
         )

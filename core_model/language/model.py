@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from core_model.anomalygpt.losses import LossWeights, token_cross_entropy
 from core_model.batch import Batch
 from core_model.execution.cuda_graphs import GraphedPart
+from core_model.execution.flops import Shape, Work, useful_shape
 from core_model.execution.frozen import own_precision
 from core_model.language.dialogue_format import IGNORED, Collator
 from core_model.language.llama import Prefix
@@ -38,6 +39,7 @@ class LanguageModel(nn.Module):
         self.stop_text = template.stop.strip()
         self._prefix: tuple[object, Prefix] | None = None
         self.cuda_graphs = True
+        self.work = Work()
         self._graphed = GraphedPart(transformer, self._whole, gradient=True)
 
     @property
@@ -83,6 +85,7 @@ class LanguageModel(nn.Module):
             prefix = None if picture.is_cuda else self.constant_prefix()
             embeddings = self.assemble(picture, prompts, batch.token_ids, from_picture=prefix is not None)
             hidden = self._hidden(embeddings, prefix)
+            self._count(batch, prompts.shape[1], hidden, prefix, len(rows))
             offset = embeddings.shape[1] - batch.token_ids.shape[1]
             logits = self.transformer.logits(hidden[rows, offset + columns - 1])
         labels = batch.labels[rows, columns]
@@ -94,6 +97,17 @@ class LanguageModel(nn.Module):
         if weights.defective_weight != 1.0:
             losses = losses * torch.where(batch.is_defective, weights.defective_weight, 1.0)
         return losses
+
+    def _count(self, batch: Batch, prompts: int, hidden: Tensor, prefix: Prefix | None, logits: int) -> None:
+        """Adds a batch to `work`. prompts: vectors a sample. hidden: (B, L, width) as computed, with its padding."""
+        count, length = hidden.shape[:2]
+        seen = length + (prefix.length if prefix is not None else 0)
+        self.work.done.add(Shape(samples=len(batch), rows=count * length, pairs=count * length * seen, logits=logits))
+        lengths = batch.extras.get("host_lengths")
+        if lengths is None:
+            lengths = batch.lengths.tolist()
+        frame = 1 + len(self.after_ids) + prompts
+        self.work.useful.add(useful_shape(lengths, logits, frame=frame, known=len(self.before_ids)))
 
     def _whole(self, embeddings: Tensor) -> tuple[Tensor, ...]:
         return (self.transformer(embeddings),)

@@ -92,6 +92,7 @@ def _cell(group: int, label: str, workers: int, members: pd.DataFrame, baselines
         "typical_step_ms": _ms(_median(_column(good, "typical_step_s"))),
         **{f"step_ms_p{percent}": _ms(_median(_every(good, f"step_s_p{percent}"))) for percent in TAILS},
         "mfu": _median(_column(good, "mfu")),
+        "hardware_utilization": _median(_column(good, "hardware_utilization")),
         "data_share": _median(_column(good, "data_share")),
         # the median: a repeat now and then still holds what Python's collector frees a moment later
         "peak_memory_mib": _median(_column(good, "peak_memory_mib")),

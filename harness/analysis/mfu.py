@@ -1,4 +1,5 @@
-"""Model FLOPs utilization: the share of a device's arithmetic peak that the model's own FLOPs use (PaLM, App. B).
+"""The share of a device's arithmetic peak that a run used: by useful FLOPs (MFU; PaLM, App. B), and by all that were
+done (hardware utilization). `core_model.execution.flops` says what each counts.
 
 Peaks are dense rates from NVIDIA's data sheets, in FLOP/s: tensor cores with fp32 accumulation for bf16 and fp16, the
 plain units for fp32 (torch leaves TF32 off for matrix products). A device that is not listed has no MFU: a wrong guess
@@ -51,16 +52,36 @@ def peak_flops(device: str, precision: str) -> float | None:
     return None
 
 
-def mfu(
-    job: Mapping[str, Any], result: Mapping[str, Any], environment: Mapping[str, Any], samples_per_s: float | None
+def utilization(
+    kind: str,
+    job: Mapping[str, Any],
+    result: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    samples_per_s: float | None,
 ) -> float | None:
-    """MFU of a run on GPUs, 0 to 1; None without a GPU, a known peak, counted FLOPs or a throughput, and where the host
-    has GPUs of several peaks."""
+    """Share of its GPUs' peak that a run used, 0 to 1.
+
+    Args:
+        kind: ``useful``: only the work that the real tokens need (MFU). ``done``: all that was computed, padding and
+            recomputation too (hardware utilization).
+        job, result, environment: the run's records. samples_per_s: its total throughput.
+
+    Returns:
+        None without a GPU, a known peak, counted FLOPs or a throughput, and where the host has GPUs of several peaks.
+    """
     devices = (environment.get("gpus") or {}).get("devices") or []
-    flops = ((result.get("model") or {}).get("flops_per_sample") or {}).get("total")
+    flops = (result.get("flops") or {}).get(kind)
     if not devices or job.get("device") == "cpu" or not is_number(flops) or not is_number(samples_per_s):
         return None
     peak, *others = {peak_flops(str(device.get("name")), str(job.get("precision"))) for device in devices}
     if peak is None or others or samples_per_s is None:
         return None
     return flops * samples_per_s / (int(result.get("world_size", 1)) * peak)
+
+
+def withdrawn(result: Mapping[str, Any]) -> bool:
+    """Whether the record's only count of FLOPs charges each sample the longest of eight: it gives no utilization."""
+    return "flops" not in result and "flops_per_sample" in (result.get("model") or {})
+
+
+WITHDRAWN = "MFU withdrawn: counted by the longest sample"

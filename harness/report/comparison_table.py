@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from harness.analysis import mfu
 from harness.analysis.cells import COMMON_BASELINE
 from harness.analysis.comparison import Comparison
 from harness.common.formatting import DASH, fixed, is_number, mebibytes, number, percent
@@ -21,6 +22,10 @@ _EFFICIENCY_NOTES = {
     "own_efficiency": "own baseline: of the engine's own one worker times the workers; not comparable between engines",
 }
 _REST = "memory: peak of the worker that needs most; loss and quality: mean of the repeats"
+_UTILIZATION = (
+    "useful MFU: share of the GPUs' peak by the FLOPs that real tokens need; hardware use: by all FLOPs done, padding "
+    "and recomputation too"
+)
 NEEDS_REPEATS = "needs 2 repeats"
 
 
@@ -54,7 +59,16 @@ def efficiency_kinds(comparison: Comparison) -> list[str]:
 
 def notes(comparison: Comparison) -> str:
     """What the table's figures are, for its foot."""
-    return "; ".join([RATE_NOTE, *(_EFFICIENCY_NOTES[name] for name in efficiency_kinds(comparison)), _REST]) + "."
+    efficiencies = [_EFFICIENCY_NOTES[name] for name in efficiency_kinds(comparison)]
+    return "; ".join([RATE_NOTE, *efficiencies, *_utilization_notes(comparison), _REST]) + "."
+
+
+def _utilization_notes(comparison: Comparison) -> list[str]:
+    """What the two shares of the peak count; that older records' is withdrawn."""
+    shown = len(comparison.cells) and comparison.cells["mfu"].notna().any()
+    told = [_UTILIZATION] if shown else []
+    on_gpu = [run for run in comparison.runs if (run.environment.get("gpus") or {}).get("devices")]
+    return told + ([mfu.WITHDRAWN] if any(mfu.withdrawn(run.result) for run in on_gpu) else [])
 
 
 def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
@@ -83,7 +97,8 @@ def _row(cell: Mapping[str, Any], group: str, kinds: list[str]) -> dict[str, Any
             "typical step ms": _step_text(cell),
             "efficiency": efficiency_text(cell, "efficiency"),
             "own baseline": efficiency_text(cell, "own_efficiency"),
-            "MFU": percent(cell["mfu"], 1),
+            "useful MFU": percent(cell["mfu"], 1),
+            "hardware use": percent(cell["hardware_utilization"], 1),
             "peak memory": mebibytes(cell["peak_memory_mib"]),
             "final loss": number(cell["final_loss"]),
             "image AUROC": fixed(cell["image_auroc"], 3),

@@ -30,7 +30,7 @@ from harness.records.locks import HeldError, hold
 from harness.records.record_files import LOG, append_jsonl
 from harness.records.run_folder import claim_run_folder, write_running
 from harness.worker.recording import published, rank_facts
-from harness.worker.training_run import Run, flops_of
+from harness.worker.training_run import Run
 
 WORLDS = "elastic.jsonl"
 
@@ -114,7 +114,6 @@ class ElasticRun(Run):
     def _record_environment(self, dataset: Any, model: Any) -> None:
         """Left to the first world; what every rank can say by itself is said here."""
         self.recording.data, self.recording.model = dataset.describe(), model.describe()
-        self.recording.model["flops_per_sample"] = flops_of(model, dataset)
 
     def _batches(self, model: Any, dataset: Any) -> tuple[Any, str]:
         """(a function that makes any rank's micro-batches of any step, the fingerprint of the order)."""
@@ -148,7 +147,7 @@ class ElasticRun(Run):
         self.recording.phases["train_s"] = time.perf_counter() - begin
         self._set_facts()
         self._record_worlds(trainer.summary)
-        return {"steps": steps, "split": [], "split_cost": 0.0, "kinds": None, "profile": None}
+        return {"steps": steps, "split": [], "split_cost": 0.0, "kinds": None, "flops": None, "profile": None}
 
     def _set_facts(self) -> None:
         """Rank and world size are the current world's."""

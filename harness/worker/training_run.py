@@ -194,7 +194,6 @@ class Run:
             return
         record.write_environment(self.job, published(self._places))
         record.data, record.model = dataset.describe(), model.describe()
-        record.model["flops_per_sample"] = flops_of(model, dataset)
 
     # -- training ------------------------------------------------------------------------------------------------------
     def _sampler(self) -> Any:
@@ -219,12 +218,15 @@ class Run:
 
         from core_model.training.trainer import Trainer, in_turn
         from harness.instruments.step_timing import StepSplit
+        from harness.instruments.step_work import WorkCounter
         from harness.records.checkpoints import save_checkpoint
         from harness.worker.fault_injection import before_step
 
         backend, phases = self.backend, self.recording.phases
         progress = Progress(self.output.screen, total=self.job.steps) if self.output.screen else None
-        split = StepSplit(model, backend.device, first=start_step + self.job.timing_warmup)
+        timed = start_step + self.job.timing_warmup
+        split = StepSplit(model, backend.device, first=timed)
+        work = WorkCounter(model, first=timed, recompute=self.job.activation_checkpointing)
         profiler = self._profiler(start_step)
         # A planted fault comes after the split has begun: what delays this rank there is its own time.
         hooks = [self._seeds(model), split.before_step, before_step(self.facts.rank)]
@@ -236,7 +238,7 @@ class Run:
             on_rows=lambda rows: self._on_rows(rows, progress),
             on_checkpoint=lambda step: save_checkpoint(backend, self.recording.folder, self.job, step),
             before_step=in_turn(*hooks),
-            after_step=split.after_step,
+            after_step=in_turn(split.after_step, work.after_step),
         )
         backend.barrier()
         _reset_peaks(torch, backend.device)
@@ -252,6 +254,7 @@ class Run:
             "split": split.rows(),
             "split_cost": split.cost_s / phases["train_s"],
             "kinds": split.memory_kinds(),
+            "flops": work.counted(),
             "profile": profiler.summary if profiler is not None else None,
         }
 
@@ -323,6 +326,7 @@ class Run:
     def _figures(self, ranks: Sequence[Mapping[str, Any]], description: dict[str, Any]) -> dict[str, Any]:
         """Parts of result.json from what each rank observed. description: the engine's."""
         from harness.instruments.memory_theory import memory_by_kind, theory_of
+        from harness.instruments.step_work import per_sample
 
         self.recording.warnings += [
             f"the resource sampler of rank {rank} stopped: {own['sampler_error']}"
@@ -341,6 +345,7 @@ class Run:
                 "split_cost": max(own["split_cost"] for own in ranks),
             },
             "hosts": [own["machine"] for own in ranks if own["machine"] is not None],
+            "flops": per_sample([own["flops"] for own in ranks]),
             "engine": description,
         }
 
@@ -361,15 +366,6 @@ class Run:
         outcome = evaluate_job(self.job, model, weights, self.test_set, self.backend)
         self.recording.phases["eval_s"] = time.perf_counter() - begin
         return outcome
-
-
-def flops_of(model: Any, dataset: Any, samples: int = 8) -> dict[str, float] | None:
-    """FLOPs of one sample by `core_model.execution.flops`, for texts as long as those of the first `samples` samples,
-    padded."""
-    if not hasattr(model, "flops_per_sample"):
-        return None
-    batch = model.collate([dataset.get(index, 0) for index in range(min(samples, len(dataset)))])
-    return model.flops_per_sample(int(batch.token_ids.shape[1]))
 
 
 def _of_sampler(sampler: Any) -> dict[str, Any]:

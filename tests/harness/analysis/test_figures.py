@@ -4,11 +4,12 @@ import itertools
 import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.analysis.cost import Prices, cost_of
-from harness.analysis.mfu import mfu, peak_flops
+from harness.analysis.mfu import peak_flops, utilization, withdrawn
 from harness.common import colors
 from harness.common.formatting import DASH, duration, joined, mebibytes, number, plural
 from harness.job.declaration import Job
@@ -145,7 +146,17 @@ def test_a_resumed_run_costs_what_all_its_lives_took(tmp_path: Path) -> None:
 
 def test_mfu_needs_a_known_peak() -> None:
     place = {"gpus": {"devices": [{"name": "NVIDIA H100 80GB HBM3"}]}}
-    result = {"world_size": 2, "model": {"flops_per_sample": {"total": 1e12}}}
+    result = {"world_size": 2, "flops": {"useful": 1e12, "done": 1.5e12, "samples": 8}}
+
+    def mfu(*run: Any, kind: str = "useful") -> float | None:
+        return utilization(kind, *run)
+
+    done = mfu({"precision": "bf16"}, result, place, 800.0, kind="done")
+    assert done == pytest.approx(1.5 * 800e12 / (2 * 989.4e12))
+    old = {"world_size": 2, "model": {"flops_per_sample": {"total": 1e12}}}
+    assert mfu({"precision": "bf16"}, old, place, 800.0) is None
+    assert withdrawn(old)
+    assert not withdrawn(result)
     assert mfu({"precision": "bf16"}, result, place, 800.0) == pytest.approx(800e12 / (2 * 989.4e12))
     assert mfu({"precision": "bf16"}, result, {"gpus": {"devices": [{"name": "Unknown"}]}}, 800.0) is None
     assert mfu({"precision": "bf16"}, result, {"gpus": None}, 800.0) is None
