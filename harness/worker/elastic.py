@@ -18,7 +18,6 @@ from typing import Any
 from backends.base import StepReport
 from backends.horovod import elastic
 from backends.horovod.backend import HorovodBackend
-from core_model.data.batches import GlobalBatches
 from core_model.training.clock import Clock
 from core_model.training.trainer import Plan, Trainer, in_turn
 from harness.common.formatting import iso
@@ -29,6 +28,7 @@ from harness.records.checkpoints import cut_steps
 from harness.records.locks import HeldError, hold
 from harness.records.record_files import LOG, append_jsonl
 from harness.records.run_folder import claim_run_folder, write_running
+from harness.worker.model_and_data import order_of
 from harness.worker.recording import published, rank_facts
 from harness.worker.training_run import Run
 
@@ -118,7 +118,7 @@ class ElasticRun(Run):
     def _batches(self, model: Any, dataset: Any) -> tuple[Any, str]:
         """(a function that makes any rank's micro-batches of any step, the fingerprint of the order)."""
         job = self.job
-        order = GlobalBatches(dataset.ids, global_batch=job.global_batch, seed=job.seed, groups=dataset.groups)
+        order = order_of(job, dataset)
 
         def share(step: int, rank: int, world_size: int) -> tuple[list[Any], list[int]]:
             parts = elastic.micro_parts(

@@ -43,18 +43,17 @@ def time_cell(cell: Cell, base: Job, facts: ProcessFacts) -> tuple[Any, dict[str
     import torch
 
     import backends
-    from core_model.data.batches import GlobalBatches
     from core_model.training.clock import Clock
     from core_model.training.trainer import Plan, Trainer
     from harness.experiments.overhead import handwritten_loops
-    from harness.worker.model_and_data import build_dataset, build_model, build_optimization
+    from harness.worker.model_and_data import build_dataset, build_model, build_optimization, order_of
 
     job = cell.job(base)
     engine = backends.load(job.backend)
     backend = engine(backends.settings_from(job.backend, dict(job.engine)), facts, device=job.device, timeout_s=600.0)
     model, twin = (build_model(job, device=backend.device) for _ in range(2))
     dataset = build_dataset(job, model, "train")
-    order = GlobalBatches(dataset.ids, global_batch=job.global_batch, seed=job.seed)
+    order = order_of(job, dataset)
     made = [
         [model.collate([dataset.get(index, epoch) for index, epoch in part]) for part in share]
         for share in (order.rank_share(step, facts.rank, facts.world_size, 1) for step in range(BLOCK))

@@ -22,10 +22,9 @@ from backends.checks.parity import compare
 from backends.process.rank import ProcessFacts
 from backends.torch.rendezvous import choose_device
 from backends.torch.single import SingleBackend
-from core_model.data.batches import GlobalBatches
 from harness.experiments.parity.worker import exact_arithmetic
 from harness.job.declaration import Job
-from harness.worker.model_and_data import build_dataset, build_model, build_optimization, trainable_weights
+from harness.worker.model_and_data import build_dataset, build_model, build_optimization, order_of, trainable_weights
 
 EXACT = 1e-9  # what fp64 must agree to, for the cause to be called rounding
 
@@ -101,7 +100,7 @@ def _trace(job: Job, parts: int, *, double: bool) -> _Trace:
     model.prepare_text(dataset.categories)
     if double:
         model.double()
-    order = GlobalBatches(dataset.ids, global_batch=job.global_batch, seed=job.seed)
+    order = order_of(job, dataset)
     trace = _Trace(weights=[], sides=[])
     with _float_is_double() if double else contextlib.nullcontext(), _sides(model) as seen:
         backend = SingleBackend(backends.settings_from("single", {}), ProcessFacts(), device=job.device)

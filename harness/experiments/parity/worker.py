@@ -15,11 +15,16 @@ from backends.base import Backend
 from backends.checks import parity
 from backends.process.exit import run_and_leave
 from backends.process.rank import ProcessFacts, detect
-from core_model.data.batches import BatchLoader, GlobalBatches
 from core_model.training.trainer import Plan, Trainer
 from harness.experiments.trainings.cells import Cell, unpack, write_told
 from harness.job.declaration import Job
-from harness.worker.model_and_data import build_dataset, build_model, build_optimization, save_weights
+from harness.worker.model_and_data import (
+    build_dataset,
+    build_loader,
+    build_model,
+    build_optimization,
+    save_weights,
+)
 from harness.worker.overflow_injection import PREFIX, Overflowing
 from mpi import private
 
@@ -73,15 +78,8 @@ def training_of(cell: Cell, base: Job, facts: ProcessFacts, before_step: BeforeS
         trained = Overflowing(model, accumulation=job.accumulation, at=at)
 
     def loop(backend: Backend) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        loader = BatchLoader(
-            dataset,
-            GlobalBatches(dataset.ids, global_batch=job.global_batch, seed=job.seed),
-            rank=facts.rank,
-            world=facts.world_size,
-            accumulation=job.accumulation,
-            steps=job.steps,
-            collate=model.collator,
-        )
+        # in this process, where the samples are remembered
+        loader = build_loader(job.with_(loader_workers=0), facts, model, dataset)
         rows: list[dict[str, Any]] = []
         hook = None if before_step is None else (lambda step: before_step(backend, step))
         plan = Plan(steps=job.steps, log_every=job.steps, scaled=job.precision == "fp16")
@@ -96,7 +94,7 @@ class _Remembered:
     longer than a tiny model's step."""
 
     def __init__(self, dataset: Any) -> None:
-        self.ids, self.categories = dataset.ids, dataset.categories
+        self.ids, self.categories, self.groups = dataset.ids, dataset.categories, dataset.groups
         self.get = functools.cache(dataset.get)
 
 
