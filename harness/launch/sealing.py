@@ -14,7 +14,7 @@ from pathlib import Path
 from harness.common.formatting import iso
 from harness.job.declaration import Job
 from harness.protocol.failure_marks import LogPart, first_mark, is_consequence, silent_ranks
-from harness.protocol.turns import NobodyConductsError
+from harness.protocol.turns import CoordinatorGoneError
 from harness.records import locks
 from harness.records.record_files import LOG, RESULT, RecordError, hide_machine, read_json, write_json
 from harness.records.run_folder import write_running
@@ -96,12 +96,12 @@ class OpenRecord:
         outcome = self.outcome
         if not last and RecordedRun(folder).ok:  # how the launch ended says nothing of a run that others followed
             outcome = replace(outcome, returncode=0, reason="")
-        _tell_the_truth(job, folder, self.launcher, outcome, self._started, self.log)
+        _record_final_status(job, folder, self.launcher, outcome, self._started, self.log)
         hide_machine(folder / LOG, folder.parent.parent)  # records are published
 
 
-def _tell_the_truth(job: Job, folder: Path, launcher: str, outcome: Outcome, started: float, log: LogPart) -> None:
-    """Makes sure that result.json tells the truth about a job that did not end by itself and well."""
+def _record_final_status(job: Job, folder: Path, launcher: str, outcome: Outcome, started: float, log: LogPart) -> None:
+    """Corrects result.json where the job did not end by itself and well."""
     try:
         result = read_json(folder / RESULT)
     except RecordError:
@@ -119,7 +119,7 @@ def _tell_the_truth(job: Job, folder: Path, launcher: str, outcome: Outcome, sta
     if mark is not None and not from_here:
         rank, user, text = mark
         reason, code = f"rank {rank}: {text}", 2 if user else 1
-        if text.startswith(NobodyConductsError.__name__):  # it had not begun: no fault of this run's
+        if text.startswith(CoordinatorGoneError.__name__):  # it had not begun: no fault of this run's
             code = CTRL_C
     else:
         reason = outcome.reason or "the job ended without a result"

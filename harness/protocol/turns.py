@@ -29,7 +29,7 @@ START_LIMIT_S = 900.0  # after which processes that have not started are ended: 
 CONDUCTOR, STOP = "conductor", "stop"
 
 
-class NobodyConductsError(RuntimeError):
+class CoordinatorGoneError(RuntimeError):
     """The process that gives out the turns is gone."""
 
 
@@ -106,11 +106,11 @@ class Turn:
         return int((self.folder / CONDUCTOR).read_text())
 
     def wait(self) -> None:
-        """Returns when it is this run's turn. Raises NobodyConductsError where it never will be."""
+        """Returns when it is this run's turn. Raises CoordinatorGoneError where it never will be."""
         conductor = self.conductor
         while not self._begins.exists():
             if not _alive(conductor):
-                raise NobodyConductsError(f"the process that started this study is gone, {self.name} had not begun")
+                raise CoordinatorGoneError(f"the process that started this study is gone, {self.name} had not begun")
             time.sleep(POLL_S)
 
     def begin(self) -> None:

@@ -42,7 +42,7 @@ def tune_and_leave(job: Job, facts: ProcessFacts, log: Path) -> None:
         _tune(job, facts, log)
         code = 0
     except BaseException as error:
-        from harness.protocol.last_words import mark
+        from harness.protocol.failure_report import write_failure_mark
         from mpi.errors import UserError
 
         user = isinstance(error, UserError)
@@ -50,7 +50,7 @@ def tune_and_leave(job: Job, facts: ProcessFacts, log: Path) -> None:
             traceback.print_exc()
         text = " ".join(str(error).split())[:500]
         kind = "" if user else f"{type(error).__name__}: "
-        mark(facts.rank, f"tuning phase: {kind}{text}", user=user)
+        write_failure_mark(facts.rank, f"tuning phase: {kind}{text}", user=user)
         code = 2 if user else 1
     leave(code)
 

@@ -28,9 +28,9 @@ from harness.job.foreign_options import explain
 from harness.job.options import job_options, job_values, results_root, share_evenly
 from harness.protocol.console import Output
 from harness.protocol.failure_marks import is_consequence
-from harness.protocol.last_words import mark, tell
+from harness.protocol.failure_report import print_failure, write_failure_mark
 from harness.protocol.terminated import TerminatedError, as_ended, begin_to_end, on_sigterm
-from harness.protocol.turns import NobodyConductsError, Turn
+from harness.protocol.turns import CoordinatorGoneError, Turn
 from harness.records.locks import release
 from harness.worker.training_run import Run
 from mpi import private
@@ -151,8 +151,8 @@ def _one_by_one(listed: list[dict[str, Any]], facts: ProcessFacts, results: Path
                 turn.ready(facts.rank)
             try:
                 turn.wait()
-            except (NobodyConductsError, OSError) as error:
-                mark(facts.rank, _one_line(error), user=False)
+            except (CoordinatorGoneError, OSError) as error:
+                write_failure_mark(facts.rank, _one_line(error), user=False)
                 return 1
             extra["waiting_processes"] = turn.waiting
         pids = [turn.conductor] if turn is not None else []
@@ -242,13 +242,13 @@ def _end(error: BaseException, facts: ProcessFacts, output: Output, run: Run | N
         import traceback
 
         traceback.print_exception(error)
-    mark(facts.rank, text, user=user)
+    write_failure_mark(facts.rank, text, user=user)
     recorded = _exit_code(error)
     if run is not None:
         other = output.first_cause() if is_consequence(text) else None
         # Nobody supervises a rank that was started by hand: the record is to say who failed first.
         run.recording.fail(*((text, recorded) if other is None else (other[2], 2 if other[1] else 1, other[0])))
-    tell(output, facts, text, user=user)
+    print_failure(output, facts, text, user=user)
     _close(output, run)
     return 1 if isinstance(error, TerminatedError) else recorded
 

@@ -15,7 +15,7 @@ import pytest
 from harness.commands.compare import compare
 from harness.job.declaration import Job, JobError
 from harness.launch import run as launch
-from harness.protocol.turns import NobodyConductsError, Turn
+from harness.protocol.turns import CoordinatorGoneError, Turn
 from harness.records.run_record import RecordedRun
 from harness.study import turn_conductor
 from harness.study.runner import interrupted
@@ -111,7 +111,7 @@ def test_nobody_waits_for_a_conductor_that_is_gone(turn: Turn) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     (turn.folder / "conductor").write_text(str(gone.pid))
-    with pytest.raises(NobodyConductsError, match="horovod-w2 had not begun"):
+    with pytest.raises(CoordinatorGoneError, match="horovod-w2 had not begun"):
         turn.wait()
 
 

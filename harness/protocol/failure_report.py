@@ -21,13 +21,13 @@ from harness.protocol.failure_marks import FAILURE_MARK, is_consequence
 _TURN_S = 2.0
 
 
-def mark(rank: int, text: str, *, user: bool) -> None:
+def write_failure_mark(rank: int, text: str, *, user: bool) -> None:
     """The line that a supervisor finds in log.txt. user: the user can mend it."""
     with contextlib.suppress(OSError):  # the supervisor is gone: the record is still to be ended
         write_line(f"{FAILURE_MARK} rank={rank} user={int(user)} {text}", sys.stderr)
 
 
-def tell(output: Output, facts: ProcessFacts, text: str, *, user: bool) -> None:
+def print_failure(output: Output, facts: ProcessFacts, text: str, *, user: bool) -> None:
     """Says to the person who started this rank by hand why it failed; nothing under a supervisor."""
     if not output.by_hand:
         return
