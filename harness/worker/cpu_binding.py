@@ -44,10 +44,15 @@ def _near(local_rank: int, allowed: Set[int]) -> Set[int]:
 
         pynvml.nvmlInit()
         visible = [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
-        index = int(visible[local_rank]) if visible else local_rank
-        words = (os.cpu_count() or 1) // 64 + 1
-        masks = pynvml.nvmlDeviceGetCpuAffinity(pynvml.nvmlDeviceGetHandleByIndex(index), words)
-    except Exception:  # no GPU, no NVML, GPUs named by UUID
+        name = visible[local_rank].strip() if visible else str(local_rank)
+        if name.isdigit():
+            device = pynvml.nvmlDeviceGetHandleByIndex(int(name))
+        else:
+            device = pynvml.nvmlDeviceGetHandleByUUID(name)
+        if name.startswith("MIG-"):
+            device = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device)
+        masks = pynvml.nvmlDeviceGetCpuAffinity(device, (os.cpu_count() or 1) // 64 + 1)
+    except Exception:  # no GPU, no NVML, an abbreviated UUID
         return allowed
     cores = {64 * word + bit for word, mask in enumerate(masks) for bit in range(64) if mask >> bit & 1}
     return cores & allowed or allowed

@@ -80,7 +80,7 @@ def test_a_training_step_is_counted_to_the_last_product(model, samples, count: i
     assert work.useful.rows <= work.done.rows
     assert work.useful.samples == work.done.samples == count
     padding = batch.token_ids.numel() - int(batch.lengths.sum())
-    assert work.done.rows - work.useful.rows == padding
+    assert 0 <= work.done.rows - work.useful.rows <= padding
     assert work.useful.logits == work.done.logits == int((batch.labels != -100).sum())
 
 
