@@ -18,8 +18,8 @@ from harness.analysis.check import check_runs
 from harness.analysis.comparison import summarize_study
 from harness.study.runner import interrupted
 
-TINY = ["--preset", "tiny", "--steps", "14", "--timing-warmup", "2", "--eval-samples", "6", "--global-batch", "4"]
-TINY += ["--budget", "0"]  # no duels: they have tests of their own
+RUN = ["--preset", "tiny", "--steps", "14", "--timing-warmup", "2", "--eval-samples", "6", "--global-batch", "4"]
+TINY = [*RUN, "--budget", "0"]  # no duels: they have tests of their own
 
 
 def harness(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -72,7 +72,7 @@ def test_finished_study_takes_seconds(study: Path) -> None:
 
 def test_slowed_rank_is_found_and_named(tmp_path: Path) -> None:
     done = harness(
-        "run", "--backend", "ddp", "--slots", "2", "--study", "slow", *TINY, "--results", str(tmp_path),
+        "run", "--backend", "ddp", "--slots", "2", "--study", "slow", *RUN, "--results", str(tmp_path),
         HARNESS_FAULT="slow:rank=1,step=0,ms=400",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
