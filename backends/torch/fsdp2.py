@@ -8,6 +8,7 @@ silence, facts.md trap 11), so the exchange is forced to sums with a division of
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable
 from inspect import signature
 from pathlib import Path
@@ -245,8 +246,11 @@ def _groups(model: torch.nn.Module, minimum: int) -> Iterable[tuple[str, torch.n
 
     A block is gathered as a whole, as torchtitan does: a group for every layer within it made 168 small collectives
     a pass out of 24 on a transformer of 608 M parameters, and the step 5 times as long on two H100.
-    Only modules that are surely called (``module(x)``) qualify, because the gathering hangs on that call.
+    Only modules that are surely called (``module(x)``) qualify, because the gathering hangs on that call. A module that
+    shares a parameter with another one (tied embeddings) stays with the root: in a group of its own it would be given
+    a shard that the other one does not see.
     """
+    shared = _shared(model)
     leaves = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
     blocks = {id(block) for m in model.modules() if isinstance(m, torch.nn.ModuleList) for block in m}
     chosen: list[str] = []
@@ -255,6 +259,14 @@ def _groups(model: torch.nn.Module, minimum: int) -> Iterable[tuple[str, torch.n
             continue
         if any(name.startswith(f"{outer}.") for outer in chosen):
             continue
+        if not shared.isdisjoint(map(id, module.parameters())):
+            continue
         if sum(p.numel() for p in module.parameters() if p.requires_grad) >= minimum:
             chosen.append(name)
             yield name, module
+
+
+def _shared(model: torch.nn.Module) -> set[int]:
+    """The ids of parameters that more than one module holds."""
+    holders = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    return {parameter for parameter, count in holders.items() if count > 1}

@@ -13,8 +13,8 @@ from core_model.execution.compile import compile_blocks
 from core_model.user_job.batch import UserBatch
 from core_model.user_job.contract import TrainingJob
 from core_model.user_job.dataset import UserCollate, UserDataset
-from core_model.user_job.load import make
-from core_model.user_job.source import Source, code_hash, source_of
+from core_model.user_job.load import make, seeded
+from core_model.user_job.source import MADE_UP_DATA, Source, code_hash, source_of
 
 
 class UserModel(nn.Module):
@@ -105,15 +105,47 @@ class UserModel(nn.Module):
 
 
 def build_user_model(
-    preset: str, overrides: Mapping[str, Any], *, seed: int, device: torch.device | str = "cpu"
+    preset: str,
+    overrides: Mapping[str, Any],
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    data: str = MADE_UP_DATA,
+    random_weights: bool = False,
+    frozen_dtype: torch.dtype = torch.float32,
 ) -> UserModel:
-    """The model of a preset that names a user's job, on `device`. Raises ModelError."""
+    """The model of a preset that names a user's job, on `device`. data, random_weights, frozen_dtype: of a model of
+    transformers (`core_model.user_job.hub`). Raises ModelError."""
     source = source_of(preset)
     if source is None:
         raise ModelError(f"'{preset}' names no job of yours: write FILE.py:FUNCTION or hf:NAME")
     if source.file is None:
-        raise ModelError(f"{preset}: models of transformers are not supported yet")
+        return _hub_model(source, overrides, data, random_weights, seed, device, frozen_dtype)
     model = UserModel(make(source, overrides, seed=seed), source, overrides)
+    return model.to(device)
+
+
+def _hub_model(
+    source: Source,
+    overrides: Mapping[str, Any],
+    data: str,
+    random_weights: bool,
+    seed: int,
+    device: torch.device | str,
+    frozen_dtype: torch.dtype,
+) -> UserModel:
+    from core_model.user_job.hub import HubRequest, make_hub_job
+
+    request = HubRequest(
+        name=source.name,
+        settings=overrides,
+        data=data,
+        random_weights=random_weights,
+        seed=seed,
+        frozen_dtype=frozen_dtype,
+    )
+    with seeded(seed):
+        model = UserModel(make_hub_job(request, device=device), source, overrides)
     return model.to(device)
 
 

@@ -12,7 +12,7 @@ from core_model.errors import ModelError
 HUB = "hf:"
 DEFAULT_MAKER = "make_job"
 OWN_DATA = "own"  # a job's `data` where its file brings the data set
-DEFAULT_TEXTS = "tokens:128"  # ... and where it is a model of transformers
+MADE_UP_DATA = "synthetic"  # ... and where it is a model of transformers: tokens or pictures
 _OURS = {"backends", "core_model", "harness", "mpi"}  # never part of a user's job
 
 
@@ -57,6 +57,12 @@ def resolved(text: str) -> str:
         folder = Path(source.name).expanduser()
         return f"{HUB}{folder.absolute()}" if folder.is_dir() else text
     return Source(file=source.file.expanduser().absolute(), name=source.name).text
+
+
+def resolved_data(data: str) -> str:
+    """`data` with the absolute path of a ``text:`` or ``jsonl:`` file."""
+    kind, _, path = data.partition(":")
+    return f"{kind}:{Path(path).expanduser().absolute()}" if kind in ("text", "jsonl") and path else data
 
 
 def label_of(text: str) -> str:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from core_model.user_job.source import OWN_DATA, label_of, source_of
+from core_model.user_job.source import MADE_UP_DATA, OWN_DATA, label_of, source_of
 
 DASH = "–"  # noqa: RUF001 - the typographic dash of tables
 
@@ -21,7 +21,7 @@ def trained(job: Mapping[str, Any]) -> str:
     if colon and source_of(str(job.get("preset"))) is not None and Path(path).is_absolute():
         data = f"{kind}:{Path(path).name}"
     model = label_of(str(job.get("preset")))
-    return model if data == OWN_DATA else f"{model} on {data}"
+    return model if data in (OWN_DATA, MADE_UP_DATA) else f"{model} on {data}"
 
 
 def is_number(value: object) -> TypeGuard[float]:

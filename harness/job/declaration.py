@@ -18,7 +18,7 @@ from pydantic import Field
 import backends
 from backends import base
 from backends.declared import check_field, declared, schema_of, unknown
-from core_model.user_job.source import DEFAULT_TEXTS, OWN_DATA, resolved, source_of
+from core_model.user_job.source import MADE_UP_DATA, OWN_DATA, resolved, resolved_data, source_of
 from mpi import names
 from mpi.errors import UserError
 
@@ -71,7 +71,7 @@ class Job:
 
     # model
     preset: Annotated[str, Field(description="Model: tiny, small, lite, clip[:NAME], anomalygpt-7b, llama-600m.")] = (
-        "small"  # or a job of the user's own: FILE.py:FUNCTION or hf:NAME, the value of the option --model
+        "small"  # or FILE.py:FUNCTION or hf:NAME, the value of the option --model
     )
     version: Annotated[str, Field(description="Model version v1..v6 of the study: sets its whole column.")] = ""
     model: Annotated[Mapping[str, Any], Field(description="Settings: overrides of the preset's fields.")] = field(
@@ -277,8 +277,9 @@ def with_source(values: dict[str, Any]) -> dict[str, Any]:
     source = source_of(str(values.get("preset", "")))
     if source is None:
         return values
-    own = OWN_DATA if source.file is not None else DEFAULT_TEXTS
-    return {**values, "preset": resolved(values["preset"]), "data": values.get("data") or own}
+    own = OWN_DATA if source.file is not None else MADE_UP_DATA
+    data = resolved_data(values.get("data") or own)
+    return {**values, "preset": resolved(values["preset"]), "data": data}
 
 
 def check_user_job(job: Job) -> None:

@@ -92,7 +92,7 @@ class WholeNumber(click.ParamType):
 
 def model_option(command: _F) -> _F:
     """The option that takes a job of the user's own instead of a preset of this project."""
-    text = "Your own job instead of a preset: FILE.py:FUNCTION (docs/your-model.md)."
+    text = "Your own job instead of a preset: FILE.py:FUNCTION, or hf:NAME of transformers (docs/your-model.md)."
     return click.option("--model", "source", metavar="SOURCE", help=text)(command)
 
 
@@ -103,7 +103,7 @@ def with_model(values: dict[str, Any], source: str | None, *, preset_given: bool
     if preset_given:
         raise JobError("--model and --preset exclude each other: choose one")
     if source_of(source) is None:
-        raise JobError(f"--model {source}: write FILE.py:FUNCTION; presets of this project are named by --preset")
+        raise JobError(f"--model {source}: write FILE.py:FUNCTION or hf:NAME (a preset of this project: --preset)")
     return {**values, "preset": source}
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,12 @@ def _content(source: Source) -> str:
 def _try(job: Job, source: Source) -> dict[str, Any]:
     """What rank 0 told. Raises JobError for its error, and where rank 1 has other weights or samples."""
     with tempfile.TemporaryDirectory(prefix="harness-user-job-") as scratch:
-        told = _both_ranks(job, source, Path(scratch))
+        told = _by_ranks(job, source, Path(scratch), (0, 1) if source.file is not None else (0,))
     for rank in told:
         if "error" in rank:
             raise JobError(rank["error"])
+    if source.file is None:
+        return told[0]
     for part, text in (("weights", "start weights"), ("data", "data")):
         if told[0][part] != told[1][part]:
             raise JobError(
@@ -78,11 +80,11 @@ def _try(job: Job, source: Source) -> dict[str, Any]:
     return told[0]
 
 
-def _both_ranks(job: Job, source: Source, scratch: Path) -> list[dict[str, Any]]:
+def _by_ranks(job: Job, source: Source, scratch: Path, ranks: Sequence[int]) -> list[dict[str, Any]]:
     processes = []
     limit = time.monotonic() + job.timeout_s
     try:
-        for rank in (0, 1):
+        for rank in ranks:
             argv = [sys.executable, "-m", _MODULE, pack({"job": job.to_dict(), "rank": rank}), str(scratch / f"{rank}")]
             environ = {**os.environ, "PYTHONPATH": _python_path(), "RANK": str(rank), "LOCAL_RANK": str(rank)}
             with (scratch / f"{rank}.log").open("w") as log:

@@ -44,7 +44,15 @@ def build_model(job: Job, *, frozen: bool = True, device: torch.device | str = "
 def _user_model(job: Job, *, frozen: bool, device: torch.device | str) -> Any:
     from core_model.user_job.model import build_user_model
 
-    return build_user_model(job.preset, dict(job.model), seed=job.seed, device=device)
+    return build_user_model(
+        job.preset,
+        dict(job.model),
+        seed=job.seed,
+        device=device,
+        data=job.data,
+        random_weights=job.random_weights,
+        frozen_dtype=DTYPES[job.precision] if frozen else torch.float32,
+    )
 
 
 def _with_start_weights(model: Any, job: Job) -> Any:

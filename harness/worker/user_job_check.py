@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from core_model.user_job.source import source_of
 from harness.common.packed_json import unpack
 from harness.job.declaration import Job
 from harness.records.record_files import write_text
@@ -31,10 +32,15 @@ def main(packed: str, out: str) -> None:
 def _tried(job: Job, *, rank: int) -> dict[str, Any]:
     import torch
 
-    from core_model.user_job.checks import check
+    from core_model.user_job.checks import Findings, check
     from harness.worker.model_and_data import build_model, trainable_weights, weights_digest
 
     torch.set_num_threads(max(1, job.threads))
+    source = source_of(job.preset)
+    if source is not None and source.file is None:  # a model of ours: tried without a weight
+        model = build_model(job, device="meta")
+        noisy = bool(model.job.facts["draws_random_numbers"])
+        return {"findings": asdict(Findings(samples=len(model.own_dataset()), noisy=noisy))}
     model = build_model(job)
     dataset = model.own_dataset()
     told: dict[str, Any] = {

@@ -66,7 +66,8 @@ class Control:
 
 @dataclass
 class _Trace:
-    """After each step: the trainable weights; in each step: every kinked unit's side, one tensor a step."""
+    """After each step: the trainable weights; in each step: every kinked unit's side, one tensor a step. No sides where
+    there is no prompt learner."""
 
     weights: list[dict[str, torch.Tensor]]
     sides: list[torch.Tensor]
@@ -110,7 +111,8 @@ def _trace(job: Job, parts: int, *, double: bool) -> _Trace:
             made = [model.collate([dataset.get(*ref) for ref in share]).to(device) for share in shares]
             backend.train_step([batch.double() for batch in made] if double else made)
             trace.weights.append({name: tensor.clone() for name, tensor in trainable_weights(model).items()})
-            trace.sides.append(torch.cat([torch.cat(calls) for calls in seen.values()], dim=1))
+            if seen:
+                trace.sides.append(torch.cat([torch.cat(calls) for calls in seen.values()], dim=1))
             seen.clear()
     return trace
 
@@ -118,7 +120,7 @@ def _trace(job: Job, parts: int, *, double: bool) -> _Trace:
 @contextlib.contextmanager
 def _sides(model: Any) -> Iterator[dict[int, list[torch.Tensor]]]:
     """Collects, stage by stage of the prompt learner and call by call, on which side each unit is: int64 (samples,
-    units)."""
+    units). Nothing of a model without a prompt learner."""
     seen: dict[int, list[torch.Tensor]] = {}
 
     def look(number: int, output: torch.Tensor) -> None:
@@ -126,7 +128,7 @@ def _sides(model: Any) -> Iterator[dict[int, list[torch.Tensor]]]:
         _, chosen = functional.max_pool2d(active, 2, return_indices=True)
         seen.setdefault(number, []).append(torch.cat([(active > 0).flatten(1).long(), chosen.flatten(1)], dim=1))
 
-    stages = model.prompt_learner.stages
+    stages = model.prompt_learner.stages if hasattr(model, "prompt_learner") else ()
     hooks = [s.register_forward_hook(lambda _m, _i, out, number=n: look(number, out)) for n, s in enumerate(stages)]
     try:
         yield seen
