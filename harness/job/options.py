@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields
@@ -17,6 +16,7 @@ from backends.declared import check_field, field_info, nearest, unknown
 from core_model.user_job.source import source_of
 from harness.common.paths import PROJECT
 from harness.job.declaration import TABLES, Job, JobError, with_source
+from harness.job.engines import parse_value
 
 _F = Callable[..., Any]
 
@@ -148,14 +148,6 @@ def job_options(command: _F) -> _F:
     for option in reversed(list(_options())):
         command = option(command)
     return command
-
-
-def parse_value(text: str) -> Any:
-    """JSON where it is JSON (numbers, true, null, lists), text otherwise."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def apply_settings(values: dict[str, Any], settings: tuple[str, ...]) -> None:

@@ -39,7 +39,8 @@ from pydantic import Field
 from backends.declared import check_field, declared, nearest, unknown
 from harness.common.formatting import is_number
 from harness.job.declaration import Job, JobError
-from harness.job.options import parse_value, with_version
+from harness.job.engines import parse_backend
+from harness.job.options import with_version
 from harness.job.quantities import seconds, share
 from harness.records.record_files import read_json
 from harness.records.run_folder import check_name
@@ -193,18 +194,6 @@ def _check_keys(declared: Mapping[str, Any]) -> None:
 
 
 _LONGEST_NAME = 120  # of a run's folder
-
-
-def parse_backend(text: str) -> dict[str, Any]:
-    """``deepspeed:zero_stage=1+overlap_comm=true`` as ``{"backend": ..., "engine": {...}}``."""
-    name, _, settings = text.strip().partition(":")
-    engine: dict[str, Any] = {}
-    for part in filter(None, settings.split("+")):
-        key, separator, value = part.partition("=")
-        if not separator:
-            raise JobError(f"engine setting '{part}' in '{text}': write it as KEY=VALUE")
-        engine[key.strip()] = parse_value(value.strip())
-    return {"backend": name, "engine": engine}
 
 
 def _combinations(matrix: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ cards=$(nvidia-smi --query-gpu=name --format=csv,noheader | wc -l)
 study=$(card_name)-x$cards-$1
 engines=$2
 shift 2
-COLUMNS=170 timeout -s INT -k 20 560 harness experiment duel --engines "$engines" --study "$study" --results "$results" --set device=cuda "$@" \
+COLUMNS=170 timeout -s INT -k 20 560 harness experiment duel --backends "$engines" --study "$study" --results "$results" --device cuda "$@" \
     >"$OUT/$study.txt" 2>&1
 code=$?
 tail -n 40 "$OUT/$study.txt"

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 keep=/tmp/parity results=/tmp/results-speed
 sharing=ddp,fsdp2,horovod zero=deepspeed:0,deepspeed:1,deepspeed:2,deepspeed:3
 
-parity() { COLUMNS=150 harness experiment parity --workers 2 --precision fp32 --set device=cuda "$@" 2>&1; }
+parity() { COLUMNS=150 harness experiment parity --workers 2 --precision fp32 --device cuda "$@" 2>&1; }
 
 case "${1:-}" in
     start)
@@ -16,7 +16,7 @@ case "${1:-}" in
         mkdir -p "$keep"
         for half in "0,1 $sharing" "2,3 $zero"; do
             read -r gpus engines <<<"$half"
-            CUDA_VISIBLE_DEVICES=$gpus setsid bash -c "$(declare -f parity); parity --engines $engines --study '' --keep $keep/$gpus; touch $keep/$gpus.ended" \
+            CUDA_VISIBLE_DEVICES=$gpus setsid bash -c "$(declare -f parity); parity --backends $engines --study '' --keep $keep/$gpus; touch $keep/$gpus.ended" \
                 >"$keep/$gpus.log" </dev/null &
         done
         ;;
@@ -27,7 +27,7 @@ case "${1:-}" in
         done
         mkdir -p "$keep/all"
         cp -rn "$keep"/0,1/. "$keep"/2,3/. "$keep/all/"
-        parity --engines "$sharing,$zero" --keep "$keep/all" --resume --results "$results" --study "${STUDY:-$(card_name)-x4-parity}" | tail -n 16
+        parity --backends "$sharing,$zero" --keep "$keep/all" --resume --results "$results" --study "${STUDY:-$(card_name)-x4-parity}" | tail -n 16
         ;;
     *)
         echo "usage: session_parity.sh start|collect" >&2

@@ -31,7 +31,7 @@ while [ $# -ge 2 ]; do
             ;;
         overhead)
             timeout -s INT -k 10 "$1" harness experiment overhead --workers "$((cards < 2 ? 1 : 2))" --preset llama-600m --precision bf16 --global-batch 32 \
-                --steps 160 --engines "${OVERHEAD_ENGINES:-ddp,horovod,deepspeed:2}" --set device=cuda \
+                --steps 160 --backends "${OVERHEAD_ENGINES:-ddp,horovod,deepspeed:2}" --device cuda \
                 --results "$results" --study "$card-x$cards-overhead" 2>&1 | tail -n 12
             ;;
         *)

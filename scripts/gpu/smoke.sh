@@ -17,8 +17,8 @@ try() {
     echo "--- $(basename "$2") ${*:3} -> exit $code after $((SECONDS - began)) s"
     tail -n "${TAIL:-4}" "$results/last.log" | cut -c1-300
 }
-COLUMNS=160 TAIL=60 try 200 harness experiment parity --engines ddp,fsdp2,horovod,deepspeed:0,deepspeed:1,deepspeed:2,deepspeed:3 --workers 1,2 \
-    --precision fp32,bf16,fp16 --steps 20 --results "$results" --set device=cuda --keep "$results/cells"
+COLUMNS=160 TAIL=60 try 200 harness experiment parity --backends ddp,fsdp2,horovod,deepspeed:0,deepspeed:1,deepspeed:2,deepspeed:3 --workers 1,2 \
+    --precision fp32,bf16,fp16 --steps 20 --results "$results" --device cuda --keep "$results/cells"
 speed=(--results "$results" --eval-samples -1 --set keep_weights=false --steps 12 --timing-warmup 4 --log-every 4 --precision bf16 --slots 2)
 try 60 harness run --backend horovod --preset llama-600m --global-batch 32 "${speed[@]}"
 try 60 harness run --backend deepspeed --zero-stage 1 --preset llama-600m --global-batch 32 "${speed[@]}"

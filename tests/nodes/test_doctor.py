@@ -187,7 +187,7 @@ def examined(make_nodes, tmp_path_factory):
         except pytest.skip.Exception:
             where.pop(fault)
     options = ["--data", str(plants.data), "--results", str(plants.results), "--port", str(PORT), "--min-disk", "1"]
-    answer = doctor(nodes, host_list(nodes), *options, "--backend", "deepspeed", "--expect-rate", RATE)
+    answer = doctor(nodes, host_list(nodes), *options, "--backends", "deepspeed", "--expect-rate", RATE)
     yield where, expected, answer
     for process in plants.kept:
         process.kill()

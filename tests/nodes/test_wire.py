@@ -14,7 +14,17 @@ pytestmark = [pytest.mark.parallel, pytest.mark.slow, pytest.mark.timeout(240)]
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="virtual nodes need root")
 def test_the_links_carry_what_the_engines_hand_over():
-    argv = [sys.executable, "-m", "harness", "experiment", "wire", "--engines", "horovod,deepspeed:2", "--workers", "2"]
+    argv = [
+        sys.executable,
+        "-m",
+        "harness",
+        "experiment",
+        "wire",
+        "--backends",
+        "horovod,deepspeed:2",
+        "--workers",
+        "2",
+    ]
     argv += ["--accumulation", "1", "--width", "8192", "--study", "", "--json"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

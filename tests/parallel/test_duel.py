@@ -39,7 +39,7 @@ def duel(results: Path, *arguments: str, **environment: str) -> subprocess.Compl
 def test_two_engines_against_plain_torch_on_one_and_two_workers(tmp_path: Path) -> None:
     engines = "single@1,horovod@2,deepspeed:2@2"
     done = duel(
-        tmp_path, "--engines", engines, "--rounds", "3", "--duels", "2", "--scaling", "weak", "--global-batch", "4"
+        tmp_path, "--backends", engines, "--rounds", "3", "--duels", "2", "--scaling", "weak", "--global-batch", "4"
     )
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "duel" / record.NAME).read_text())
@@ -66,7 +66,7 @@ def test_two_engines_against_plain_torch_on_one_and_two_workers(tmp_path: Path) 
 
 
 def test_a_contender_that_fails_ends_the_duel_with_its_reason(tmp_path: Path) -> None:
-    done = duel(tmp_path, "--engines", "single,ddp@2", "--set", "lr=1e30", "--set", "clip_norm=0", "--rounds", "3")
+    done = duel(tmp_path, "--backends", "single,ddp@2", "--set", "lr=1e30", "--set", "clip_norm=0", "--rounds", "3")
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("error:") == 1
     assert "duel 1 failed" in done.stderr

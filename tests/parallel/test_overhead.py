@@ -17,7 +17,7 @@ def test_two_loops_are_timed_in_one_process(tmp_path: Path) -> None:
     argv = (
         "experiment",
         "overhead",
-        "--engines",
+        "--backends",
         "horovod",
         "--workers",
         "2",

@@ -20,7 +20,7 @@ def test_cells_are_judged_and_filled(tmp_path: Path) -> None:
         HARNESS,
         "experiment",
         "parity",
-        "--engines",
+        "--backends",
         engines,
         "--workers",
         "2",
@@ -46,7 +46,7 @@ def test_cells_are_judged_and_filled(tmp_path: Path) -> None:
 
 def test_a_planted_overflow_is_skipped_by_both_engines_alike(tmp_path: Path) -> None:
     argv = [HARNESS, "experiment", "parity", "--loss-scale", "--workers", "2", "--results", str(tmp_path)]
-    argv += ["--engines", "horovod,deepspeed:2"]  # results/parity holds all seven; a start of each takes its time
+    argv += ["--backends", "horovod,deepspeed:2"]  # results/parity holds all seven; a start of each takes its time
     ended = run_command(argv, tmp_path / "log.txt", limit_s=240)
     assert ended.code == 0, ended.output[-3000:]
     assert "engines skip step 8 and hold the same loss scale in every step" in ended.output

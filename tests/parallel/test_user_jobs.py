@@ -30,7 +30,18 @@ JOBS = {
 
 @pytest.mark.parametrize("job", JOBS)
 def test_a_job_on_every_engine(job: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "harness", "parity", *JOBS[job], "--engines", ENGINES, "--workers", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "harness",
+        "experiment",
+        "parity",
+        *JOBS[job],
+        "--backends",
+        ENGINES,
+        "--workers",
+        "2",
+    ]
     command += ["--steps", "5", "--study", "", "--json"]
     ended = run_command(command, tmp_path / "log.txt", limit_s=560)
     assert ended.code == 0, ended.output[-2000:]

@@ -11,8 +11,10 @@ from typing import Any
 
 import click
 
+import backends as registered
 from harness.cluster.doctor import as_dict, examine, print_report
 from harness.cluster.doctor_checks import PACKAGES, Wanted, judge
+from harness.commands.list_types import Names
 from harness.commands.number_types import WHOLE
 from harness.commands.options import json_option
 from harness.common.paths import PROJECT
@@ -27,7 +29,13 @@ from mpi.nodes.link import bytes_per_second
 @click.option("--hosts", "listed", default="", help="Hosts as a list instead: a:1,b:1.")
 @click.option("--data", default="", help="Data folder that every node must have alike (names and sizes are compared).")
 @click.option("--results", default="results", show_default=True, help="Folder that rank 0 writes to.")
-@click.option("--backend", "engines", multiple=True, help="Engine that must be installed everywhere; may be repeated.")
+@click.option(
+    "--backends",
+    metavar="LIST",
+    type=Names(registered.names(), "engine"),
+    default=(),
+    help="Engines that must be installed everywhere: horovod,ddp.",
+)
 @click.option(
     "--port",
     "ports",
@@ -45,7 +53,7 @@ def doctor(
     listed: str,
     data: str,
     results: str,
-    engines: tuple[str, ...],
+    backends: list[str],
     ports: tuple[int, ...],
     expect_rate: str,
     min_disk: int,
@@ -74,7 +82,7 @@ def doctor(
         python=sys.executable,
         cwd=str(PROJECT),
         data=request["data"],
-        engines=engines,
+        engines=tuple(backends),
         min_disk_mib=min_disk,
         min_shared_mib=min_shm,
         expect_bytes_per_s=bytes_per_second(expect_rate) if expect_rate else 0.0,

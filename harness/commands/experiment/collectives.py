@@ -9,19 +9,33 @@ from typing import Any
 
 import click
 
+from harness.commands.list_types import Names
 from harness.commands.number_types import COUNT, SECONDS, WHOLE
 from harness.experiments.collectives import record
 from harness.experiments.collectives.run import OPERATIONS, hosts_of, measure, print_table, size
 from harness.job.declaration import JobError
-from harness.job.options import names_in
 from harness.records.run_folder import check_writable
 from mpi.nodes.link import bytes_per_second
 from mpi.transports import TRANSPORTS
 
 
 @click.command()
-@click.option("--via", default="mpi4py,gloo,horovod,deepspeed", show_default=True, help=f"Of {', '.join(TRANSPORTS)}.")
-@click.option("--ops", default=",".join(OPERATIONS), show_default=True, help="Operations.")
+@click.option(
+    "--via",
+    metavar="LIST",
+    type=Names(TRANSPORTS, "library"),
+    default="mpi4py,gloo,horovod,deepspeed",
+    show_default=True,
+    help=f"Of {', '.join(TRANSPORTS)}.",
+)
+@click.option(
+    "--ops",
+    metavar="LIST",
+    type=Names(OPERATIONS, "operation"),
+    default=",".join(OPERATIONS),
+    show_default=True,
+    help="Operations.",
+)
 @click.option("--min", "smallest", default="1k", show_default=True, help="Smallest size (of the larger buffer).")
 @click.option("--max", "largest", default="4M", show_default=True, help="Largest size.")
 @click.option(
@@ -52,8 +66,8 @@ from mpi.transports import TRANSPORTS
 )
 @click.option("--dry-run", is_flag=True, help="Print the commands only.")
 def collectives(
-    via: str,
-    ops: str,
+    via: list[str],
+    ops: list[str],
     smallest: str,
     largest: str,
     step: int,
@@ -69,21 +83,19 @@ def collectives(
     dry_run: bool,
 ) -> None:
     """Measure collectives through MPI, gloo, NCCL and both engines."""
-    names = names_in(via, TRANSPORTS, "library")
-    operations = names_in(ops, OPERATIONS, "operation")
     line_rate = bytes_per_second(rate) if rate else 0.0
     if step < 2:
         raise JobError(f"step is {step}: each size must be at least 2 times the one before")
     check_writable(out.absolute())
     hosts = hosts_of(nodes, slots, hosts_path)
-    worker = ["--operations", ",".join(operations), "--smallest", str(size(smallest)), "--largest", str(size(largest))]
+    worker = ["--operations", ",".join(ops), "--smallest", str(size(smallest)), "--largest", str(size(largest))]
     worker += ["--step", str(step), "--budget", str(budget), "--device", device]
-    kept = record.others(out, names, hosts, device) if add else []
+    kept = record.others(out, via, hosts, device) if add else []
     if add and not line_rate:
         line_rate = record.rate_of(out)
     measured: list[dict[str, Any]] = []
     code = 0
-    for name in names:
+    for name in via:
         with tempfile.TemporaryDirectory(prefix="harness-comm-") as scratch:
             result, code = measure(name, hosts, worker, Path(scratch), time_limit, dry_run)
         if result is None:

@@ -10,7 +10,15 @@ import click
 from harness.analysis.duels.page import page
 from harness.analysis.duels.record import NAME
 from harness.commands.number_types import COUNT, SEED, WHOLE
-from harness.commands.options import json_option, results_option, set_option, study_option, time_limit_option
+from harness.commands.options import (
+    backends_option,
+    device_option,
+    json_option,
+    results_option,
+    set_option,
+    study_option,
+    time_limit_option,
+)
 from harness.experiments.duels import record as records_
 from harness.experiments.duels.fight import Pace
 from harness.experiments.duels.run import contenders_of
@@ -25,12 +33,9 @@ from harness.records.run_folder import study_folder
 
 
 @click.command()
-@click.option(
-    "--engines",
-    default="horovod,deepspeed:2",
-    show_default=True,
-    help="Comma-separated: NAME, deepspeed:STAGE, +KEY=VALUE for settings, @N for workers. The others are told against "
-    "the first. The same engine twice is a calibration.",
+@backends_option(
+    "horovod,deepspeed:2",
+    "NAME@N: with N workers. The others are compared with the first; the same engine twice is a calibration.",
 )
 @click.option("--workers", type=COUNT, default=1, show_default=True, help="Workers of engines without @N.")
 @click.option("--preset", help="As for `harness run` (default: small).")
@@ -41,7 +46,10 @@ from harness.records.run_folder import study_folder
 )
 @click.option("--scaling", type=click.Choice(["strong", "weak"]), default="strong", show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
-@click.option("--mode", type=click.Choice(["matched", "native"]), default="matched", show_default=True)
+@click.option(
+    "--precision-mode", "mode", type=click.Choice(["matched", "native"]), default="matched", show_default=True
+)
+@device_option
 @click.option("--random-weights", is_flag=True, help="Build the preset without pretrained weights.")
 @click.option("--steps", type=COUNT, default=3, show_default=True, help="Optimizer steps of a block.")
 @click.option("--rounds", type=COUNT, default=10, show_default=True, help="Rounds of a duel: one block of each engine.")
@@ -67,7 +75,7 @@ def duel(**options: Any) -> None:
         return
     base = _base(options)
     contenders = contenders_of(
-        options["engines"], options["workers"], base, weak=options["scaling"] == "weak", mode=options["mode"]
+        ",".join(options["backends"]), options["workers"], base, weak=options["scaling"] == "weak", mode=options["mode"]
     )
     pace = Pace(warmup=options["warmup"], steps=options["steps"], rounds=options["rounds"])
     goal = Goal(wanted=share(options["until"]), budget_s=seconds(options["budget"]), most=options["most"])
@@ -84,7 +92,7 @@ def duel(**options: Any) -> None:
 
 
 def _base(options: dict[str, Any]) -> Job:
-    names = ("global_batch", "scaling", "precision", "random_weights", "seed", "time_limit_s")
+    names = ("global_batch", "scaling", "precision", "random_weights", "seed", "device", "time_limit_s")
     values: dict[str, Any] = {name: options[name] for name in names}
     values |= what_to_train(options, preset="small")
     values |= {"eval_samples": -1, "schedule": "constant", "precision_mode": options["mode"]}

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from harness.commands.number_types import COUNT, SECONDS
-from harness.commands.options import results_option, study_option
+from harness.commands.options import backends_option, results_option, study_option, workers_option
 from harness.common.formatting import mebibytes, plural
 from harness.experiments.max_model.memory_formula import Training
 from harness.experiments.max_model.run import (
@@ -38,8 +38,8 @@ BACKENDS = (
 
 
 @click.command()
-@click.option("--backends", default=BACKENDS, help="Settings, as for `harness compare` (default: ten, with offload).")
-@click.option("--workers", default="1,2", show_default=True, help="Workers on this machine, comma-separated.")
+@backends_option(BACKENDS)
+@workers_option
 @click.option("--resolution", default=0.05, show_default=True, type=click.FloatRange(0.005, 1.0), help="Grid's step.")
 @click.option("--memory-gib", type=click.FloatRange(min=0.01), help="Limit a worker to this (default: its device's).")
 @click.option(
@@ -84,9 +84,7 @@ def max_model(**options: Any) -> None:
     """
     folder = study_folder(options["results"], options["study"])
     search = _search(options)
-    workers = _workers(options["workers"])
-    texts = [text.strip() for text in options["backends"].split(",") if text.strip()]
-    cells = [new_cell(text, count, search) for count in workers for text in texts]
+    cells = [new_cell(text, count, search) for count in options["workers"] for text in options["backends"]]
     for cell in cells:
         preflight_cell(cell, search)
     cells = cells if options["fresh"] else resumed(cells, search, folder, retry=options["retry"])
@@ -138,7 +136,7 @@ def _search(options: Mapping[str, Any]) -> Search:
         raise JobError("--device cuda: no NVIDIA GPU is here: use --device cpu")
     on_gpu = options["device"] != "cpu" and bool(gpus)
     free = psutil.virtual_memory().available / 2**20  # what can be had without swapping
-    most = max(_workers(options["workers"]))
+    most = max(options["workers"])
     own = min(gpus) - OUTSIDE_MIB if on_gpu else free
     limit = options["memory_gib"]
     if limit is None and not on_gpu:
@@ -163,16 +161,6 @@ def _search(options: Mapping[str, Any]) -> Search:
         try_s=options["try_s"],
         oversubscribe=options["oversubscribe"],
     )
-
-
-def _workers(text: str) -> list[int]:
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = []
-    if not counts or min(counts) < 1:
-        raise JobError(f"--workers '{text}': write numbers of workers, as in 1,2")
-    return counts
 
 
 def _show_plan(cells: Sequence[Mapping[str, Any]], search: Search) -> None:

@@ -9,10 +9,19 @@ from typing import Any
 import click
 
 from harness.commands.number_types import COUNT
-from harness.commands.options import json_option, results_option, set_option, study_option, time_limit_option
+from harness.commands.options import (
+    backends_option,
+    device_option,
+    json_option,
+    results_option,
+    set_option,
+    study_option,
+    time_limit_option,
+    workers_option,
+)
 from harness.experiments.overhead import record
 from harness.experiments.overhead.run import ENGINES, Overhead, measure, print_table, row_of
-from harness.experiments.trainings.cells import Cell
+from harness.experiments.trainings.cells import Cell, parse_engine
 from harness.job.declaration import Job, JobError
 from harness.job.options import apply_settings
 from harness.protocol.console import tell
@@ -20,13 +29,14 @@ from harness.records.run_folder import study_folder
 
 
 @click.command()
-@click.option("--engines", default="single,ddp,horovod,deepspeed:0,deepspeed:2", show_default=True)
-@click.option("--workers", default="1,2", show_default=True, help="Worker counts, comma-separated.")
+@backends_option("single,ddp,horovod,deepspeed:0,deepspeed:2")
+@workers_option
 @click.option("--preset", default="tiny", show_default=True)
 @click.option("--data", default="textures", show_default=True)
 @click.option("--steps", type=COUNT, default=200, show_default=True, help="Timed steps of each loop.")
 @click.option("--global-batch", type=COUNT, default=16, show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@device_option
 @study_option("overhead", optional=True)
 @results_option
 @time_limit_option
@@ -34,20 +44,22 @@ from harness.records.run_folder import study_folder
 @set_option
 def overhead(**options: Any) -> None:
     """Time the harness's step against a hand-written loop on the same engine and model, interleaved in one run."""
-    values: dict[str, Any] = {name: options[name] for name in ("preset", "data", "steps", "global_batch", "precision")}
+    values: dict[str, Any] = {
+        name: options[name] for name in ("preset", "data", "steps", "global_batch", "precision", "device")
+    }
     values |= {"eval_samples": -1, "schedule": "constant", "time_limit_s": options["time_limit_s"]}
     apply_settings(values, options["settings"])
     base = Job.from_dict(values)
     cells = []
-    for engine in options["engines"].split(","):
-        backend, _, stage = engine.partition(":")
-        if backend not in ENGINES:
-            raise JobError(f"no hand-written loop for engine '{backend}': choose of {', '.join(ENGINES)}")
-        for count in (int(text) for text in options["workers"].split(",")):
-            if backend == "single" and count > 1:
-                continue
-            zero = int(stage or 0) if backend == "deepspeed" else None
-            cells.append(Cell(backend=backend, zero_stage=zero, workers=count, precision=options["precision"]))
+    for text in options["backends"]:
+        engine = parse_engine(text)
+        if engine["backend"] not in ENGINES:
+            raise JobError(f"no hand-written loop for engine '{engine['backend']}': choose of {', '.join(ENGINES)}")
+        if engine["settings"]:
+            raise JobError(f"engine '{text}': the hand-written loops have no settings but DeepSpeed's ZeRO stage")
+        for count in options["workers"]:
+            if engine["backend"] != "single" or count == 1:
+                cells.append(Cell(**engine, workers=count, precision=options["precision"]))
     folder = study_folder(options["results"], options["study"]) if options["study"] else None
     from harness.experiments.trainings.launch import groups
 

@@ -11,8 +11,21 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from harness.commands.list_types import Names
 from harness.commands.number_types import COUNT, SEED
-from harness.commands.options import json_option, results_option, set_option, study_option, time_limit_option
+from harness.commands.options import (
+    accumulation_option,
+    backends_option,
+    device_option,
+    json_option,
+    precision_mode_option,
+    precision_option,
+    results_option,
+    set_option,
+    study_option,
+    time_limit_option,
+    workers_option,
+)
 from harness.experiments.parity.judge import row_of
 from harness.experiments.parity.run import Say, run_parity
 from harness.experiments.trainings.cells import Cell, cells_of
@@ -22,6 +35,7 @@ from harness.launch.user_job import check_user_job
 from harness.protocol.console import tell
 from harness.records.run_folder import check_writable, study_folder
 
+CLIPS = Names(("on", "off"), "clipping")
 ENGINES = "ddp,fsdp2,horovod,deepspeed:0,deepspeed:1,deepspeed:2,deepspeed:3"
 
 
@@ -30,20 +44,14 @@ PLAIN_LINEAR = "deepspeed:3+memory_efficient_linear=false"
 
 
 @click.command()
-@click.option(
-    "--engines",
-    default="ddp,horovod,deepspeed:0,deepspeed:1,deepspeed:2",
-    show_default=True,
-    help="Comma-separated; deepspeed:STAGE, and settings as +KEY=VALUE. --full takes every engine; --loss-scale too, "
-    "unless this is given.",
+@backends_option(
+    "ddp,horovod,deepspeed:0,deepspeed:1,deepspeed:2", "--full takes every one; --loss-scale too, unless this is given."
 )
-@click.option("--workers", default="1,2", show_default=True, help="Worker counts, comma-separated.")
-@click.option("--accumulation", default="1", show_default=True, help="Accumulation steps, comma-separated.")
-@click.option("--clip", default="on", show_default=True, help="on, off or on,off.")
-@click.option("--precision", default="fp32", show_default=True, help="fp32, bf16, fp16, comma-separated.")
-@click.option(
-    "--precision-mode", default="matched", show_default=True, help="matched, native or both, comma-separated."
-)
+@workers_option
+@accumulation_option
+@click.option("--clip", metavar="LIST", type=CLIPS, default="on", show_default=True, help="Clipping: on, off or both.")
+@precision_option
+@precision_mode_option
 @click.option(
     "--overflow-at", type=click.IntRange(min=-1), default=-1, help="Plant an fp16 overflow on one rank at this step."
 )
@@ -59,6 +67,7 @@ PLAIN_LINEAR = "deepspeed:3+memory_efficient_linear=false"
 @click.option("--data", help="As for `harness run` (default: textures).")
 @click.option("--steps", type=COUNT, default=20, show_default=True, help="Optimizer steps of every training.")
 @click.option("--global-batch", type=COUNT, default=16, show_default=True, help="Samples a step, over all workers.")
+@device_option
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Decides weights and data.")
 @study_option("parity", optional=True)
 @results_option
@@ -69,7 +78,7 @@ PLAIN_LINEAR = "deepspeed:3+memory_efficient_linear=false"
 @set_option
 def parity(**options: Any) -> None:
     """Train the same few steps on every engine and world size and compare the weights with a single process's."""
-    values: dict[str, Any] = {name: options[name] for name in ("steps", "global_batch", "seed")}
+    values: dict[str, Any] = {name: options[name] for name in ("steps", "global_batch", "seed", "device")}
     values |= what_to_train(options, preset="tiny")
     values |= {"lr": 1e-3, "warmup_steps": 2, "eval_samples": -1, "time_limit_s": options["time_limit_s"]}
     apply_settings(values, options["settings"])
@@ -113,12 +122,12 @@ def _cells(options: dict[str, Any]) -> list[Cell]:
         cells += cells_of([*engines, PLAIN_LINEAR], counts, accumulations, [True], half, ["matched"])
         return cells + cells_of(engines, counts, [1], [True], half, ["native"])
     cells = cells_of(
-        options["engines"].split(","),
-        [int(text) for text in options["workers"].split(",")],
-        [int(text) for text in options["accumulation"].split(",")],
-        [text == "on" for text in options["clip"].split(",")],
-        options["precision"].split(","),
-        options["precision_mode"].split(","),
+        options["backends"],
+        options["workers"],
+        options["accumulation"],
+        [text == "on" for text in options["clip"]],
+        options["precision"],
+        options["precision_mode"],
     )
     return [replace(cell, overflow_at=options["overflow_at"]) for cell in cells]
 
@@ -127,9 +136,9 @@ def _loss_scale(base: Job, options: dict[str, Any], folder: Path | None, say: Sa
     """Trains for the figure of the loss scale, writes it; 0 where all engines moved their scale alike."""
     from harness.experiments.parity import loss_scale
 
-    workers = max(int(text) for text in options["workers"].split(","))
-    given = click.get_current_context().get_parameter_source("engines") is not ParameterSource.DEFAULT
-    engines = options["engines"].split(",") if given and not options["full"] else loss_scale.ENGINES
+    workers = max(options["workers"])
+    given = click.get_current_context().get_parameter_source("backends") is not ParameterSource.DEFAULT
+    engines = options["backends"] if given and not options["full"] else loss_scale.ENGINES
     curves = loss_scale.measure(base, workers=workers, at=max(0, options["overflow_at"]), engines=engines, say=say)
     if folder is not None:
         for path in loss_scale.write(curves, folder):

@@ -12,8 +12,19 @@ from typing import Any
 
 import click
 
+from harness.commands.list_types import COUNTS
 from harness.commands.number_types import COUNT
-from harness.commands.options import json_option, results_option, set_option, study_option, time_limit_option
+from harness.commands.options import (
+    backends_option,
+    device_option,
+    json_option,
+    precision_mode_option,
+    precision_option,
+    results_option,
+    set_option,
+    study_option,
+    time_limit_option,
+)
 from harness.experiments.trainings.cells import cells_of
 from harness.experiments.wire.run import ENGINES, measure, print_table, write
 from harness.experiments.wire.worker import TOTAL
@@ -24,17 +35,22 @@ from harness.records.run_folder import study_folder
 
 
 @click.command()
-@click.option("--engines", default=ENGINES, show_default=True, help="Comma-separated; deepspeed:STAGE.")
-@click.option("--workers", default="2,4", show_default=True, help="Nodes, one worker each; comma-separated.")
-@click.option("--accumulation", default="1,4", show_default=True, help="Accumulation steps, comma-separated.")
-@click.option("--precision", default="fp32", show_default=True, help="fp32, bf16, fp16, comma-separated.")
-@click.option("--precision-mode", default="matched", show_default=True, help="matched, native, comma-separated.")
+@backends_option(ENGINES)
+@click.option(
+    "--workers", metavar="LIST", type=COUNTS, default="2,4", show_default=True, help="Nodes, one worker each: 2,4."
+)
+@click.option(
+    "--accumulation", metavar="LIST", type=COUNTS, default="1,4", show_default=True, help="Accumulation steps: 1,4."
+)
+@precision_option
+@precision_mode_option
 @click.option("--hostfile", type=click.Path(exists=True), help="Hosts to use (default: virtual nodes, needs root).")
 @click.option("--preset", default="tiny", show_default=True, help="As for `harness run`.")
 @click.option(
     "--width", type=COUNT, default=16384, show_default=True, help="Of the tiny preset's projection: 97 weights each."
 )
 @click.option("--global-batch", type=COUNT, default=16, show_default=True, help="Samples a step, over all workers.")
+@device_option
 @study_option("wire", optional=True)
 @results_option
 @time_limit_option
@@ -48,19 +64,19 @@ def wire(**options: Any) -> None:
     from mpi import hostfile
 
     hosts = hostfile.parse_file(options["hostfile"])
-    values: dict[str, Any] = {name: options[name] for name in ("preset", "global_batch")}
+    values: dict[str, Any] = {name: options[name] for name in ("preset", "global_batch", "device")}
     values |= {"steps": TOTAL, "eval_samples": -1, "time_limit_s": options["time_limit_s"]}
     if options["preset"] == "tiny":
         values["model"] = {"joint": options["width"]}
     apply_settings(values, options["settings"])
     base = Job.from_dict(values)
     cells = cells_of(
-        options["engines"].split(","),
-        [int(text) for text in options["workers"].split(",")],
-        [int(text) for text in options["accumulation"].split(",")],
+        options["backends"],
+        options["workers"],
+        options["accumulation"],
         [True],
-        options["precision"].split(","),
-        options["precision_mode"].split(","),
+        options["precision"],
+        options["precision_mode"],
     )
     for cell in cells:
         if not 2 <= cell.workers <= len(hosts):
@@ -81,7 +97,7 @@ def _on_virtual_nodes(options: Mapping[str, Any]) -> int:
     """The same command inside node a of a set that lives as long as it does; its exit status."""
     from mpi.nodes import cluster
 
-    count = max(int(text) for text in options["workers"].split(","))
+    count = max(options["workers"])
     made = cluster.up(f"wire-{os.getpid()}", count, tied=True)
     try:
         with tempfile.NamedTemporaryFile("w", suffix=".hostfile") as hosts:

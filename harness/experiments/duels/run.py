@@ -1,4 +1,4 @@
-"""Contenders by their text, as `harness experiment duel --engines` takes them."""
+"""Contenders by their text, as `harness experiment duel --backends` takes them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 from harness.experiments.duels.fight import Contender
 from harness.experiments.trainings.cells import Cell, parse_engine
 from harness.job.declaration import Job, JobError
+from harness.job.engines import split_workers
 
 
 def contenders_of(text: str, workers: int, base: Job, *, weak: bool, mode: str) -> list[Contender]:
@@ -14,10 +15,8 @@ def contenders_of(text: str, workers: int, base: Job, *, weak: bool, mode: str) 
     found: list[Contender] = []
     seen: Counter[str] = Counter()
     for part in text.split(","):
-        engine, at, count = part.strip().partition("@")
-        if at and not (count.isdigit() and int(count) > 0):
-            raise JobError(f"engine '{part.strip()}': write the number of workers behind @, such as {engine}@2")
-        number = int(count) if at else workers
+        engine, own = split_workers(part)
+        number = own or workers
         cell = Cell(
             **parse_engine(engine),
             workers=number,

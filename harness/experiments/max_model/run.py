@@ -21,6 +21,7 @@ from harness.experiments.max_model.memory_formula import Setting, Training, dema
 from harness.experiments.max_model.search import State, state
 from harness.experiments.max_model.shapes import Grid
 from harness.job.declaration import Job, JobError
+from harness.job.engines import parse_backend
 from harness.launch.run import preflight
 from harness.records.record_files import RecordError, finite, read_json
 
@@ -84,8 +85,6 @@ class Search:
 
 def new_cell(text: str, workers: int, search: Search) -> dict[str, Any]:
     """A cell of fit.json without tries: its setting and what the memory model predicts."""
-    from harness.study.study_file import parse_backend
-
     setting = Setting(**parse_backend(text))
     point = max(
         largest(setting, search.grid, workers, search.training, device_mib=search.device_mib, host_mib=search.host_mib),
@@ -112,8 +111,6 @@ def stand(cell: Mapping[str, Any], search: Search) -> State:
 
 def _hint(cell: Mapping[str, Any], search: Search, tries: Mapping[int, Try]) -> int | None:
     """What the memory measured at the largest shape that fitted makes of the answer: the prediction, scaled."""
-    from harness.study.study_file import parse_backend
-
     fitted = [one for one in tries.values() if one.status == "ok" and one.peak_mib and one.predicted_mib]
     if not fitted:
         return None
@@ -162,8 +159,6 @@ def run_search(
     say: Callable[[str], None] | None = None,
 ) -> bool:
     """Tries until every cell has ended (True) or `budget_s` is used up (False). save: called after every try."""
-    from harness.study.study_file import parse_backend
-
     began = time.monotonic()
     for cell in cells:
         setting = Setting(**parse_backend(cell["setting"]))
@@ -195,8 +190,6 @@ def _line(cell: Mapping[str, Any], one: Try) -> str:
 
 def preflight_cell(cell: Mapping[str, Any], search: Search) -> None:
     """Raises what a run of the cell's first try would be refused for."""
-    from harness.study.study_file import parse_backend
-
     preflight(search.job(Setting(**parse_backend(cell["setting"])), cell["workers"], cell["predicted"]["point"]))
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.common import packed_json as packing
-from harness.job.declaration import Job, JobError
-from harness.job.options import parse_value
+from harness.job.declaration import Job
+from harness.job.engines import ZERO_STAGE, parse_backend
 from harness.records.record_files import write_text
 
 PARITY_WORKER = "harness.experiments.parity.worker"
@@ -92,20 +92,11 @@ class Cell:
 
 
 def parse_engine(text: str) -> dict[str, Any]:
-    """``ddp``, ``deepspeed:2`` (with its ZeRO stage), ``deepspeed:3+memory_efficient_linear=false`` (and settings) as
-    fields of a `Cell`. Raises JobError."""
-    head, *pairs = text.strip().split("+")
-    backend, _, stage = head.partition(":")
-    if stage and (backend != "deepspeed" or not stage.isdigit()):
-        raise JobError(f"engine '{text}': write NAME, deepspeed:STAGE or either with +KEY=VALUE behind it")
-    settings = []
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise JobError(f"engine '{text}': write its settings as +KEY=VALUE")
-        settings.append((key, parse_value(value)))
-    zero = int(stage or 0) if backend == "deepspeed" else None
-    return {"backend": backend, "zero_stage": zero, "settings": tuple(settings)}
+    """An engine as `harness.job.engines` writes it, as fields of a `Cell`. Raises JobError."""
+    found = parse_backend(text)
+    settings = dict(found["engine"])
+    zero = settings.pop("zero_stage", ZERO_STAGE) if found["backend"] == "deepspeed" else None
+    return {"backend": found["backend"], "zero_stage": zero, "settings": tuple(settings.items())}
 
 
 def cells_of(

@@ -20,6 +20,8 @@ from statistics import median
 from typing import Any
 
 from harness.common.paths import PROJECT
+from harness.job.declaration import JobError
+from harness.job.engines import ZERO_STAGE, parse_backend
 from harness.records.locks import check_free
 from harness.records.record_files import RESULT, STEPS, read_json, read_jsonl, write_json
 from mpi.names import remove_folder
@@ -33,6 +35,18 @@ LIMIT_S = 600.0  # of one job
 END_S = 20.0  # in which a job that is told to end writes why, and ends its workers on all nodes
 FIRST = 4  # steps before the timed ones
 ENGINES = {"ddp": [], "horovod": [], **{f"deepspeed-z{stage}": ["--zero-stage", str(stage)] for stage in range(3)}}
+
+
+def engine_name(text: str) -> str:
+    """An engine as the record names it: ``deepspeed-z1`` of ``deepspeed:1``. Raises JobError for what is not measured
+    on virtual nodes."""
+    found = parse_backend(text)
+    settings = {"zero_stage": ZERO_STAGE, **found["engine"]} if found["backend"] == "deepspeed" else found["engine"]
+    stage = settings.pop("zero_stage", None)
+    name = found["backend"] + ("" if stage is None else f"-z{stage}")
+    if settings or name not in ENGINES:
+        raise JobError(f"engine '{text}': virtual nodes are measured with ddp, horovod and deepspeed:0 to deepspeed:2")
+    return name
 
 
 def ring_bytes(parameter_bytes: float, ranks: int) -> float:

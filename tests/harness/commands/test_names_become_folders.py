@@ -95,7 +95,7 @@ def test_nodes_take_no_path(
         (("--rates", "1gbit,../x"), "'../x' is not a link rate"),
         (("--nodes", "1,two"), "--nodes '1,two'"),
         (("--width", "0"), "--width '0'"),
-        (("--engines", "horovod,mpi"), "unknown engine 'mpi'"),
+        (("--backends", "horovod,mpi"), "engine 'mpi': virtual nodes are measured with"),
         (("--steps", "2"), "--steps above 4"),
     ],
 )

@@ -34,7 +34,7 @@ def test_ratio_is_of_pairs_so_that_drift_cancels() -> None:
 
 def test_engine_without_a_hand_written_loop_is_refused() -> None:
     with pytest.raises(JobError, match="no hand-written loop for engine 'fsdp2': choose of single, ddp"):
-        run("--engines", "fsdp2", "--study", "")
+        run("--backends", "fsdp2", "--study", "")
 
 
 def test_what_was_measured_before_a_failure_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_what_was_measured_before_a_failure_is_kept(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(command, "measure", measure)
     with pytest.raises(JobError, match="no network"):
-        run("--engines", "ddp,horovod", "--workers", "2", "--results", str(tmp_path))
+        run("--backends", "ddp,horovod", "--workers", "2", "--results", str(tmp_path))
     (row,) = read_json(tmp_path / "overhead" / "overhead.json")["rows"]
     assert row["engine"] == "ddp"
     assert (

@@ -150,7 +150,7 @@ def test_engines_are_written_with_stage_and_settings() -> None:
     assert cell.engine == "deepspeed ZeRO-3 (memory_efficient_linear=false)"
     assert cell.name == "deepspeed-z3-memory_efficient_linear-False-w1-a1-clip-fp32"
     assert unpack(worker_argv("m", JOB, [cell], Path("o"))[3])[1] == [cell]
-    for text in ("ddp:2", "deepspeed:x", "ddp+a"):
+    for text in ("ddp:2", "deepspeed:x", "ddp+a=1"):
         with pytest.raises(JobError, match="write"):
             parse_engine(text)
 
