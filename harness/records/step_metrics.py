@@ -97,8 +97,9 @@ def totals(rows: Sequence[Row], warmup: int) -> Totals | None:
     steps, samples, seconds, inside = 0, 0, 0.0, 0.0
     for before, stretch in _stretches(rows, warmup):
         own = math.fsum(row["step_s"] for row in stretch)
-        begin = before["t"] if before else stretch[0].get("t", 0.0) - stretch[0]["step_s"]
-        wall = stretch[-1].get("t", 0.0) - begin
+        clocked = all(row.get("t") is not None for row in (before or stretch[0], stretch[0], stretch[-1]))
+        begin = (before["t"] if before else stretch[0]["t"] - stretch[0]["step_s"]) if clocked else 0.0
+        wall = stretch[-1]["t"] - begin if clocked else 0.0
         steps += len(stretch)
         samples += sum(int(row.get("samples") or 0) for row in stretch)
         seconds += wall if wall > 0 else own
@@ -114,8 +115,7 @@ def _stretches(rows: Sequence[Row], warmup: int) -> Iterator[tuple[Row | None, l
     for begin, end in itertools.pairwise(starts):
         timed = [row for row in rows[begin + warmup : end] if row.get("step_s")]
         if timed:
-            before = rows[begin + warmup - 1] if warmup else None
-            yield (before if before and before.get("t") is not None else None), timed
+            yield (rows[begin + warmup - 1] if warmup else None), timed
 
 
 def timed_rows(rows: Sequence[Row], warmup: int) -> list[Row]:

@@ -21,11 +21,12 @@ from harness.common.text_table import Table
 from harness.job.declaration import Job
 from harness.records import step_metrics
 from harness.records.run_record import RecordedRun
-from harness.report import bars, charts, plots
-from harness.report import sections as tables
+from harness.report import bars, charts, plots, step_tables
 from harness.report.comparison_table import group_names
 from harness.report.notes import HEADING, notes_on
 from harness.report.pictures import sample_views
+from harness.report.sections import all_tables
+from harness.report.speed_tables import runs_table
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _RULE = (
@@ -47,7 +48,7 @@ def render(comparison: Comparison, prices: Prices) -> str:
 
 def _context(comparison: Comparison, prices: Prices) -> dict[str, Any]:
     found = findings(comparison)
-    made = {table.id: table for table in tables.all_tables(comparison, prices)}
+    made = {table.id: table for table in all_tables(comparison, prices)}
     first = (comparison.members(0) or list(comparison.runs))[0]
     context: dict[str, Any] = {
         "title": comparison.title,
@@ -72,7 +73,7 @@ def _context(comparison: Comparison, prices: Prices) -> dict[str, Any]:
         "job": job_table(first),
         "job_name": first.name,
         "engine": engine_table(comparison),
-        "runs": tables.runs_table(comparison),
+        "runs": runs_table(comparison),
         "css": _css(),
         "js": (_TEMPLATES / "report.js").read_text(),
         "version": _version(),
@@ -238,12 +239,12 @@ def convergence_charts(comparison: Comparison) -> list[charts.Chart]:
 def split_chart(comparison: Comparison) -> charts.Chart | None:
     """Stacked parts of a step, one bar an engine and number of workers."""
     rows = []
-    for label, workers, runs in tables.cell_runs(comparison):
-        parts = tables.split_means(runs)
+    for label, workers, runs in step_tables.cell_runs(comparison):
+        parts = step_tables.split_means(runs)
         if parts is not None:
             rows.append((f"{label}, {workers}", parts))
     return bars.stacked_bars(
-        "chart-split", "Parts of a step (engine, workers)", rows[:16], tables.SPLIT_PARTS, unit="ms"
+        "chart-split", "Parts of a step (engine, workers)", rows[:16], step_tables.SPLIT_PARTS, unit="ms"
     )
 
 

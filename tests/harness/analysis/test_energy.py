@@ -12,7 +12,7 @@ from harness.analysis.cost import Prices, energy_of
 from harness.job.declaration import Job
 from harness.records.record_files import RESOURCES, RESULT, append_jsonl, read_json, write_json
 from harness.records.run_record import RecordedRun
-from harness.report.sections import cost_table
+from harness.report.cost_tables import cost_table
 from tests.harness.made_runs import machine, write_run
 
 KWH = 3.6e6

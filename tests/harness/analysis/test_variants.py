@@ -13,7 +13,7 @@ from harness.analysis.verdict import verdict
 from harness.job.declaration import Job
 from harness.report.comparison_table import group_names
 from harness.report.formats import to_json
-from harness.report.sections import variant_table
+from harness.report.speed_tables import variant_table
 from tests.harness.made_runs import write_run
 
 PLAIN = Job(preset="tiny", steps=40, device="cpu", slots=2, global_batch=8, timing_warmup=4, precision="bf16")

@@ -14,7 +14,7 @@ from harness.analysis.comparison import summarize_study
 from harness.cli import cli, main
 from harness.inference import quality
 from harness.protocol.run_summary import end_lines
-from harness.report.sections import category_table, quality_table
+from harness.report.quality_tables import category_table, quality_table
 
 
 def entry(number, *, mask, defective=True):

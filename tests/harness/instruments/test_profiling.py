@@ -21,7 +21,7 @@ from harness.instruments.profiling import (
 )
 from harness.job.declaration import Job, JobError
 from harness.records.run_record import RecordedRun
-from harness.report.sections import profile_table
+from harness.report.step_tables import profile_table
 from tests.harness.made_runs import write_run
 
 

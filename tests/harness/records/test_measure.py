@@ -82,3 +82,35 @@ def test_straggler_is_found_by_own_work_and_named_once() -> None:
 
 def test_single_rank_has_no_straggler() -> None:
     assert step_metrics.stragglers({0: [1.0, 2.0]}) == []
+
+
+def test_totals_count_what_lies_between_steps_and_not_the_time_between_two_starts() -> None:
+    made = rows([9.0, 1.0, 1.0, 1.0, 9.0, 2.0, 2.0])
+    for row in made[2:]:
+        row["t"] += 0.5  # a checkpoint before the third step
+    for row in made[4:]:
+        row["t"] += 100.0  # the workers were started again: the next step is a warm-up step too
+    made[4]["restarted"] = True
+    whole = step_metrics.totals(made, warmup=1)
+    assert (whole.steps, whole.samples) == (5, 40)
+    assert whole.seconds == pytest.approx(3.5 + 4.0)
+    assert whole.between_s == pytest.approx(0.5)
+    assert whole.samples_per_s == pytest.approx(40 / 7.5)
+    assert step_metrics.summarize(made, warmup=1)["total"] == whole.record()
+
+
+def test_totals_without_warm_up_begin_with_the_first_step_and_need_no_clock() -> None:
+    made = rows([1.0, 2.0, 3.0])
+    assert step_metrics.totals(made, warmup=0).seconds == pytest.approx(6.0)
+    for row in made:
+        del row["t"]  # a record that holds no clock counts by its steps
+    assert step_metrics.totals(made, warmup=1).seconds == pytest.approx(5.0)
+    assert step_metrics.totals(made, warmup=3) is None
+
+
+def test_a_percentile_needs_steps_enough_to_bound_it() -> None:
+    assert [step_metrics.steps_for_percentile(percent) for percent in (90, 95, 99)] == [29, 59, 299]
+    for percent, fewest in ((90, 29), (95, 59), (99, 299)):
+        assert (percent / 100) ** fewest <= 0.05 < (percent / 100) ** (fewest - 1)
+        assert step_metrics.tail([1.0] * (fewest - 1), percent) is None
+        assert step_metrics.tail([1.0] * fewest, percent) == 1.0
