@@ -138,6 +138,7 @@ def assemble(
     )
     model.projection.requires_grad_(spec.train_projection)
     model.set_cuda_graphs(spec.cuda_graphs)
+    model.language.packed_on_gpu = spec.pack_on_gpu
     if spec.weights:
         from core_model.pretrained.published import load_deltas
 

@@ -27,7 +27,9 @@ class ModelSpec:
     text_width: of the space they live in. decoder_layers, scale, learned_scale: see `core_model.anomalygpt.decoder`.
     prompt_channels: see `core_model.anomalygpt.prompt_learner`. projection: ``two_stage`` or ``mlp``; joint: width
     between its two stages. train_projection: off in the paper, which takes PandaGPT's. lora: rank of LoRA on q, k, v,
-    o; 0 = none. losses: fields of `core_model.anomalygpt.losses.LossWeights`. weights: folder of published checkpoints
+    o; 0 = none. pack_on_gpu: the language model computes no padding on GPUs either, without CUDA graphs then
+    (`core_model.language.packing`; on CPUs it never does). losses: fields of
+    `core_model.anomalygpt.losses.LossWeights`. weights: folder of published checkpoints
     (`core_model.pretrained.published`).
     """
 
@@ -50,6 +52,7 @@ class ModelSpec:
     lora_alpha: _Count = 32
     detach_map: bool = False
     cuda_graphs: bool = True
+    pack_on_gpu: bool = False
     scoring: str = "top1"
     max_tokens: _Count = 512
     losses: Mapping[str, Any] = field(default_factory=dict)
@@ -59,4 +62,7 @@ class ModelSpec:
 
 def to_dict(chosen: ModelSpec) -> dict[str, Any]:
     """JSON-serializable form, for the records."""
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(chosen).items()}
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(chosen).items()}
+    if not chosen.pack_on_gpu:  # as before there was one: records stay comparable
+        del values["pack_on_gpu"]
+    return values

@@ -19,6 +19,7 @@ import torch
 
 from core_model.batch import Batch, Sample
 from core_model.errors import ModelError
+from core_model.language.packing import text_places
 from core_model.language.text_tokenizers import Tokenizer
 
 IGNORED = -100  # label of a token without loss
@@ -48,7 +49,8 @@ class Collator:
 
     The batch does not carry the samples along (their pictures would travel twice). extras: ``answer_rows`` and
     ``answer_columns``, the places of answer tokens, found on the host so that a training step needs no synchronization
-    with the device; ``has_mask`` (B,) where some samples are general conversations.
+    with the device; ``text_places``, those of all tokens (`core_model.language.packing`);
+    ``has_mask`` (B,) where some samples are general conversations.
 
     max_tokens: longest conversation; longer ones are cut on the right (a turn's answer may lose its end).
     """
@@ -94,6 +96,7 @@ class Collator:
         lengths = [len(ids) for ids, _ in encoded]
         # host_lengths: for counting FLOPs, without asking the device
         extras: dict[str, Any] = {"answer_rows": rows, "answer_columns": columns, "host_lengths": lengths}
+        extras["text_places"] = text_places(torch.tensor(lengths), longest)
         if any(sample.kind == INSTRUCTION for sample in samples):
             extras["has_mask"] = torch.tensor([float(sample.kind != INSTRUCTION) for sample in samples])
         return Batch(

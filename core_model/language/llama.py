@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from core_model.errors import ModelError
+from core_model.language.packing import Packing
 
 Past = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # a layer's new keys and values -> all that it looks at
 
@@ -200,12 +201,16 @@ class Attention(nn.Module):
         sin: Tensor,
         mask: Tensor | None,
         past: Past | None,
+        packing: Packing | None = None,
     ) -> Tensor:
-        batch, length, _ = x.shape
         config = self.config
-        query = self.q_proj(x).view(batch, length, config.heads, config.head_width).transpose(1, 2)
-        key = self.k_proj(x).view(batch, length, config.kv_heads, config.head_width).transpose(1, 2)
-        value = self.v_proj(x).view(batch, length, config.kv_heads, config.head_width).transpose(1, 2)
+        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if packing is not None:
+            query, key, value = packing.unpack(query), packing.unpack(key), packing.unpack(value)
+        batch, length, _ = query.shape
+        query = query.view(batch, length, config.heads, config.head_width).transpose(1, 2)
+        key = key.view(batch, length, config.kv_heads, config.head_width).transpose(1, 2)
+        value = value.view(batch, length, config.kv_heads, config.head_width).transpose(1, 2)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if past is not None:
             key, value = past(key, value)
@@ -217,7 +222,8 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None and length > 1, enable_gqa=grouped
         )
-        return self.o_proj(out.transpose(1, 2).reshape(batch, length, config.width))
+        out = out.transpose(1, 2).reshape(batch, length, config.width)
+        return self.o_proj(out if packing is None else packing.pack(out))
 
 
 class GatedMLP(nn.Module):
@@ -250,8 +256,9 @@ class Layer(nn.Module):
         sin: Tensor,
         mask: Tensor | None,
         past: Past | None,
+        packing: Packing | None = None,
     ) -> Tensor:
-        x = x + self.self_attn(_for_products(self.input_layernorm(x)), cos, sin, mask, past)
+        x = x + self.self_attn(_for_products(self.input_layernorm(x)), cos, sin, mask, past, packing)
         return x + self.mlp(_for_products(self.post_attention_layernorm(x)))
 
 
@@ -285,6 +292,7 @@ class LlamaModel(nn.Module):
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
         prefix: Prefix | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """Hidden states (B, T, width) after the last norm.
 
@@ -292,13 +300,15 @@ class LlamaModel(nn.Module):
         broadcastable to (B, heads, T, keys), True = may look; None = causal over this call's positions, which is right
         for right-padded batches and, with a cache, for its first pass and for single-token passes. cache, prefix: what
         went before, one of them; a cache grows, a prefix does not and is shared by all samples.
+        packing: embeddings and hidden states are (1, N, width), the tokens without padding; T is the padded length.
         """
         past = cache if cache is not None else prefix
         start = past.length if past is not None else 0
+        length = embeddings.shape[1] if packing is None else packing.length
         if prefix is not None:
-            mask = prefix.mask(embeddings.shape[1], embeddings.device)
+            mask = prefix.mask(length, embeddings.device)
         if positions is None:
-            positions = torch.arange(start, start + embeddings.shape[1], device=embeddings.device)
+            positions = torch.arange(start, start + length, device=embeddings.device)
         cos, sin = rotary_table(positions, self.config.head_width, self.config.rope_theta)
         if positions.dim() == 2:
             cos, sin = cos[:, None], sin[:, None]
@@ -309,9 +319,9 @@ class LlamaModel(nn.Module):
         for index, layer in enumerate(self.layers):
             seen = None if past is None else past.of_layer(index)
             if self.activation_checkpointing and cache is None and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cos, sin, mask, seen, use_reentrant=False)
+                x = checkpoint(layer, x, cos, sin, mask, seen, packing, use_reentrant=False)
             else:
-                x = layer(x, cos, sin, mask, seen)
+                x = layer(x, cos, sin, mask, seen, packing)
         if cache is not None:
             cache.advance(embeddings.shape[1])
         return self.norm(x)
@@ -319,6 +329,8 @@ class LlamaModel(nn.Module):
 
 class Llama(nn.Module):
     """`LlamaModel` and its output layer."""
+
+    packs = True  # its forward takes a `Packing`
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -355,6 +367,11 @@ class Llama(nn.Module):
 
     def embedding_table(self) -> Tensor:
         return self.model.embed_tokens.weight
+
+    @property
+    def compiled(self) -> bool:
+        """Whether torch.compile has the layers, which would compile again for each number of tokens."""
+        return any(layer._compiled_call_impl is not None for layer in self.model.layers)
 
     @property
     def graphable(self) -> bool:

@@ -15,6 +15,7 @@ from core_model.execution.flops import Shape, Work, useful_shape
 from core_model.execution.frozen import own_precision
 from core_model.language.dialogue_format import IGNORED, Collator
 from core_model.language.llama import Prefix
+from core_model.language.packing import Packing, text_places
 from core_model.language.text_tokenizers import Tokenizer
 
 LENGTHS = 16  # input lengths are rounded up to a multiple of this where each needs a CUDA graph of its own
@@ -40,6 +41,7 @@ class LanguageModel(nn.Module):
         self._prefix: tuple[object, Prefix] | None = None
         self.cuda_graphs = True
         self.work = Work()
+        self.packed_on_gpu = False
         self._graphed = GraphedPart(transformer, self._whole, gradient=True)
 
     @property
@@ -47,16 +49,24 @@ class LanguageModel(nn.Module):
         return self.transformer.config.width
 
     def assemble(self, picture: Tensor, prompts: Tensor, token_ids: Tensor, *, from_picture: bool = False) -> Tensor:
-        """(B, L, width) input embeddings: BOS, the text before the picture, the picture, the text after it, the prompt
-        vectors, then token_ids (B, T). picture: (B, width). prompts: (B, P, width). from_picture: leave out what stands
-        before the picture, because its keys and values are known (`constant_prefix`)."""
-        batch = len(picture)
+        """(B, L, width) input embeddings: the `frame`, then token_ids (B, T). from_picture: as in `frame`."""
         text = self.transformer.embed(token_ids)
+        return torch.cat((self.frame(picture, prompts, from_picture=from_picture), text), dim=1)
+
+    def frame(self, picture: Tensor, prompts: Tensor, *, from_picture: bool = False) -> Tensor:
+        """(B, F, width) embeddings of what stands before the text: BOS, the text before the picture, the picture, the
+        text after it, the prompt vectors.
+
+        Args:
+            picture: (B, width). prompts: (B, P, width).
+            from_picture: leave out what stands before the picture: its keys and values are known (`constant_prefix`).
+        """
+        batch = len(picture)
         after = self.transformer.embed(self.after_ids).expand(batch, -1, -1)
-        parts = [picture[:, None], after, prompts, text]
+        parts = [picture[:, None], after, prompts]
         if not from_picture:
             parts.insert(0, self.transformer.embed(self.before_ids).expand(batch, -1, -1))
-        return torch.cat([part.to(text.dtype) for part in parts], dim=1)
+        return torch.cat([part.to(after.dtype) for part in parts], dim=1)
 
     def constant_prefix(self) -> Prefix | None:
         """Keys and values of BOS and the text before the picture: the same for every sample and step as long as the
@@ -76,18 +86,32 @@ class LanguageModel(nn.Module):
     def answer_loss(self, picture: Tensor, prompts: Tensor, batch: Batch, weights: LossWeights) -> Tensor:
         """Cross-entropy (B,): the mean over each sample's answer tokens.
 
-        Padding is on the right and attention causal, so padding needs no mask; logits are computed at answer places
-        only; what stands before the picture is computed once and for all.
+        Padding is on the right and attention causal, so padding needs no mask, and no computing where the batch can be
+        packed; logits are computed at answer places only; what stands before the picture is computed once and for all.
         """
         rows, columns = answer_places(batch)
         with own_precision(self.transformer):
             # With a prefix, attention needs a mask, which the GPU's fused kernels want to do without.
             prefix = None if picture.is_cuda else self.constant_prefix()
-            embeddings = self.assemble(picture, prompts, batch.token_ids, from_picture=prefix is not None)
-            hidden = self._hidden(embeddings, prefix)
-            self._count(batch, prompts.shape[1], hidden, prefix, len(rows))
-            offset = embeddings.shape[1] - batch.token_ids.shape[1]
-            logits = self.transformer.logits(hidden[rows, offset + columns - 1])
+            places = self._text_places(batch)
+            if places is None:
+                embeddings = self.assemble(picture, prompts, batch.token_ids, from_picture=prefix is not None)
+                hidden = self._hidden(embeddings, prefix)
+                length = hidden.shape[1]
+                offset = embeddings.shape[1] - batch.token_ids.shape[1]
+                wanted = hidden[rows, offset + columns - 1]
+            else:
+                frame = self.frame(picture, prompts, from_picture=prefix is not None)
+                count, longest = batch.token_ids.shape
+                packing = Packing(batch=count, frame=frame.shape[1], length=longest, text=places)
+                text = self.transformer.embed(batch.token_ids.flatten()[places])
+                embeddings = torch.cat((frame.flatten(0, 1), text))[None]
+                hidden = self.transformer(embeddings, prefix=prefix, packing=packing)
+                length = packing.length
+                wanted = hidden[0, packing.before(rows, columns, batch.lengths)]
+            computed = hidden.shape[0] * hidden.shape[1]
+            self._count(batch, prompts.shape[1], computed, length, prefix, len(rows))
+            logits = self.transformer.logits(wanted)
         labels = batch.labels[rows, columns]
         token_weights = None
         if weights.verdict_weight != 1.0:
@@ -98,16 +122,31 @@ class LanguageModel(nn.Module):
             losses = losses * torch.where(batch.is_defective, weights.defective_weight, 1.0)
         return losses
 
-    def _count(self, batch: Batch, prompts: int, hidden: Tensor, prefix: Prefix | None, logits: int) -> None:
-        """Adds a batch to `work`. prompts: vectors a sample. hidden: (B, L, width) as computed, with its padding."""
-        count, length = hidden.shape[:2]
+    def _count(
+        self, batch: Batch, prompts: int, computed: int, length: int, prefix: Prefix | None, logits: int
+    ) -> None:
+        """Adds a batch to `work`. prompts: vectors a sample. computed: positions that ran through the
+        layers. length: of a sample in attention, with its padding."""
+        count = len(batch)
         seen = length + (prefix.length if prefix is not None else 0)
-        self.work.done.add(Shape(samples=len(batch), rows=count * length, pairs=count * length * seen, logits=logits))
+        self.work.done.add(Shape(samples=count, rows=computed, pairs=count * length * seen, logits=logits))
         lengths = batch.extras.get("host_lengths")
         if lengths is None:
             lengths = batch.lengths.tolist()
         frame = 1 + len(self.after_ids) + prompts
         self.work.useful.add(useful_shape(lengths, logits, frame=frame, known=len(self.before_ids)))
+
+    def _text_places(self, batch: Batch) -> Tensor | None:
+        """Places of the true text tokens (`core_model.language.packing`); None where the batch is computed padded: it
+        has no padding, or the transformer, compiled blocks or CUDA graphs want one shape for many batches."""
+        if not getattr(self.transformer, "packs", False) or self.transformer.compiled:
+            return None
+        if batch.token_ids.is_cuda and not self.packed_on_gpu:
+            return None
+        places = batch.extras.get("text_places")
+        if places is None:
+            places = text_places(batch.lengths, batch.token_ids.shape[1])
+        return places if len(places) < batch.token_ids.numel() else None
 
     def _whole(self, embeddings: Tensor) -> tuple[Tensor, ...]:
         return (self.transformer(embeddings),)
