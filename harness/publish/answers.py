@@ -3,6 +3,7 @@ workers."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,9 @@ def answers(studies: Sequence[Path], root: Path, summarize: Callable[[Path], Com
 
 
 def seen_from(root: Path, study: Path) -> Path:
-    """The study's folder as a link from `root` names it."""
-    return study.relative_to(root) if study.is_relative_to(root) else study
+    """The study's folder as a link from `root` names it; from a folder beside results/ (docs/) too."""
+    near = study.is_relative_to(root) or study.is_relative_to(root.parent)
+    return Path(os.path.relpath(study, root)) if near else study
 
 
 def _rows(comparison: Comparison, link: str) -> list[list[str]]:

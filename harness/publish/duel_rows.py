@@ -13,6 +13,7 @@ from harness.analysis.duels import record as duels
 from harness.analysis.verdict import machine
 from harness.common.formatting import DASH
 from harness.common.text_table import Table
+from harness.publish.answers import seen_from
 from harness.records.record_files import read_json
 
 _ORDER = ("ddp", "horovod", "deepspeed", "fsdp2", "single")  # of the engines' columns
@@ -50,7 +51,7 @@ def _row(study: Path, record: Mapping[str, Any], columns: Sequence[str], root: P
     at_most = [side for side in others if side["workers"] == most and _plain(side)]
     against = {item["b"]: item for item in record["differences"] if item["a"] == first["name"]}
     shown = {duels.label(side): _share(against.get(side["name"])) for side in at_most}
-    where = study.relative_to(root) if study.is_relative_to(root) else study
+    where = seen_from(root, study)
     job = f"[{record['job']['preset']}, {record['job']['precision']}]({where}/{duels.PAGE})"
     place = machine(dict(record.get("environment") or {}), most)
     return [job, place, *(shown.get(label, DASH) for label in columns), _question(record, at_most, against)]

@@ -1,4 +1,4 @@
-"""`harness results index`: results/README.md and the measured part of the README."""
+"""`harness results index`: results/README.md and the measured parts of README.md and docs/results.md."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from harness.publish.readme_blocks import fill
 @click.command()
 @results_option
 def index(results: str | None) -> None:
-    """Write results/README.md, and the measured part of the README beside results/, from the studies that are there.
+    """Write results/README.md from the studies that are there.
 
-    Only between this program's own markers; a README.md without them is left alone.
+    Also the measured parts of README.md and docs/results.md beside it, only between this program's own markers: a file
+    without them is left alone.
     """
     root = results_root(results)
     click.echo(str(write_index(root)))
-    readme = root.parent / "README.md"
-    if readme.is_file() and fill(readme, root):
-        click.echo(str(readme))
+    for page in (root.parent / "README.md", root.parent / "docs" / "results.md"):
+        if page.is_file() and fill(page, root):
+            click.echo(str(page))
