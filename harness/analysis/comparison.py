@@ -7,15 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from harness.analysis import intervals
 from harness.analysis.cells import cells_of, rates_of
+from harness.analysis.duels.record import NAME as DUELS
 from harness.analysis.run_figures import HEADLINE, QUALITY, run_row
 from harness.analysis.setting_effects import Variant, variants
 from harness.common.formatting import is_number
 from harness.records import comparability as contract
+from harness.records.record_files import read_json
 from harness.records.run_record import RecordedRun, load_runs, sound_runs
 
 
@@ -43,6 +46,15 @@ class Comparison:
     def main(self) -> pd.DataFrame:
         """The cells of the main group."""
         return self.cells[self.cells["group"] == 0] if len(self.cells) else self.cells
+
+    @cached_property
+    def duels(self) -> dict[str, Any] | None:
+        """The record of the study's duels (`harness.analysis.duels.record`); None for runs of several studies, for a
+        single run, and where none were fought."""
+        folders = {run.folder.parent for run in self.runs}
+        file = folders.pop() / DUELS if len(folders) == 1 and len(self.runs) > 1 else None
+        record = read_json(file) if file is not None and file.exists() else None
+        return record if record and record["differences"] else None
 
     @property
     def labels(self) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from harness.analysis import setting_effects
 from harness.analysis.caveats import Finding
 from harness.analysis.comparison import Comparison, PairedFigure
+from harness.analysis.duels import sentences as duels
 from harness.analysis.run_figures import HEADLINE, QUALITY_NAMES, crowded
 from harness.common.formatting import change, joined, mebibytes, number, percent, plural, trained
 from harness.records.run_record import RecordedRun
@@ -53,14 +54,18 @@ def machine(place: dict[str, Any], used: int | None = None) -> str:
 
 
 def verdict(comparison: Comparison, found: Sequence[Finding] = ()) -> list[str]:
-    """Sentences, the most important first. Says "alike" where the whole interval lies near zero, "undecided" where it
-    holds zero and reaches further."""
+    """Sentences, the most important first; speed and scaling by the study's duels where it has them. Says "alike" where
+    the whole interval lies near zero, "undecided" where it holds zero and reaches further."""
     if not len(comparison.main) or not (comparison.main["ok"] > 0).any():
         failed = int((comparison.frame["group"] == -1).sum())
         return [f"No run ended well ({failed} failed): there is nothing to compare. The reasons are listed below."]
-    sentences = _speed(comparison)
-    sentences += setting_effects.sentences(comparison.variants)
-    sentences += _scaling(comparison)
+    if comparison.duels is not None:
+        sentences = duels.speed(comparison.duels)
+        sentences += setting_effects.sentences(comparison.variants)
+    else:
+        sentences = _speed(comparison)
+        sentences += setting_effects.sentences(comparison.variants)
+        sentences += _scaling(comparison)
     sentences += _memory(comparison)
     sentences += _quality(comparison)
     if any(finding.code == "unusable-answers" for finding in found):

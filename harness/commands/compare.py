@@ -10,12 +10,15 @@ from typing import Any
 import click
 
 from harness.commands.options import results_option
+from harness.common.formatting import plural
 from harness.job.declaration import JobError
 from harness.job.options import job_options, job_values, results_root
 from harness.records.locks import holder_of
 from harness.study.runner import preflight_all, run_study, what_is_left
 from harness.study.study_file import BUDGET, UNTIL, Study
 from harness.study.time_estimate import estimate_study, plan_text
+
+WARNINGS = 3  # of the last screen; the report has all
 
 
 def _list(text: str | None, kind: type = str) -> list[Any] | None:
@@ -161,7 +164,10 @@ def finish(folder: Path) -> int:
     console.print(terminal_table(comparison))
     for sentence in verdict(comparison, found):
         console.print(sentence, markup=False, highlight=False)
-    for finding in found:
+    for finding in found[:WARNINGS]:
         console.print(f"{finding.level}: {finding.text}", markup=False, highlight=False)
+    if len(found) > WARNINGS:
+        more = plural(len(found) - WARNINGS, "more warning")
+        console.print(f"{more} in the report", markup=False, highlight=False)
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
     return 1 if (comparison.frame["group"] == -1).any() or comparison.left_out else 0

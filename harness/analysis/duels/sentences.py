@@ -1,0 +1,109 @@
+"""The verdict of a study's duels, in sentences: which engine is faster, how far each is from plain torch, whether the
+method finds an engine alike with itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.analysis.duels.needed import duel_seconds, need
+from harness.analysis.duels.record import Record, Side, blocks_of, bounds, label, same_as
+from harness.analysis.intervals import ALIKE
+from harness.common.formatting import change, duration, joined, percent, plural
+
+Row = Mapping[str, Any]  # one of a record's differences
+PLAIN = "plain torch on one worker"
+
+
+def speed(record: Record) -> list[str]:
+    """A sentence for each two engines that were compared at equal workers, most workers first, then how far each is
+    from plain torch, then the calibration. Empty where nothing was fought."""
+    sides = {side["name"]: side for side in record["contenders"]}
+    between = [row for row in record["differences"] if sides[row["a"]]["workers"] == sides[row["b"]]["workers"]]
+    first = record["contenders"][0]["name"]
+    engines = [row for row in between if first not in (row["a"], row["b"])]
+    engines.sort(key=lambda row: -sides[row["a"]]["workers"])
+    sentences = [_between(row, sides, record) for row in engines]
+    sentences += _against_plain(record, sides, first)
+    sentences += [_calibration(row) for row in between if same_as(row["b"]) == row["a"]]
+    sentences += [
+        f"{_name(sides, item['a'])} and {_name(sides, item['b'])} fought no duel: {item['reason']}."
+        for item in record.get("not_fought") or ()
+    ]
+    return sentences
+
+
+def _between(row: Row, sides: Mapping[str, Side], record: Record) -> str:
+    """``Horovod is 4.2 % faster than DeepSpeed ZeRO-2 at 2 workers (95 % CI 2.0 to 6.1 %, 5 duels).``"""
+    at = f"at {plural(sides[row['b']]['workers'], 'worker')}"
+    basis = f"{bounds(row)}, {plural(row['duels'], 'duel')}"
+    a, b = label(sides[row["a"]]), label(sides[row["b"]])
+    if row["verdict"] == "undecided":
+        return f"Undecided {at}: {b} against {a} {change(row['value'])} ({basis}); {lacking(row, record)}."
+    if row["verdict"] == "alike":
+        within = f"they differ by less than {percent(ALIKE)}"
+        return f"{b} and {a} are alike in speed {at}: {within} ({change(row['value'])}, {basis})."
+    if row["value"] < 0:  # who is faster is said, not who is slower
+        a, b, row = b, a, _turned(row)
+        basis = f"{bounds(row)}, {plural(row['duels'], 'duel')}"
+    small = f", but by less than {percent(ALIKE)}" if "less" in row["verdict"] else ""
+    return f"{b} is {percent(row['value'], 1)} faster than {a} {at}{small} ({basis})."
+
+
+def lacking(row: Row, record: Record) -> str:
+    """What an undecided difference would take: ``about 3 more duels (4.2 min) for ±5.0 %: --budget 15m``."""
+    goal = record.get("goal") or {}
+    wanted = float(goal.get("until") or ALIKE)
+    more = need(blocks_of(record), row["a"], row["b"], wanted).missing
+    if not more:  # as narrow as was asked for, and both zero and the margin are inside
+        return f"the interval is as narrow as was asked for: a smaller --until than {percent(wanted, 1)} would tell"
+    seconds = more * duel_seconds(record)
+    minutes = (float(goal.get("budget_s") or 0.0) + seconds) / 60
+    text = f"about {plural(more, 'more duel')} ({duration(seconds)}) for ±{percent(wanted, 1)}"
+    return f"{text}: --budget {minutes + 1:.0f}m"
+
+
+def _against_plain(record: Record, sides: Mapping[str, Side], first: str) -> list[str]:
+    """One sentence a number of workers: throughput of each engine against plain torch on one worker, as efficiency
+    where there are more workers."""
+    rows = [row for row in record["differences"] if row["a"] == first and same_as(row["b"]) is None]
+    sentences = []
+    for workers in sorted({sides[row["b"]]["workers"] for row in rows}, reverse=True):
+        here = [row for row in rows if sides[row["b"]]["workers"] == workers]
+        if workers > 1:
+            shares = joined([f"{label(sides[row['b']])} {_efficiency(row)}" for row in here])
+            sentences.append(f"Scaling efficiency at {workers} workers, against {PLAIN}: {shares}.")
+        else:
+            shares = joined([f"{label(sides[row['b']])} {change(row['value'])} ({bounds(row)})" for row in here])
+            sentences.append(f"On one worker, against plain torch: {shares}.")
+    return sentences
+
+
+def _efficiency(row: Row) -> str:
+    ends = row["efficiency"]
+    if ends["low"] is None:
+        return f"{percent(ends['value'])} (no interval)"
+    return f"{percent(ends['value'])} ({ends['low'] * 100:.0f} to {percent(ends['high'])})"
+
+
+def _calibration(row: Row) -> str:
+    """An engine against itself: it must come out alike."""
+    found = f"{change(row['value'])}, {bounds(row)}, {plural(row['duels'], 'duel')}"
+    if row["verdict"] == "alike" or "less" in row["verdict"]:
+        return f"Calibration: plain torch against itself differs by less than {percent(ALIKE)} ({found})."
+    if row["verdict"] == "undecided":
+        return f"Calibration: plain torch cannot be told from itself, but only within a wide interval ({found})."
+    return f"CALIBRATION FAILED: plain torch came out different from itself ({found}): do not trust these duels."
+
+
+def _name(sides: Mapping[str, Side], name: str) -> str:
+    return f"{label(sides[name])} with {plural(sides[name]['workers'], 'worker')}"
+
+
+def _turned(row: Row) -> Row:
+    """The same difference told from the other side."""
+
+    def back(value: float | None) -> float | None:
+        return None if value is None else 1 / (1 + value) - 1
+
+    return {**row, "value": back(row["value"]), "low": back(row["high"]), "high": back(row["low"])}
