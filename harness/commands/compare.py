@@ -13,6 +13,7 @@ from harness.commands.options import results_option
 from harness.common.formatting import plural
 from harness.job.declaration import JobError
 from harness.job.options import job_options, job_values, results_root
+from harness.protocol.console import tell
 from harness.records.locks import holder_of
 from harness.study.runner import preflight_all, run_study, what_is_left
 from harness.study.study_file import BUDGET, UNTIL, Study
@@ -34,7 +35,9 @@ def _list(text: str | None, kind: type = str) -> list[Any] | None:
 def study_from_options(options: Mapping[str, Any]) -> Study:
     """The study of the command's options; --study names a TOML file or a folder in results/."""
     options = dict(options)
-    given = {name: options.pop(name) for name in ("backends", "workers", "repeats", "seeds", "until", "budget")}
+    given = {
+        name: options.pop(name) for name in ("backends", "workers", "repeats", "seeds", "until", "budget", "tuned")
+    }
     name = options.pop("study") or "compare"
     for flag, remedy in (("backend", "--backends"), ("slots", "--workers"), ("run", "--study")):
         if options.get(flag) is not None:
@@ -57,6 +60,7 @@ def study_from_options(options: Mapping[str, Any]) -> Study:
             seeds=_list(given["seeds"], int),
             until=given["until"],
             budget=given["budget"],
+            tuned=given["tuned"],
             job=job,
         )
     return Study.from_matrix(
@@ -67,6 +71,7 @@ def study_from_options(options: Mapping[str, Any]) -> Study:
         seeds=_list(given["seeds"], int) or (),
         until=given["until"] or UNTIL,
         budget=given["budget"] or BUDGET,
+        tuned=given["tuned"] or "",
         job=job,
     )
 
@@ -80,6 +85,11 @@ def study_from_options(options: Mapping[str, Any]) -> Study:
     "--until", metavar="SHARE", help=f"Duels go on until each asked interval is within ±SHARE (default {UNTIL})."
 )
 @click.option("--budget", metavar="TIME", help=f"Time of the duels, beside the runs; 0: no duels (default {BUDGET}).")
+@click.option(
+    "--tuned",
+    type=click.Path(),
+    help="tuned.toml of `harness tune`: every engine in it runs as it comes and with its tuned settings.",
+)
 @job_options
 @results_option
 @click.option("--retry-failed", is_flag=True, help="Run failed cells again; their records are replaced.")
@@ -116,6 +126,8 @@ def compare(
         raise JobError("--share-processes, --take-turns and --concurrent exclude each other: choose one")
     study = study_from_options(options)
     root = results_root(results)
+    for note in study.notes:
+        tell(f"note: {note}")
     if dry_run:
         todo, done = what_is_left(root / study.name, study, retry_failed)
         live = [job.run for job in todo if job.run in done and holder_of(done[job.run].folder) is not None]

@@ -11,12 +11,15 @@ import click
 from harness.commands.number_types import COUNT, WHOLE
 from harness.commands.options import dry_run_option, json_option, results_option
 from harness.job.declaration import Job, JobError
+from harness.job.engines import parse_backend, split_engines
 from harness.job.options import job_options, job_values
 from harness.protocol.console import tell
-from harness.study.study_file import parse_backend
+
+DEFAULT = "horovod,deepspeed:2"
 
 
 @click.command()
+@click.option("--backends", metavar="LIST", help=f"Engines, with settings that are kept (default {DEFAULT}).")
 @click.option("--workers", default="2", show_default=True, metavar="LIST", help="Workers on this machine: 1,2,4.")
 @click.option("--trials", type=COUNT, default=12, show_default=True, help="Candidates that each engine may try.")
 @click.option("--budget", default="10m", show_default=True, help="Time for each engine and number of workers.")
@@ -34,7 +37,7 @@ from harness.study.study_file import parse_backend
 def tune(**options: Any) -> None:
     """Find the fastest settings of each engine by short duels against the engine as it comes.
 
-    --backend takes a list with settings that are kept: horovod,deepspeed:zero_stage=2. Writes tuned.toml, which
+    Settings behind an engine's name are kept, such as deepspeed:zero_stage=1. Writes tuned.toml, which
     `harness compare --tuned` takes, tuning.json and tuning.md into results/STUDY (default: tuned). See docs/tuning.md.
     """
     from harness.experiments.duels.fight import Pace
@@ -102,6 +105,7 @@ def _counts(text: str) -> list[int]:
 def _asked(options: Mapping[str, Any]) -> tuple[Job, list[dict[str, Any]]]:
     """The job and the engines that the options name. Raises JobError for what tuning does not take."""
     options = dict(options)
+    listed = options.pop("backends")
     for flag, remedy in (("slots", "--workers"), ("run", "--study")):
         if options.get(flag) is not None:
             raise JobError(f"--{flag.replace('run', 'run-name')} belongs to `harness run`: use {remedy} here")
@@ -109,8 +113,7 @@ def _asked(options: Mapping[str, Any]) -> tuple[Job, list[dict[str, Any]]]:
         raise JobError("--nodes: tuning runs on this machine alone: leave it out")
     values = job_values({**options, "backend": None})
     given = values.pop("engine", {})
-    texts = [part for part in (options.get("backend") or "horovod,deepspeed").split(",") if part.strip()]
-    engines = [parse_backend(text) for text in texts]
+    engines = [parse_backend(text) for text in split_engines(listed or options.get("backend") or DEFAULT)]
     for engine in engines:
         engine["engine"] = {**given, **engine["engine"]}
     values.setdefault("study", "tuned")

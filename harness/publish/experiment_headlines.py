@@ -82,6 +82,12 @@ def _duel(record: Mapping[str, Any], folder: Path) -> str:
     return headline(record)
 
 
+def _tuning(record: Mapping[str, Any], folder: Path) -> str:
+    from harness.experiments.tuning.record import headline
+
+    return headline(record)
+
+
 def _faults(record: Mapping[str, Any], folder: Path) -> str:
     rows = record["rows"]
     ended = [row["seconds"] for row in rows if row["seconds"] is not None]
@@ -120,6 +126,11 @@ _KINDS: dict[str, _Kind] = {
         _parity,
         "Every engine's weights after a few steps against a single process's (`harness experiment parity`)",
         ("parity.md", "parity.csv", "parity.json", "loss_scale.png", "loss_scale.svg", "loss_scale.csv"),
+    ),
+    "tuning.json": (
+        _tuning,
+        "Each engine's settings searched for the fastest ones (`harness tune`)",
+        ("tuning.md", "tuned.toml", "tuning.json"),
     ),
     "wire.json": (
         _wire,

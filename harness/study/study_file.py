@@ -10,6 +10,7 @@ A study is asked for by options or by a TOML file::
     seeds = [0, 1, 2]               # of repeat 0, 1, 2 (default: the job's seed + the repeat)
     until = "5%"                    # half of the interval of each difference in speed that duels go on for
     budget = "10m"                  # time of the duels, beside the runs; "0": no duels
+    tuned = "tuned.toml"            # optional: each engine also with the settings that `harness tune` found
     [job]                           # any field of harness.job.declaration.Job
     preset = "small"
     steps = 60
@@ -70,6 +71,7 @@ class StudyMatrix:
     job: Mapping[str, Any] = field(default_factory=dict)
     matrix: Mapping[str, Any] = field(default_factory=dict)
     estimate: Mapping[str, Any] | None = None
+    tuned: str = ""
 
     @property
     def estimate_seconds(self) -> tuple[float, float] | None:
@@ -94,6 +96,7 @@ class Study:
     declared: tuple[float, float] | None = None  # [estimate]: seconds of a start of processes, and of a run
     until: float = 0.05  # half of the interval that duels go on for, a share of the throughput
     budget_s: float = 0.0  # seconds of the duels; 0: none
+    notes: tuple[str, ...] = ()  # said before the study is run
 
     @classmethod
     def from_matrix(cls, **declared: Any) -> Study:
@@ -110,14 +113,15 @@ class Study:
                 remedy = _INSTEAD.get(name, "leave it out of [job], [matrix] and the options")
                 raise JobError(f"'{name}' is decided by the study: {remedy}")
         base = with_version(Job.checked(asked.job))
+        rows, notes = _rows(engines, asked, base)
         jobs: list[Job] = []
         for repeat in range(asked.repeats):
             seed = asked.seeds[repeat % len(asked.seeds)] if asked.seeds else base.get("seed", Job.seed) + repeat
             for changes in _combinations(asked.matrix):
                 for count in asked.workers:
                     # Each repeat begins with the next engine.
-                    turn = repeat % len(engines)
-                    for engine in engines[turn:] + engines[:turn]:
+                    turn = repeat % len(rows[count])
+                    for engine in rows[count][turn:] + rows[count][:turn]:
                         values = {**base, **changes, "seed": seed, "repeat": repeat}
                         made = _job(asked.name, engine, count, values, tuple(changes))
                         if made is not None:
@@ -131,6 +135,7 @@ class Study:
             declared=asked.estimate_seconds,
             until=share(asked.until),
             budget_s=seconds(asked.budget, zero=True),
+            notes=tuple(notes),
         )
 
     @classmethod
@@ -194,6 +199,23 @@ def _check_keys(declared: Mapping[str, Any]) -> None:
 
 
 _LONGEST_NAME = 120  # of a run's folder
+
+
+def _rows(
+    engines: list[dict[str, Any]], asked: StudyMatrix, base: Mapping[str, Any]
+) -> tuple[dict[int, list[dict[str, Any]]], list[str]]:
+    """(the engines at each number of workers, tuned ones among them, and what to say of those). Raises JobError where
+    the tuned file is of another job."""
+    if not asked.tuned:
+        return dict.fromkeys(asked.workers, engines), []
+    from harness.study import tuned_file, tuned_rows
+
+    tuned = tuned_file.read(Path(asked.tuned))
+    for changes in _combinations(asked.matrix):
+        tuned.check_job({**base, **changes})
+    machine, versions = tuned_file.this_machine()
+    said = tuned_rows.notes(engines, asked.workers, tuned, machine=machine, versions=versions)
+    return {count: tuned_rows.with_tuned(engines, count, tuned) for count in asked.workers}, said
 
 
 def _combinations(matrix: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from backends.declared import declared
 from harness.job.declaration import Job, JobError
+from harness.job.engines import ZERO_STAGE
 
 SCHEMA = 1
 # What may differ between the job that was tuned and the one that is compared: it does not decide which setting is
@@ -68,7 +69,7 @@ class TunedFile:
     def found(self, backend: str, given: Mapping[str, Any], workers: int) -> TunedEngine | None:
         """The entry of an engine with the settings that the user asks for, None where there is none."""
         for entry in self.engine:
-            if (entry.backend, entry.workers, dict(entry.given)) == (backend, workers, dict(given)):
+            if (entry.backend, entry.workers, _full(backend, entry.given)) == (backend, workers, _full(backend, given)):
                 return entry
         return None
 
@@ -159,6 +160,11 @@ def text_of(tuned: TunedFile) -> str:
 def as_plain(entry: TunedEngine) -> dict[str, Any]:
     """An entry as JSON holds it."""
     return json.loads(json.dumps(asdict(entry)))
+
+
+def _full(backend: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the ZeRO stage that `deepspeed` alone means."""
+    return {"zero_stage": ZERO_STAGE, **given} if backend == "deepspeed" else dict(given)
 
 
 def _pairs(values: Mapping[str, Any]) -> list[str]:

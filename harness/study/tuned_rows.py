@@ -45,7 +45,7 @@ def notes(
             if entry is None:
                 found.append(f"{name} was not tuned for {count} workers: it has one row there, as it comes")
             elif not entry.settings:
-                found.append(f"{name} at {count} workers: no setting beat the engine as it comes, one row is its best")
+                found.append(f"{name} at {count} workers: nothing was shown to be faster than the engine as it comes")
     parted = tuned.departures(machine, versions)
     if parted:
         found.append(f"the tuned settings were found elsewhere and may not be the best here: {'; '.join(parted)}")

@@ -54,7 +54,7 @@ def test_one_horovod_worker_has_nothing_to_tune() -> None:
 
 
 def test_settings_are_spelled_as_behind_an_engines_name() -> None:
-    from harness.study.study_file import parse_backend
+    from harness.job.engines import parse_backend
 
     settings = {"overlap_comm": True, "reduce_bucket_size": 5_000_000, "cycle_time_ms": 0.1}
     assert parse_backend(f"deepspeed:{spelled(settings)}") == {"backend": "deepspeed", "engine": settings}

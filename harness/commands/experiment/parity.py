@@ -11,6 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from backends.tuning import spelled
 from harness.commands.list_types import Names
 from harness.commands.number_types import COUNT, SEED
 from harness.commands.options import (
@@ -34,6 +35,7 @@ from harness.job.options import apply_settings, model_option, what_to_train
 from harness.launch.user_job import check_user_job
 from harness.protocol.console import tell
 from harness.records.run_folder import check_writable, study_folder
+from harness.study.tuned_file import read
 
 CLIPS = Names(("on", "off"), "clipping")
 ENGINES = "ddp,fsdp2,horovod,deepspeed:0,deepspeed:1,deepspeed:2,deepspeed:3"
@@ -46,6 +48,11 @@ PLAIN_LINEAR = "deepspeed:3+memory_efficient_linear=false"
 @click.command()
 @backends_option(
     "ddp,horovod,deepspeed:0,deepspeed:1,deepspeed:2", "--full takes every one; --loss-scale too, unless this is given."
+)
+@click.option(
+    "--tuned",
+    type=click.Path(),
+    help="tuned.toml of `harness tune`: its engines with their tuned settings, instead of --backends and --workers.",
 )
 @workers_option
 @accumulation_option
@@ -121,15 +128,39 @@ def _cells(options: dict[str, Any]) -> list[Cell]:
         cells = cells_of(engines, counts, accumulations, clips, ["fp32"], ["matched"])
         cells += cells_of([*engines, PLAIN_LINEAR], counts, accumulations, [True], half, ["matched"])
         return cells + cells_of(engines, counts, [1], [True], half, ["native"])
-    cells = cells_of(
-        options["backends"],
-        options["workers"],
+    if options["tuned"]:
+        asked = tuned_engines(Path(options["tuned"]))
+    else:
+        asked = [(name, workers) for name in options["backends"] for workers in options["workers"]]
+    cells = [cell for name, workers in asked for cell in _matrix(name, workers, options)]
+    return [replace(cell, overflow_at=options["overflow_at"]) for cell in cells]
+
+
+def tuned_engines(file: Path) -> list[tuple[str, int]]:
+    """The engines of a tuned.toml with the settings that were found, as --backends spells them, and their workers.
+
+    Raises JobError where no entry of the file has tuned settings.
+    """
+    found = []
+    for entry in read(file).engine:
+        if entry.settings:
+            settings = spelled({**entry.given, **entry.settings})
+            found.append((f"{entry.backend}:{settings}", entry.workers))
+    if not found:
+        raise JobError(f"{file}: no engine in it has tuned settings: all stay as they come")
+    return found
+
+
+def _matrix(engine: str, workers: int, options: dict[str, Any]) -> list[Cell]:
+    """The cells of one engine."""
+    return cells_of(
+        [engine],
+        [workers],
         options["accumulation"],
         [text == "on" for text in options["clip"]],
         options["precision"],
         options["precision_mode"],
     )
-    return [replace(cell, overflow_at=options["overflow_at"]) for cell in cells]
 
 
 def _loss_scale(base: Job, options: dict[str, Any], folder: Path | None, say: Say | None) -> int:

@@ -13,6 +13,7 @@ from harness.experiments.duels.fight import Contender, Duel, Pace, fight
 from harness.experiments.trainings.cells import Cell
 from harness.experiments.tuning.search import Score
 from harness.job.declaration import Job, JobError
+from harness.job.engines import ZERO_STAGE
 
 AS_IT_COMES = "as it comes"
 AGAIN = "as it comes, again"
@@ -133,7 +134,7 @@ class Arena:
 def cell_of(backend: str, settings: Settings, workers: int, base: Job) -> Cell:
     """The training of an engine with settings, as duels and parity take it."""
     rest = dict(settings)
-    stage = rest.pop("zero_stage", 2 if backend == "deepspeed" else None)
+    stage = rest.pop("zero_stage", ZERO_STAGE if backend == "deepspeed" else None)
     return Cell(
         backend=backend,
         zero_stage=stage if isinstance(stage, int) else None,

@@ -99,7 +99,7 @@ def sentence(item: Mapping[str, Any]) -> str:
     name, found = name_of(item), item["difference"]
     if not item["settings"]:
         tried = plural(len(measured(item)), "trial")
-        return f"{name}: as it comes it is at its best here ({item['reason']}; {tried})."
+        return f"{name}: it stays as it comes ({item['reason']}; {tried})."
     bounds = f"95 % CI {found['low'] * 100:.1f} to {found['high'] * 100:.1f} %"
     gain = f"{found['value'] * 100:+.1f} % samples/s ({bounds})"
     equal = f"weights equal the single process's to {item['parity']:.0e}"

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from harness.commands.experiment.parity import tuned_engines
 from harness.job.declaration import Job, JobError
+from harness.study.study_file import Study
 from harness.study.tuned_file import TunedEngine, TunedFile, deciding, read, text_of, this_machine, write
 from harness.study.tuned_rows import notes, with_tuned
 
@@ -67,7 +69,7 @@ def test_each_engine_has_a_row_as_it_comes_and_one_as_tuned() -> None:
     said = notes(engines, [2], tuned(), machine=machine, versions=versions)
     elsewhere = "hardware was x, here it is y; torch was 2.13.0, here it is 2.14.0"
     assert said == [
-        "deepspeed:zero_stage=2 at 2 workers: no setting beat the engine as it comes, one row is its best",
+        "deepspeed:zero_stage=2 at 2 workers: nothing was shown to be faster than the engine as it comes",
         "ddp was not tuned for 2 workers: it has one row there, as it comes",
         f"the tuned settings were found elsewhere and may not be the best here: {elsewhere}",
     ]
@@ -101,3 +103,43 @@ def test_this_machine_is_described_by_what_decides_speed() -> None:
     assert set(machine) == {"hardware", "cores", "gpus"}
     assert "torch" in versions
     assert deciding(Job().to_dict())["preset"] == "small"
+
+
+def study_of(path: Path, **changes: Any) -> Study:
+    declared = {"name": "s", "backends": ["horovod", "deepspeed:zero_stage=2"], "workers": [1, 2], "repeats": 2}
+    return Study.from_matrix(**{**declared, "job": JOB, "tuned": str(path), **changes})
+
+
+def test_a_study_runs_each_engine_as_it_comes_and_tuned(tmp_path: Path) -> None:
+    path = tmp_path / "tuned.toml"
+    write(tuned(), path)
+    study = study_of(path)
+    names = [job.run for job in study.jobs if job.repeat == 0]
+    assert names == [
+        "horovod-w1-fp32-s0-r0",
+        "deepspeed-z2-w1-fp32-s0-r0",
+        "horovod-w2-fp32-s0-r0",
+        "horovod-cycle_time_ms-0.5-num_groups-4-w2-fp32-s0-r0",
+        "deepspeed-z2-w2-fp32-s0-r0",
+    ]
+    assert len(study.jobs) == 10
+    later = [job.engine for job in study.jobs if job.repeat == 1 and job.world_size == 2]
+    assert later[0] == HOROVOD.settings, "each repeat begins with the next row"
+    assert any("horovod was not tuned for 1 workers" in note for note in study.notes)
+    with pytest.raises(JobError, match="global_batch was 8, here it is 16"):
+        study_of(path, job={**JOB, "global_batch": 16})
+    with pytest.raises(JobError, match="precision was fp32, here it is bf16"):
+        study_of(path, matrix={"precision": ["fp32", "bf16"]})
+
+
+def test_parity_takes_the_tuned_engines(tmp_path: Path) -> None:
+    path = tmp_path / "tuned.toml"
+    zero = TunedEngine(backend="deepspeed", workers=4, given={"zero_stage": 1}, settings={"overlap_comm": True})
+    write(tuned(engine=(HOROVOD, ZERO, zero)), path)
+    assert tuned_engines(path) == [
+        ("horovod:num_groups=4+cycle_time_ms=0.5", 2),
+        ("deepspeed:zero_stage=1+overlap_comm=true", 4),
+    ]
+    write(tuned(engine=(ZERO,)), path)
+    with pytest.raises(JobError, match="no engine in it has tuned settings"):
+        tuned_engines(path)
