@@ -17,7 +17,7 @@ from harness.analysis.cost import Prices
 from harness.analysis.verdict import machine, setting, verdict
 from harness.common import colors, formatting
 from harness.common.formatting import DASH, duration, is_number, mebibytes, percent, plural
-from harness.common.text_table import Table
+from harness.common.text_table import Table, without_empty_columns
 from harness.job.declaration import Job
 from harness.records import step_metrics
 from harness.records.run_record import RecordedRun
@@ -73,7 +73,7 @@ def _context(comparison: Comparison, prices: Prices) -> dict[str, Any]:
         "job": job_table(first),
         "job_name": first.name,
         "engine": engine_table(comparison),
-        "runs": runs_table(comparison),
+        "runs": without_empty_columns(runs_table(comparison)),
         "css": _css(),
         "js": (_TEMPLATES / "report.js").read_text(),
         "version": _version(),

@@ -6,18 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from core_model.user_job.source import source_of
 from harness.analysis.comparison import Comparison
 from harness.analysis.run_figures import QUALITY_NAMES
 from harness.common.formatting import (
     DASH,
     fixed,
     is_number,
+    number,
 )
 from harness.common.text_table import Table
 from harness.records.run_record import RecordedRun
 from harness.records.undefined_figures import undefined
 from harness.report import published_figures
 from harness.report.plots import largest_runs
+from harness.report.step_tables import cell_runs
 
 
 def quality_table(comparison: Comparison) -> Table | None:
@@ -136,3 +139,36 @@ def _percent(value: float | None) -> str:
 
 def _range(values: Sequence[float]) -> str:
     return f"{min(values):.1f} to {max(values):.1f}"
+
+
+def own_figures_table(comparison: Comparison) -> Table | None:
+    """What the `evaluate` of a user's own job returned: one row a cell, a column a figure; None where there is none."""
+    cells = cell_runs(comparison)
+    names = sorted({name for _, _, runs in cells for run in runs for name in _figures(run)})
+    if not names:
+        return None
+    rows = []
+    for label, workers, runs in cells:
+        values = [[_figures(run)[name] for run in runs if name in _figures(run)] for name in names]
+        rows.append([label, str(workers), *(_spread(found) for found in values)])
+    return Table(
+        id="own-figures",
+        title="Evaluation",
+        columns=["engine", "workers", *(name.replace("_", " ") for name in names)],
+        rows=rows,
+        note="What the job's own evaluate returned after training: mean of the repeats, lowest to highest in brackets. "
+        "The repeats have different seeds.",
+    )
+
+
+def _figures(run: RecordedRun) -> dict[str, float]:
+    if source_of(str(run.job.get("preset", ""))) is None:
+        return {}
+    return {name: value for name, value in (run.result.get("evaluation") or {}).items() if is_number(value)}
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return DASH
+    text = number(float(np.mean(values)), 4)
+    return text if len(values) == 1 else f"{text} ({number(min(values), 4)} to {number(max(values), 4)})"
