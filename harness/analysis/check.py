@@ -20,6 +20,7 @@ from harness.analysis.known_faults.measured import measured_faults
 from harness.analysis.known_faults.written import written_faults
 from harness.common.formatting import is_number, joined
 from harness.records import step_metrics
+from harness.records.method import method_of
 from harness.records.record_files import RESULT, STEPS, TORN, RecordError, is_run, read_json, runs_of
 from harness.records.run_record import RecordedRun, load_runs
 from harness.records.soundness import file_errors, schema_errors
@@ -78,9 +79,7 @@ def _known_faults(path: Path, sound: Sequence[RecordedRun]) -> Iterator[Problem]
     runs = [run for run in sound if run.folder == path.resolve() or (not one and run.folder.parent == path.resolve())]
     mark = marks.mark_of(study)
     marked = set(mark.rules) if mark is not None else set()
-    faults = measured_faults(runs)
-    if not one:  # tables and reports still carry figures that are being replaced: only records for now
-        faults += [fault for fault in written_faults(study, runs) if fault.where.endswith(".json")]
+    faults = measured_faults(runs) + ([] if one else written_faults(study, runs))
     for fault in faults:
         if fault.rule not in marked:
             yield Problem(where=fault.where, text=fault.line)
@@ -106,6 +105,10 @@ def _summary(run: RecordedRun) -> Iterator[str]:
     """The throughput figures against steps.jsonl."""
     again = step_metrics.summarize(run.steps, int(run.job.get("timing_warmup", 0)))
     recorded = run.result.get("throughput") or {}
+    if "total" in recorded or method_of(run.environment) >= 2:  # older records do not sum up their steps
+        for key, value in (again["total"] or {}).items():
+            if not _close(value, (recorded.get("total") or {}).get(key)):
+                yield f"total.{key} is {(recorded.get('total') or {}).get(key)} in result.json, {value} by {STEPS}"
     for name in ("samples_per_s", "step_s", "data_s"):
         for key, value in again[name].items():
             if not _close(value, (recorded.get(name) or {}).get(key)):

@@ -83,6 +83,12 @@ def _other_devices(runs: Sequence[RecordedRun]) -> Iterator[Fault]:
     """More GPUs were counted than the ranks of their host use."""
     found = {}
     for run in runs:
+        if machines := run.result.get("hosts"):  # by the devices' own numbers
+            counted = {uuid for machine in machines for uuid in machine["gpus"]}
+            used_by_ranks = {rank.get("gpu") for rank in run.environment.get("ranks") or ()}
+            if counted - used_by_ranks:
+                found[run] = (len(counted), len(counted & used_by_ranks))
+            continue
         used: dict[Any, set[str]] = {}
         for rank in run.environment.get("ranks") or ():
             if str(rank.get("device")).startswith("cuda"):
@@ -91,11 +97,11 @@ def _other_devices(runs: Sequence[RecordedRun]) -> Iterator[Fault]:
             if host in used and len(indices) > len(used[host]):
                 found[run] = (len(indices), len(used[host]))
     if found:
-        counted, used_there = max(found.values(), key=lambda pair: pair[0] - pair[1])
+        most, used_there = max(found.values(), key=lambda pair: pair[0] - pair[1])
         yield _fault(
             "energy-of-other-devices",
             list(found),
-            f"energy and use of {plural(counted, 'GPU')} of a host were counted where the ranks used {used_there}",
+            f"energy and use of {plural(most, 'GPU')} of a host were counted where the ranks used {used_there}",
         )
 
 
@@ -112,10 +118,10 @@ def _one_host(runs: Sequence[RecordedRun]) -> Iterator[Fault]:
     """Energy was counted on fewer hosts than trained."""
     found = []
     for run in runs:
-        if run.result.get("hosts"):  # each machine was watched; virtual nodes are one
-            continue
-        hosts = {rank.get("hostname") for rank in run.environment.get("ranks") or ()}
-        counted = {host for host, _ in _counters(run)}
+        ranks, machines = run.environment.get("ranks") or (), run.result.get("hosts")
+        place = "machine" if machines else "hostname"
+        hosts = {rank.get(place) for rank in ranks}
+        counted = {each[place] for each in machines} if machines else {host for host, _ in _counters(run)}
         if counted and hosts - counted - {None}:
             found.append(run)
     if found:
@@ -130,6 +136,8 @@ def _counter_fault(runs: Sequence[RecordedRun]) -> Iterator[Fault]:
         if any(later < earlier for values in counters.values() for earlier, later in itertools.pairwise(values)):
             wrapped.append(run)
         trained = (run.result.get("phases") or {}).get("train_s") or 0.0
+        if run.result.get("hosts"):  # says itself what was not measured, and why
+            continue
         if counters and trained > NO_ENERGY_S and all(values[-1] == values[0] for values in counters.values()):
             still.append(run)
     if wrapped:

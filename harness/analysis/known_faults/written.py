@@ -15,6 +15,7 @@ import numpy as np
 from harness.analysis.intervals import ALIKE
 from harness.analysis.known_faults.fault import Fault
 from harness.analysis.known_faults.measured import starts_with
+from harness.analysis.mfu import withdrawn
 from harness.common.formatting import joined
 from harness.records import step_metrics
 from harness.records.method import method_of
@@ -22,7 +23,6 @@ from harness.records.record_files import read_json
 from harness.records.run_record import RecordedRun
 
 CSV = "comparison.csv"
-ENOUGH = {"p99": 100, "p95": 40}  # timed steps below which a tail is one or two single steps
 TUNING = ("tuned.toml", "tuning.json")  # records of `harness tune`
 _SAME = 1e-6  # relative
 
@@ -65,29 +65,33 @@ def _medians_of_rates(rows: Sequence[Mapping[str, str]], runs: Sequence[Recorded
         written = _value(row, "samples_per_s")
         if written is None or not own:
             continue
-        timed = [step_metrics.timed_rows(run.steps, int(run.job.get("timing_warmup", 0))) for run in own]
+        warmup = int(own[0].job.get("timing_warmup", 0))
+        timed = [step_metrics.timed_rows(run.steps, warmup) for run in own]
         medians = [np.median([step["samples"] / step["step_s"] for step in steps]) for steps in timed]
-        totals = [sum(s["samples"] for s in steps) / sum(s["step_s"] for s in steps) for steps in timed]
-        if _near(written, float(np.median(medians))) and not _near(written, float(np.median(totals))):
-            odd.append(f"{_name(row)}: {written:.1f} where all samples over all seconds give {np.median(totals):.1f}")
+        wholes = [step_metrics.totals(run.steps, warmup) for run in own]
+        rate = float(np.exp(np.mean([np.log(whole.samples_per_s) for whole in wholes if whole is not None])))
+        if _near(written, float(np.median(medians))) and not _near(written, rate):
+            odd.append(f"{_name(row)}: {written:.1f} where all samples over all seconds give {rate:.1f}")
     if odd:
         yield "median-of-rates", f"samples_per_s is the median of the steps' rates ({'; '.join(odd[:2])})"
 
 
 def _tails(rows: Sequence[Mapping[str, str]], runs: Sequence[RecordedRun]) -> _Found:
     """No tail of a few steps."""
-    for name, enough in ENOUGH.items():
-        for column in [column for column in (rows[0] if rows else {}) if column.endswith(f"_{name}")]:
-            few = [row for row in rows if _value(row, column) is not None and _fewest(row, runs) < enough]
-            if few:
-                text = f"{column} of {_name(few[0])} stands on {_fewest(few[0], runs)} timed steps, it needs {enough}"
-                yield "tail-of-few-steps", text
+    for column in rows[0] if rows else ():
+        if (tail := re.search(r"_p(9\d)$", column)) is None:
+            continue
+        enough = step_metrics.steps_for_percentile(float(tail[1]))
+        few = [row for row in rows if _value(row, column) is not None and _fewest(row, runs) < enough]
+        if few:
+            text = f"{column} of {_name(few[0])} stands on {_fewest(few[0], runs)} timed steps, it needs {enough}"
+            yield "tail-of-few-steps", text
 
 
 def _baselines(rows: Sequence[Mapping[str, str]], runs: Sequence[RecordedRun]) -> _Found:
     """An efficiency has an interval, and a baseline in each repeat that it stands on; a common one is plain torch."""
     bounds = re.compile(r"_(?:low|high|half|half_width|baseline|repeats|pairs)$")
-    columns = [name for name in (rows[0] if rows else {}) if name.startswith("efficiency") and not bounds.search(name)]
+    columns = [name for name in (rows[0] if rows else {}) if "efficiency" in name and not bounds.search(name)]
     for column in columns:
         for row in rows:
             value = _value(row, column)
@@ -102,35 +106,27 @@ def _baselines(rows: Sequence[Mapping[str, str]], runs: Sequence[RecordedRun]) -
 def _baseline_fault(row: Mapping[str, str], column: str, runs: Sequence[RecordedRun]) -> str:
     """Why the efficiency of a row cannot be told, "" where it can."""
     own = _runs_of(row, runs)
-    low, high = (_value(row, f"{column}_{end}") for end in ("low", "high"))
-    if low is None or high is None or (low == high and len(own) < 2):
+    low, high, pairs = (_value(row, f"{column}_{end}") for end in ("low", "high", "pairs"))
+    if low is None or high is None:
         return "has no interval"
     ones = [run for run in runs if run.workers == 1 and run.ok]
-    engines = {run.label for run in ones if run.backend == "single"} if "own" not in column else set()
-    baselines = [run for run in ones if (run.label in engines if engines else run.label == row["label"])]
-    turns = {run.turn for run in baselines}
+    common = column == "efficiency" and pairs is not None  # older files hold no common baseline
+    turns = {run.turn for run in ones if (run.backend == "single" if common else run.label == row["label"])}
+    if not turns:
+        return f"has no one-worker run of {'plain torch' if common else 'the engine'} behind it"
     alone = [run.name for run in own if run.turn not in turns]
-    if not baselines:
-        return "has no one-worker run behind it"
-    if alone:
+    if len(own) - len(alone) < (pairs or len(own)):
         return f"takes the one-worker run of another repeat for {joined(alone[:2])}"
-    return ""
+    return "stands on one repeat" if len(own) - len(alone) < 2 else ""
 
 
 def _longest_sample(rows: Sequence[Mapping[str, str]], runs: Sequence[RecordedRun]) -> _Found:
-    """MFU by FLOPs that were counted for the longest sample: records of method 1, and such as hold no other count."""
+    """MFU by FLOPs that were counted for the longest sample: of records that hold no other count."""
     for column in [name for name in (rows[0] if rows else {}) if name == "mfu" or name.endswith("_mfu")]:
-        odd = [
-            row for row in rows if _value(row, column) is not None and any(map(counted_by_longest, _runs_of(row, runs)))
-        ]
+        printed = [row for row in rows if _value(row, column) is not None]
+        odd = [row for row in printed if any(withdrawn(run.result) for run in _runs_of(row, runs))]
         if odd:
             yield "mfu-of-longest-sample", f"{column} of {_name(odd[0])} charges every sample the longest one's FLOPs"
-
-
-def counted_by_longest(run: RecordedRun) -> bool:
-    """Whether the run's only count of FLOPs is that of its longest sample."""
-    flops = (run.result.get("model") or {}).get("flops_per_sample") or {}
-    return "total" in flops and method_of(run.environment) < 2
 
 
 _CSV_RULES: tuple[Callable[[Sequence[Mapping[str, str]], Sequence[RecordedRun]], _Found], ...] = (

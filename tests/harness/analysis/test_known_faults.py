@@ -223,14 +223,14 @@ def horovod(study: Path) -> list[RecordedRun]:
 
 def test_median_of_rates_is_no_throughput(study: Path) -> None:
     (run,) = horovod(study)
-    rows = run.steps[run.job["timing_warmup"] :]
     csv_of(study, samples_per_s=run.result["throughput"]["samples_per_s"]["median"])
     assert found_in(study) == ["median-of-rates"]
-    csv_of(study, samples_per_s=sum(row["samples"] for row in rows) / sum(row["step_s"] for row in rows))
+    before, *rows = run.steps[run.job["timing_warmup"] - 1 :]
+    csv_of(study, samples_per_s=sum(row["samples"] for row in rows) / (rows[-1]["t"] - before["t"]))
     assert found_in(study) == []
 
 
-@pytest.mark.parametrize(("steps", "found"), [(60, ["tail-of-few-steps"]), (130, [])])
+@pytest.mark.parametrize(("steps", "found"), [(60, ["tail-of-few-steps"]), (320, [])])
 def test_tail_needs_steps(tmp_path: Path, steps: int, found: list[str]) -> None:
     study = write_study(tmp_path / "s", repeats=1, workers=(2,), steps=steps)
     csv_of(study, step_ms_p99=600)
@@ -249,13 +249,51 @@ def test_efficiency_needs_an_interval_and_a_baseline_of_each_repeat(tmp_path: Pa
     assert "takes the one-worker run of another repeat" in fault.text
 
 
+def test_common_efficiency_needs_plain_torch_in_its_repeats(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "s", repeats=2, workers=(1, 2), steps=40)
+    columns = {"efficiency": 0.9, "efficiency_low": 0.85, "efficiency_high": 0.95, "efficiency_pairs": 2}
+    csv_of(study, **columns)
+    (fault,) = written_faults(study, [RecordedRun(run) for run in runs_of(study)])
+    assert "no one-worker run of plain torch" in fault.text
+    for repeat in range(2):
+        write_run(study, Job(backend="single", seed=repeat, repeat=repeat, preset="tiny", steps=40))
+    assert found_in(study) == []
+    csv_of(study, **{f"own_{name}": value for name, value in columns.items()})
+    assert found_in(study) == []
+    csv_of(study, **{**columns, "efficiency_pairs": 3})
+    assert found_in(study) == ["unlike-baseline"]
+
+
+def test_record_that_does_not_sum_up_its_steps(study: Path) -> None:
+    (run,) = horovod(study)
+    edit(run.folder / "result.json", lambda value: value["throughput"].pop("total"))
+    assert any("total.samples_per_s is None" in problem.text for problem in check_runs([study]))
+    of_method_1(run.folder)
+    assert check_runs([study]) == []
+
+
+def test_energy_by_the_devices_own_numbers(study: Path) -> None:
+    run = runs_of(study)[0]
+    ranks = [{**rank, "gpu": f"GPU-{rank['rank']}", "machine": "m"} for rank in GPUS]
+    edit(run / "environment.json", lambda value: value.update(ranks=ranks))
+    host = {"host": "host-a", "machine": "m", "gpus": ["GPU-0", "GPU-1"], "gpu_j": 10.0, "cpu_j": None}
+    host |= {"lacks": [], "load": None, "gpu_processes": []}
+    edit(run / "result.json", lambda value: value.update(hosts=[host]))
+    assert check_runs([study]) == []
+    edit(run / "result.json", lambda value: value["hosts"][0]["gpus"].append("GPU-7"))
+    assert ["[energy-of-other-devices]" in problem.text for problem in check_runs([study])] == [True]
+    edit(run / "result.json", lambda value: value["hosts"][0]["gpus"].pop())
+    edit(run / "environment.json", lambda value: value["ranks"][1].update(machine="n"))
+    assert ["[energy-of-one-host]" in problem.text for problem in check_runs([study])] == [True]
+
+
 def test_mfu_of_the_longest_sample(study: Path) -> None:
     (run,) = horovod(study)
     edit(run.folder / "result.json", lambda value: value["model"].update(flops_per_sample={"total": 1e9}))
     csv_of(study, mfu=0.31)
-    assert found_in(study) == []
-    of_method_1(run.folder)
     assert found_in(study) == ["mfu-of-longest-sample"]
+    edit(run.folder / "result.json", lambda value: value.update(flops={"useful": 1e9, "done": 2e9}))
+    assert found_in(study) == []
 
 
 STATEMENTS = {
