@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-STUDY ?= harness/studies/compare.toml
+STUDY ?= compare
 
 .PHONY: help setup compare test test-shared test-alone test-chosen test-fast test-parallel quality format clean
 
@@ -14,7 +14,7 @@ setup:          ## everything this machine needs: system packages, .venv, both e
 	@bash scripts/setup.sh
 
 compare: setup  ## DeepSpeed beside Horovod on real data: results/compare/report.html
-	$(BIN)/harness compare --study $(STUDY)
+	$(BIN)/harness compare $(STUDY)
 
 # Tests of one process each share the cores; those that start workers, nodes or a browser have the machine to themselves.
 # With ARGS ('-k wire', a file, -x) one pytest runs what they choose.

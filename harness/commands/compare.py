@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from harness.commands.list_types import COUNTS, ENGINES, Counts
 from harness.commands.options import results_option
 from harness.common.formatting import plural
 from harness.job.declaration import JobError
-from harness.job.options import job_options, job_values, results_root
+from harness.job.options import job_values, results_root, shared_job_options
 from harness.protocol.console import tell
 from harness.records.locks import holder_of
+from harness.study import shipped
 from harness.study.runner import preflight_all, run_study, what_is_left
 from harness.study.study_file import BUDGET, UNTIL, Study
 from harness.study.time_estimate import estimate_study, plan_text
@@ -22,65 +25,51 @@ from harness.study.time_estimate import estimate_study, plan_text
 WARNINGS = 3  # of the last screen; the report has all
 
 
-def _list(text: str | None, kind: type = str) -> list[Any] | None:
-    """``a,b`` as ["a", "b"]; None for None."""
-    if text is None:
-        return None
-    try:
-        return [kind(part.strip()) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise JobError(f"'{text}': write whole numbers with commas between them, as 1,2,4") from None
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    found = [CompletionItem(name) for name in shipped.names() if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]
 
 
 def study_from_options(options: Mapping[str, Any]) -> Study:
-    """The study of the command's options; --study names a TOML file or a folder in results/."""
+    """The study that the command's options declare.
+
+    Args:
+        options: those of the command by name. declared: a shipped study's name, a TOML file or a study.json; None for
+            a study of the options alone. study: its folder in results/, None for its own name.
+    """
     options = dict(options)
-    given = {
-        name: options.pop(name) for name in ("backends", "workers", "repeats", "seeds", "until", "budget", "tuned")
+    asked = {
+        name: options.pop(name, None)
+        for name in ("backends", "workers", "repeats", "seeds", "until", "budget", "tuned")
     }
-    name = options.pop("study") or "compare"
-    for flag, remedy in (("backend", "--backends"), ("slots", "--workers"), ("run", "--study")):
-        if options.get(flag) is not None:
-            raise JobError(f"--{flag.replace('run', 'run-name')} belongs to `harness run`: use {remedy} here")
-    if options.pop("zero_stage", None) is not None or any(
-        text.startswith("engine.") for text in options.get("settings") or ()
-    ):
+    given = {name: value for name, value in asked.items() if value is not None}
+    declared, name = options.pop("declared", None), options.pop("study", None)
+    if name and name.endswith((".toml", ".json")):
+        raise JobError(f"--study names the folder in results/: write a study's file as `harness compare {name}`")
+    if any(text.startswith("engine.") for text in options.get("settings") or ()):
         raise JobError("write an engine's settings behind its name: --backends deepspeed:zero_stage=1,horovod")
     job = job_values(options)
-    if name.endswith(".json"):
-        if job or any(value is not None for value in given.values()):
+    if declared and declared.endswith(".json"):
+        if job or given or name:
             raise JobError("a recorded study is done again as it was: leave the other options out")
-        return Study.from_record(Path(name))
-    if name.endswith(".toml"):
-        return Study.from_toml(
-            Path(name),
-            backends=_list(given["backends"]),
-            workers=_list(given["workers"], int),
-            repeats=given["repeats"],
-            seeds=_list(given["seeds"], int),
-            until=given["until"],
-            budget=given["budget"],
-            tuned=given["tuned"],
-            job=job,
-        )
-    return Study.from_matrix(
-        name=name,
-        backends=_list(given["backends"]) or ["deepspeed", "horovod"],
-        workers=_list(given["workers"], int) or [1, 2],
-        repeats=given["repeats"] or 3,
-        seeds=_list(given["seeds"], int) or (),
-        until=given["until"] or UNTIL,
-        budget=given["budget"] or BUDGET,
-        tuned=given["tuned"] or "",
-        job=job,
-    )
+        return Study.from_record(Path(declared))
+    if declared:
+        path = Path(declared) if declared.endswith(".toml") else shipped.find(declared)
+        return Study.from_toml(path, name=name, job=job, **given)
+    defaults: dict[str, Any] = {"backends": ["deepspeed", "horovod"], "workers": [1, 2]}
+    return Study.from_matrix(name=name or "compare", job=job, **{**defaults, **given})
 
 
 @click.command()
-@click.option("--backends", metavar="LIST", help="Engines, with their settings: deepspeed:zero_stage=1,horovod.")
-@click.option("--workers", metavar="LIST", help="World sizes: 1,2,4 (default 1,2).")
+@click.argument("declared", metavar="[STUDY]", required=False, shell_complete=_complete)
+@click.option(
+    "--backends", metavar="LIST", type=ENGINES, help="Engines, with their settings: deepspeed:zero_stage=1,horovod."
+)
+@click.option("--workers", metavar="LIST", type=COUNTS, help="Numbers of workers: 1,2,4 (default 1,2).")
 @click.option("--repeats", type=click.IntRange(min=1), help="Interleaved repeats of every cell (default 3).")
-@click.option("--seeds", metavar="LIST", help="Seeds of the repeats (default: --seed, --seed + 1, ...).")
+@click.option(
+    "--seeds", metavar="LIST", type=Counts(least=0), help="Seeds of the repeats (default: --seed, --seed + 1, ...)."
+)
 @click.option(
     "--until", metavar="SHARE", help=f"Duels go on until each asked interval is within ±SHARE (default {UNTIL})."
 )
@@ -90,14 +79,14 @@ def study_from_options(options: Mapping[str, Any]) -> Study:
     type=click.Path(),
     help="tuned.toml of `harness tune`: every engine in it runs as it comes and with its tuned settings.",
 )
-@job_options
+@click.option("--study", metavar="NAME", help="Folder in results/ (default: the study's own name).")
+@shared_job_options
 @results_option
 @click.option("--retry-failed", is_flag=True, help="Run failed cells again; their records are replaced.")
-@click.option("--share-processes", is_flag=True, help="Runs of one engine and worker count start once a repeat.")
 @click.option(
     "--take-turns",
     is_flag=True,
-    help="They start once a study, all at the same time, and wait for their turns: fast, where memory holds them all.",
+    help="Processes start once a study, all at the same time, and wait for their turns: fast, where memory holds all.",
 )
 @click.option(
     "--concurrent",
@@ -110,7 +99,6 @@ def study_from_options(options: Mapping[str, Any]) -> Study:
 def compare(
     results: str | None,
     retry_failed: bool,
-    share_processes: bool,
     take_turns: bool,
     concurrent: int,
     dry_run: bool,
@@ -118,12 +106,16 @@ def compare(
 ) -> None:
     """Run engines x workers x repeats, interleaved, and report them side by side.
 
-    --study takes a name, a TOML file that declares the whole matrix, or the study.json of a study that is to be done
-    again (with another --results). Finished runs are not repeated: after an
-    interrupt the same command goes on where it stopped.
+    STUDY is a shipped study (`harness list studies`), a TOML file that declares the whole matrix, or the study.json of
+    a study that is to be done again (with another --results). Without it the options alone say what is run.
+    Finished runs are not repeated: after an interrupt the same command goes on where it stopped.
+
+    \b
+    harness compare --backends ddp,horovod,deepspeed:2 --workers 1,2
+    harness compare zero-stages --repeats 5
     """
-    if sum((share_processes, take_turns, concurrent > 1)) > 1:
-        raise JobError("--share-processes, --take-turns and --concurrent exclude each other: choose one")
+    if take_turns and concurrent > 1:
+        raise JobError("--take-turns and --concurrent exclude each other: choose one")
     study = study_from_options(options)
     root = results_root(results)
     for note in study.notes:
@@ -132,14 +124,12 @@ def compare(
         todo, done = what_is_left(root / study.name, study, retry_failed)
         live = [job.run for job in todo if job.run in done and holder_of(done[job.run].folder) is not None]
         preflight_all(todo, here=False)
-        told = estimate_study(study, todo, root, share=share_processes, turns=take_turns)
+        told = estimate_study(study, todo, root, turns=take_turns)
         click.echo(plan_text(study, len(todo), *told))
         for job in study.jobs:
             click.echo(f"  {'live' if job.run in live else 'todo' if job in todo else 'done'}  {job.run}")
         return
-    folder = run_study(
-        study, root, retry_failed=retry_failed, share=share_processes, turns=take_turns, concurrent=concurrent
-    )
+    folder = run_study(study, root, retry_failed=retry_failed, turns=take_turns, concurrent=concurrent)
     fight(study, folder)
     sys.exit(finish(folder))
 
@@ -147,7 +137,6 @@ def compare(
 def fight(study: Study, folder: Path) -> None:
     """Decides the study's speed by duels; says why where none are fought."""
     from harness.experiments.duels.of_study import fight_study, why_none
-    from harness.protocol.console import tell
 
     if reason := why_none(study):
         tell(f"no duels: {reason}")

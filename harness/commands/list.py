@@ -34,7 +34,7 @@ def engines(as_json: bool) -> None:
         click.echo(f"{row['engine']}: {'usable here' if row['usable'] else 'not usable here: ' + row['reason']}")
         for key, value in row["settings"].items():
             click.echo(f"  {key}={value}")
-    click.echo("\nSettings stand behind the name: --backends deepspeed:zero_stage=2+overlap_comm=true,horovod")
+    click.echo("\nSettings stand behind the name: --backends deepspeed:2+overlap_comm=true,horovod")
 
 
 @click.command()
@@ -85,3 +85,11 @@ def _print(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     Console().print(table)
+
+
+@click.command()
+def commands() -> None:
+    """Write the command reference (docs/commands.md) to the terminal."""
+    from harness.commands.reference import page
+
+    click.echo(page(), nl=False)

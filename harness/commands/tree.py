@@ -96,6 +96,7 @@ TOPICS = (
             "engines": ("list:engines", "List the engines and their settings."),
             "presets": ("list:presets", "List the models that can be trained."),
             "studies": ("list:studies", "List the studies that `harness compare NAME` runs."),
+            "commands": ("list:commands", "Print the command reference (docs/commands.md)."),
         },
     ),
 )
@@ -132,7 +133,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            if " ".join(args[:2]) in _RENAMED:
+            if len(args) > 1 and " ".join(args[:2]) in _RENAMED:
                 raise CommandError(instead_of(" ".join(args[:2])))
             before = [ctx.info_name or ""] if ctx.parent is not None else []
             raise CommandError(instead_of(" ".join([*before, args[0]])))

@@ -25,11 +25,22 @@ _MEANT = {
 }
 
 
+# What `harness run` calls otherwise than a command that trains many jobs does.
+_OF_MANY = {
+    "--backend": "engines are --backends LIST",
+    "--slots": "numbers of workers are --workers LIST",
+    "--run-name": "runs are named after what they train; the folder of all is --study NAME",
+    "--zero-stage": "write it behind the engine's name: --backends deepspeed:zero_stage=2,horovod",
+}
+
+
 def explain(error: click.ClickException) -> click.ClickException:
     """The error of an option that a job's command does not have, with what does the same; any other as it is."""
     if not isinstance(error, click.NoSuchOption) or error.ctx is None:
         return error
     known = {option for parameter in error.ctx.command.params for option in parameter.opts}
+    if error.option_name in _OF_MANY and "--backends" in known:
+        return click.UsageError(f"No such option: {error.option_name}: {_OF_MANY[error.option_name]}", error.ctx)
     if error.option_name in _MEANT and "--slots" in known:
         return click.UsageError(f"No such option: {error.option_name}: {_MEANT[error.option_name]}", error.ctx)
     return error

@@ -117,12 +117,12 @@ def what_to_train(options: Mapping[str, Any], *, preset: str, data: str = "textu
     return values
 
 
-def _options() -> Iterator[Callable[[_F], _F]]:
+def _options(without: Collection[str] = ()) -> Iterator[Callable[[_F], _F]]:
     """click's option of every field of the job that has one, in the order of their declaration. Their default is None:
-    what the user did not say is Job's default."""
+    what the user did not say is Job's default. without: fields and engine settings that get none here."""
     for field in fields(Job):
         info = field_info(Job, field.name)
-        if field.name not in _NO_OPTION:
+        if field.name not in _NO_OPTION and field.name not in without:
             flag = _FLAGS.get(field.name, f"--{field.name.replace('_', '-')}")
             if info.annotation is bool:
                 names = f"{flag}/--no-{flag[2:]}" if info.default else flag
@@ -132,7 +132,7 @@ def _options() -> Iterator[Callable[[_F], _F]]:
         if field.name == "preset":
             yield model_option
         for behind, flag, setting, metavar, text in _ENGINE_OPTIONS:
-            if behind == field.name:
+            if behind == field.name and setting not in without:
                 yield click.option(flag, setting, type=WholeNumber(flag), metavar=metavar, help=text)
     yield click.option(
         "--set",
@@ -146,6 +146,13 @@ def _options() -> Iterator[Callable[[_F], _F]]:
 def job_options(command: _F) -> _F:
     """Adds the options of a job to a click command, which gets them as keyword arguments."""
     for option in reversed(list(_options())):
+        command = option(command)
+    return command
+
+
+def shared_job_options(command: _F) -> _F:
+    """Those of them that all jobs of a study share: engines, numbers of workers and names of runs are the study's."""
+    for option in reversed(list(_options(without=("backend", "slots", "run", "study", "zero_stage")))):
         command = option(command)
     return command
 

@@ -84,7 +84,7 @@ class RecordedRun:
 
     @cached_property
     def came_later(self) -> bool:
-        """Whether the run used the processes of an earlier one (`harness compare --share-processes`)."""
+        """Whether the run used the processes of an earlier one (`harness compare --take-turns`)."""
         try:
             with (self.folder / LOG).open(errors="replace") as log:
                 return log.readline().startswith(SHARED_LOG)

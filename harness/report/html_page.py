@@ -351,7 +351,7 @@ def reproduce(comparison: Comparison) -> str:
     lines = []
     for study in dict.fromkeys(run.folder.parent for run in comparison.runs):
         if (study / "study.json").exists():
-            lines.append(f"harness compare --study results/{study.name}/study.json --results again")
+            lines.append(f"harness compare results/{study.name}/study.json --results again")
             lines.append(f"harness results check results/{study.name}")
     return "\n".join(lines or [run_command(run.job) for run in list(comparison.runs)[:6]])
 

@@ -94,15 +94,14 @@ def run_study(
     results: Path,
     *,
     retry_failed: bool = False,
-    share: bool = False,
     turns: bool = False,
     concurrent: int = 1,
     show: bool = True,
 ) -> Path:
     """Runs what is not done yet and returns the study's folder. A failing job is recorded and the next one starts; an
     interrupt ends the study at once (SystemExit with 130): the same command goes on from there.
-    share: the runs of a repeat that want the same engine and workers use the same processes, one after another.
-    turns: those of all repeats do, and all processes start at the same time (`harness.protocol.turns`).
+    turns: runs that want the same engine and workers use the same processes, which all start at the same time
+    (`harness.protocol.turns`).
     concurrent: so many runs at a time, for studies of quality on a machine with room; their times are never shown."""
 
     if concurrent > 1:
@@ -118,7 +117,7 @@ def run_study(
         # Once more: another process may have had the study meanwhile.
         todo, done = what_is_left(folder, study, retry_failed)
         _check_free(todo, done)
-        seconds, source = estimate_study(study, todo, results, share=share, turns=turns)
+        seconds, source = estimate_study(study, todo, results, turns=turns)
         _say(show, plan_text(study, len(todo), seconds, source))
         if concurrent > 1 or turns:
             # As Ctrl-C: what runs in other processes must be told to end.
@@ -128,7 +127,7 @@ def run_study(
                 else:
                     _run_in_turns(todo, done, results, show)
         else:
-            _run_one_by_one(study, todo, done, results, share=share, seconds=seconds, show=show)
+            _run_one_by_one(study, todo, done, results, seconds=seconds, show=show)
     finally:
         release(folder)
     return folder
@@ -153,31 +152,24 @@ def _run_one_by_one(
     done: Mapping[str, RecordedRun],
     results: Path,
     *,
-    share: bool,
     seconds: float | None,
     show: bool,
 ) -> None:
-    """Runs `todo` in its order; share: those of a repeat that can by the same processes. seconds: what it will take."""
+    """Runs `todo` in its order; seconds: what it will take."""
     from harness.launch import run as launch
 
     began = time.monotonic()
-    finished = 0
-    for group in groups_of(todo) if share else [[job] for job in todo]:
-        _clear(group, done)
+    for finished, job in enumerate(todo):
+        _clear([job], done)
         passed = time.monotonic() - began
         left = passed / finished * (len(todo) - finished) if finished else seconds
         first = len(study.jobs) - len(todo) + finished + 1
-        _say(show, f"[{first}/{len(study.jobs)}] {', '.join(job.run for job in group)}{_left(left)}")
-        if len(group) == 1:
-            folders = [launch.run_job(group[0], results, show=show)]
-        else:
-            folders = launch.run_jobs(group, results, show=show)
-        finished += len(group)
-        for run in map(RecordedRun, folders):
-            if _was_ended(run):
-                _stop()
-            if not run.ok:
-                _say(show, _how(run))
+        _say(show, f"[{first}/{len(study.jobs)}] {job.run}{_left(left)}")
+        run = RecordedRun(launch.run_job(job, results, show=show))
+        if _was_ended(run):
+            _stop()
+        if not run.ok:
+            _say(show, _how(run))
 
 
 def _run_at_once(
@@ -228,7 +220,7 @@ def _run_in_turns(todo: Sequence[Job], done: Mapping[str, RecordedRun], results:
     if not todo:
         return
     _clear(todo, done)
-    groups = groups_of(todo, by_repeat=False)
+    groups = groups_of(todo)
     _say(show, f"{plural(len(todo), 'run')} by {plural(len(groups), 'start')}, taking turns")
     stopped = False
     began = time.monotonic()

@@ -49,25 +49,25 @@ def estimate(jobs: Sequence[Job], results: Path) -> tuple[float | None, str]:
 
 
 def estimate_study(
-    study: Study, todo: Sequence[Job], results: Path, *, share: bool = False, turns: bool = False
+    study: Study, todo: Sequence[Job], results: Path, *, turns: bool = False
 ) -> tuple[float | None, str]:
     """`estimate` of what is left of a study; where no earlier run can tell, by the study's own [estimate]."""
     seconds, source = estimate(todo, results)
     if seconds is not None or study.declared is None:
         return seconds, source
     start_s, run_s = study.declared
-    starts = len(groups_of(todo, by_repeat=not turns)) if share or turns else len(todo)
+    starts = len(groups_of(todo)) if turns else len(todo)
     text = f"{plural(starts, 'start')} of {start_s:g} s and {run_s:g} s a run, as the study says; {source}"
     return starts * start_s + len(todo) * run_s, text
 
 
-def groups_of(jobs: Sequence[Job], *, by_repeat: bool = True) -> list[list[Job]]:
-    """The jobs that can use the same processes, repeat by repeat or over all repeats, in the order of their first."""
+def groups_of(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The jobs that can use the same processes, in the order of their first."""
     from harness.launch.run import process_key
 
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs:
-        groups.setdefault((job.repeat if by_repeat else 0, *process_key(job)), []).append(job)
+        groups.setdefault(process_key(job), []).append(job)
     return list(groups.values())
 
 

@@ -38,7 +38,7 @@ while [ $# -ge 2 ]; do
             # A study is named after the card that it was written for; what it is called follows the card that came.
             study=$(mktemp -d)/$2.toml
             sed "s/^name = \"h100-/name = \"$card-/" "harness/studies/$2.toml" >"$study"
-            COLUMNS=170 timeout -s INT -k 20 "$1" harness compare --study "$study" --results "$results" --take-turns >"$OUT/$2.txt" 2>&1
+            COLUMNS=170 timeout -s INT -k 20 "$1" harness compare "$study" --results "$results" --take-turns >"$OUT/$2.txt" 2>&1
             tail -n "${TAIL:-24}" "$OUT/$2.txt" | cut -c1-170
             ;;
     esac

@@ -11,7 +11,7 @@ case "${1:-}" in
     2) set -- 190 h100-x8-llama-sharded 375 h100-x8-7b ;;
     plan)
         for study in small llama llama-sharded 7b; do
-            "${HARNESS:-harness}" compare --study "harness/studies/h100-x8-$study.toml" --take-turns --dry-run | sed -n 1p
+            "${HARNESS:-harness}" compare "h100-x8-$study" --take-turns --dry-run | sed -n 1p
         done
         echo "two calls of 570 s: what does not fit stays open, and the same command goes on with it in a third"
         exit 0

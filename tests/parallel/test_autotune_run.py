@@ -48,7 +48,7 @@ def test_a_study_declares_it_beside_another_engine(tmp_path: Path) -> None:
         'preset = "tiny"\n'
         "steps = 6\nlog_every = 2\ntiming_warmup = 1\neval_samples = -1\n"
     )
-    argv = [str(BIN / "harness"), "compare", "--study", str(study), "--results", str(tmp_path)]
+    argv = [str(BIN / "harness"), "compare", str(study), "--results", str(tmp_path)]
     ended = run_command(argv, tmp_path / "log.txt", limit_s=180)
     assert ended.code == 0, ended.output[-3000:]
     runs = {folder.name.split("-")[0]: folder for folder in runs_of(tmp_path / "tuned")}

@@ -63,7 +63,7 @@ def test_study_has_everything_and_its_records_hold(study: Path) -> None:
 
 def test_finished_study_takes_seconds(study: Path) -> None:
     began = time.monotonic()
-    done = harness("compare", "--study", str(study / "study.json"), "--results", str(study.parent))
+    done = harness("compare", str(study / "study.json"), "--results", str(study.parent))
     assert done.returncode == 0, done.stderr
     assert "2 done" in done.stderr
     assert time.monotonic() - began < 60
@@ -87,7 +87,7 @@ def test_slowed_rank_is_found_and_named(tmp_path: Path) -> None:
 def test_shared_processes_train_what_processes_of_their_own_do(study: Path, tmp_path: Path) -> None:
     engines = "ddp,fsdp2,deepspeed:zero_stage=1,deepspeed:zero_stage=2"
     done = harness(
-        "compare", "--backends", engines, "--workers", "2", "--repeats", "1", "--study", "shared", "--share-processes",
+        "compare", "--backends", engines, "--workers", "2", "--repeats", "1", "--study", "shared", "--take-turns",
         *TINY, "--results", str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

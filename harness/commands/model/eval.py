@@ -20,7 +20,7 @@ from harness.records.record_files import finite, write_json
 OUT = "eval.json"
 
 
-@click.command()
+@click.command("eval")
 @click.argument("sources", nargs=-1, metavar="[RUN|WEIGHTS]...")
 @click.option("--data", help="textures, mvtec:DIR, visa:DIR or aebad:DIR (default: what the run was trained on).")
 @click.option(

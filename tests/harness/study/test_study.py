@@ -15,6 +15,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from harness.cli import main
 from harness.commands.compare import compare, study_from_options
 from harness.common.paths import PROJECT
 from harness.job.declaration import Job, JobError
@@ -136,15 +137,39 @@ def test_bad_toml_is_one_line(tmp_path: Path, text: str, message: str) -> None:
 
 def test_options_of_the_command_that_belong_elsewhere_are_refused() -> None:
     for arguments, message in (
-        (["--backend", "ddp"], "--backends"),
-        (["--slots", "2"], "--workers"),
-        (["--zero-stage", "1"], "deepspeed:zero_stage=1"),
         (["--set", "engine.zero_stage=1"], "deepspeed:zero_stage=1"),
         (["--workers", "one"], "write whole numbers"),
+        (["--study", "x.toml"], "harness compare x.toml"),
+        (["zero-stage"], "did you mean 'zero-stages'?"),
     ):
         done = CliRunner().invoke(compare, ["--dry-run", *arguments])
         assert isinstance(done.exception, JobError), arguments
         assert message in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ("--backend", "--backends"),
+        ("--slots", "--workers"),
+        ("--zero-stage", "deepspeed:zero_stage="),
+        ("--run-name", "--study"),
+    ],
+)
+def test_options_of_a_single_run_are_none_of_a_study(
+    option: str, instead: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", option, "2"])
+    assert ended.value.code == 2
+    assert f"No such option: {option}: " in (said := capsys.readouterr().err)
+    assert instead in said
+
+
+def test_a_shipped_study_is_named() -> None:
+    named = study_from_options({"declared": "zero-stages", "study": "mine", "repeats": 1})
+    from_file = Study.from_toml(PROJECT / "harness" / "studies" / "zero-stages.toml", name="mine", repeats=1)
+    assert named == from_file
 
 
 @pytest.fixture
@@ -367,7 +392,8 @@ def test_recorded_study_can_be_done_again_elsewhere(tmp_path: Path, runner: list
     run_study(matrix(repeats=1), tmp_path / "one", show=False)
     again = study_from_options(
         {
-            "study": str(tmp_path / "one" / "s" / "study.json"),
+            "declared": str(tmp_path / "one" / "s" / "study.json"),
+            "study": None,
             "backends": None,
             "workers": None,
             "repeats": None,
@@ -388,7 +414,7 @@ def test_plan_names_what_is_left() -> None:
 def test_studies_of_the_project_are_valid(path: Path) -> None:
     made = Study.from_toml(path)
     assert made.name == path.stem
-    assert len(made.jobs) >= 6
+    assert len(made.jobs) >= 4
     assert len({(job.backend, str(job.engine)) for job in made.jobs}) >= 2
 
 
@@ -400,9 +426,9 @@ def test_a_studys_own_estimate_counts_until_a_run_is_recorded(tmp_path: Path) ->
     text += '[matrix]\nscaling = ["weak", "strong"]\n'
     file.write_text(text + "[estimate]\nstart_s = 20\nrun_s = 5\n")
     study = Study.from_toml(file)
-    apart, shared = (estimate_study(study, study.jobs, tmp_path, share=share) for share in (False, True))
+    apart, shared = (estimate_study(study, study.jobs, tmp_path, turns=turns) for turns in (False, True))
     assert apart[0] == 8 * 20 + 8 * 5
-    assert shared[0] == 4 * 20 + 8 * 5
+    assert shared[0] == 2 * 20 + 8 * 5  # one start for each number of workers
     assert "as the study says" in shared[1]
     file.write_text(text + "[estimate]\nstart = 20\n")
     with pytest.raises(JobError, match="start_s and run_s"):
@@ -429,7 +455,7 @@ def test_only_jobs_that_can_use_the_same_processes_share_them() -> None:
     jobs = matrix(backends=backends, workers=[2], repeats=1).jobs
     together = sorted([job.backend for job in group] for group in groups_of(jobs))
     assert together == [["ddp", "fsdp2"], ["deepspeed", "deepspeed"], ["horovod"], ["horovod"]]
-    assert len(groups_of(matrix(backends=["ddp", "fsdp2"], workers=[1, 2], repeats=2).jobs)) == 4
+    assert len(groups_of(matrix(backends=["ddp", "fsdp2"], workers=[1, 2], repeats=2).jobs)) == 2
     through_mpi = [replace(job, launcher="mpirun") if job.backend == "fsdp2" else job for job in jobs]
     assert len(groups_of(through_mpi)) == 5
     with pytest.raises(JobError, match="run them apart"):

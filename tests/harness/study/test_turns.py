@@ -117,4 +117,4 @@ def test_nobody_waits_for_a_conductor_that_is_gone(turn: Turn) -> None:
 
 def test_ways_to_save_starts_exclude_each_other() -> None:
     with pytest.raises(JobError, match="exclude each other: choose one"):
-        compare.main(["--take-turns", "--share-processes"], standalone_mode=False)
+        compare.main(["--take-turns", "--concurrent", "2"], standalone_mode=False)
