@@ -56,6 +56,8 @@ def test_two_engines_against_plain_torch_on_one_and_two_workers(tmp_path: Path) 
     losses = [told["duels"][0]["told"][name]["losses"] for name in names]
     assert len(losses[1]) == 5 + 3 * 3
     assert losses[1] == pytest.approx(losses[2], rel=1e-4), "both engines train the same"
+    waiting = [busy for one in told["duels"] for busy in one["waiting_cores"].values()]
+    assert max(waiting) < record.WAITING * len(os.sched_getaffinity(0)), waiting
     page = (tmp_path / "duel" / "duel.md").read_text()
     assert "horovod@2 against single@1" in page
     orders = {

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -59,8 +61,8 @@ class Pace:
 @dataclass(kw_only=True)
 class Duel:
     """What one start gave. told: contender -> what its rank 0 reported at the end. waiting: contender -> cores that it
-    kept busy while it waited. foreign: cores kept busy by processes that are not ours, the hypervisor's share among
-    them. start_s: until all were ready."""
+    kept busy while others trained. foreign: cores kept busy by processes that are not ours, the hypervisor's share
+    among them. start_s: until all were ready."""
 
     number: int
     blocks: list[Block] = field(default_factory=list)
@@ -124,7 +126,7 @@ def _rounds(
     limit_s: float,
 ) -> None:
     """limit_s: what a block may take, one wait of the job."""
-    waited = {contender.name: (0.0, 0.0) for contender in contenders}
+    waited = {contender.name: 0.0 for contender in contenders}
 
     def block(index: int, steps: int) -> list[Reply]:
         return coordinator.block(index, steps, limit_s=limit_s, check=check)
@@ -148,22 +150,30 @@ def _rounds(
                     seconds=max(reply.seconds for reply in replies),
                 )
             )
-            wall, cpu = waited[contender.name]
             if number > 0:  # before the first round it waited through the others' warm-up
-                wall, cpu = wall + replies[0].waited_s, cpu + math.fsum(reply.waited_cpu_s for reply in replies)
-                waited[contender.name] = (wall, cpu)
+                waited[contender.name] += math.fsum(reply.waited_cpu_s for reply in replies)
     duel.fight_s = time.monotonic() - began
     load.read()
     seen = load.total() or {}
     duel.foreign = seen.get("foreign_cores", 0.0) + seen.get("steal_cores", 0.0)
-    duel.waiting = {name: cpu / wall if wall else 0.0 for name, (wall, cpu) in waited.items()}
+    for name, cpu_s in waited.items():
+        others_s = math.fsum(block.seconds for block in duel.blocks if block.engine != name)
+        duel.waiting[name] = cpu_s / others_s if others_s else 0.0
 
 
 def _run(job: Job, cell: Cell, folder: Path) -> dict[Cell, str]:
     """In a process of its own: one contender's launch to its end; why it failed, if it did."""
     from harness.experiments.trainings.launch import train_cells
 
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     return train_cells(job, [cell], folder, module="harness.experiments.duels.worker")
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process and what it supervises when `parent` is gone: nobody would wake its stopped ranks."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _write_seat(file: Path, coordinator: Coordinator, contender: int) -> None:

@@ -32,7 +32,7 @@ from mpi.process import CTRL_C, signals_raise
 BLOCK_S = 0.5  # that a block should take at least: shorter ones measure the marks
 FIGHT_S = 60.0  # that the rounds of a duel should take at most
 WARMUP_S = 2.0  # that each engine's steps before the first round should take at least
-ROUNDS = (3, 40)  # of a duel, at least and at most
+ROUNDS = (6, 40)  # of a duel, at least and at most
 STAGE = 4  # duels that the budget should hold
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from scipy import stats
 
@@ -132,6 +135,39 @@ def test_blocks_go_to_one_contender_at_a_time_and_strangers_get_none() -> None:
             assert not thread.is_alive()
         with pytest.raises(DuelError, match="hung up"):
             stranger.next_block()
+
+
+SITTING = """
+import sys
+from harness.experiments.duels.coordinator import Reply, Seat
+seat = Seat(("127.0.0.1", int(sys.argv[1])), sys.argv[2], contender=0, rank=0, limit_s=20.0)
+while seat.next_block():
+    seat.answer(Reply(seconds=1.0, waited_s=1.0, waited_cpu_s=0.0))
+"""
+
+
+def test_who_waits_is_stopped_and_goes_on_for_its_block_and_at_the_end() -> None:
+    def until(process: psutil.Process, stopped: bool) -> None:
+        limit = time.monotonic() + 10
+        while (process.status() == psutil.STATUS_STOPPED) is not stopped:
+            assert time.monotonic() < limit, process.status()
+            time.sleep(0.01)
+
+    with Coordinator([1]) as coordinator:
+        arguments = [sys.executable, "-c", SITTING, str(coordinator.address[1]), coordinator.token]
+        rank = subprocess.Popen(arguments, cwd=Path(__file__).resolve().parents[3])
+        coordinator.wait_ready(60.0, lambda: None)
+        until(psutil.Process(rank.pid), stopped=True)
+        for _ in range(2):
+            assert len(coordinator.block(0, 1, limit_s=10.0, check=lambda: None)) == 1
+            until(psutil.Process(rank.pid), stopped=True)
+        coordinator.finish()
+        assert rank.wait(timeout=10) == 0
+    with Coordinator([1]) as coordinator:  # and where the duel is given up
+        arguments = [sys.executable, "-c", SITTING, str(coordinator.address[1]), coordinator.token]
+        rank = subprocess.Popen(arguments, cwd=Path(__file__).resolve().parents[3], stderr=subprocess.DEVNULL)
+        coordinator.wait_ready(60.0, lambda: None)
+    assert rank.wait(timeout=10) == 1
 
 
 def test_who_is_missing_and_who_is_stuck_is_named_in_time() -> None:
