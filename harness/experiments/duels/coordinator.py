@@ -4,8 +4,8 @@ Every rank of every contender holds one connection and waits in a plain read. It
 cores Horovod's two waiting ranks kept 0.2 to 0.7 of a core busy, since its background threads negotiate every
 millisecond. So ranks that wait are stopped (SIGSTOP) and go on (SIGCONT) when their block comes.
 
-Messages are lines of JSON. A rank first says ``{"token": ..., "contender": 0, "rank": 1, "pid": 4711}``. The coordinator
-then sends ``{"steps": 3}`` (train a block) or ``{"steps": 0}`` (the duel is over); `Reply`'s fields answer each block.
+Messages are lines of JSON. A rank first says ``{"token": ..., "contender": 0, "rank": 1, "pid": 4711}``. The other side
+sends ``{"steps": 3}`` (train a block) or ``{"steps": 0}`` (the duel is over); `Reply`'s fields answer each block.
 Every wait has a limit on both sides; a side that is gone ends the other.
 """
 
