@@ -11,6 +11,7 @@ from pathlib import Path
 
 from harness.common.formatting import number
 from harness.common.text_table import Table, markdown
+from harness.experiments.headlines import headline
 from harness.records.environment import environment, scrub
 from harness.records.record_files import write_json, write_text
 
@@ -30,7 +31,7 @@ def write(folder: Path) -> None:
     place = environment()
     machine = {key: place[key] for key in ("cpu", "mpi", "os", "python", "versions")}
     machine["nodes"] = "virtual nodes (network namespaces), one core each (all for the elastic job), links unlimited"
-    write_json(folder / "faults.json", {"machine": machine, "rows": _ROWS})
+    write_json(folder / "faults.json", {"machine": machine, "rows": _ROWS, "headline": headline(_ROWS)})
     rows = [
         [str(row["fault"]), str(row["engine"]), number(row["seconds"]), str(row["status"]), str(row["reason"])]
         for row in sorted(_ROWS, key=lambda row: str(row["fault"]))

@@ -93,7 +93,7 @@ def max_model(**options: Any) -> None:
     if options["dry_run"]:
         _show_plan(cells, search)
         return
-    from harness.experiments.max_model.report import plot, write_tables
+    from harness.experiments.max_model.report import headline, plot, write_tables
     from harness.records.environment import environment
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def max_model(**options: Any) -> None:
     path = folder / FILE
 
     def save() -> None:
-        write_json(path, record)
+        write_json(path, {**record, "headline": headline(record)})
 
     save()
     finished = False

@@ -11,7 +11,7 @@ import click
 from harness.commands.number_types import AMOUNT, COUNT
 from harness.commands.options import json_option, results_option
 from harness.common.text_table import markdown
-from harness.experiments.prediction.run import LARGEST, build_report, print_report, tables_of
+from harness.experiments.prediction.run import LARGEST, build_report, headline, print_report, tables_of
 from harness.job.declaration import JobError
 from harness.records.record_files import runs_of, write_json, write_text
 from harness.records.run_folder import study_folder
@@ -59,7 +59,7 @@ def predict(
         return
     link = None if rate == "unlimited" else bytes_per_second(rate)
     report = build_report(folder, largest, link, compute_ms * 1e-3, parameters * 4.0, rounds)
-    write_json(folder / "prediction.json", report)
+    write_json(folder / "prediction.json", {**report, "headline": headline(report)})
     from harness.experiments.prediction.plot import plot
 
     plot(report, folder / "prediction")

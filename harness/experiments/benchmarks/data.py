@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,12 @@ def measure(spec: str, size: int, seconds: float) -> dict[str, Any]:
     return {"spec": spec, "size": size, "samples_per_s": samples, "tries_per_s": generators, "decoded_per_s": decode}
 
 
+def headline(record: Mapping[str, Any]) -> str:
+    """Whole samples a second, by recipe."""
+    rates = [f"{name} {rate:.0f}" for name, rate in record["samples_per_s"].items()]
+    return f"Training samples a second and core: {', '.join(rates)}."
+
+
 def main() -> None:
     """Command line: samples a second on one core, by recipe and by generator."""
     parser = argparse.ArgumentParser(description="Samples a second on one core, by recipe and by generator.")
@@ -75,7 +81,8 @@ def main() -> None:
     figures = measure(options.spec, options.size, options.seconds)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        write_json(options.out / "data.json", {"machine": environment()["cpu"], **figures})
+        record = {"machine": environment()["cpu"], **figures, "headline": headline(figures)}
+        write_json(options.out / "data.json", record)
     if options.json:
         print(json.dumps(figures, indent=1))
         return

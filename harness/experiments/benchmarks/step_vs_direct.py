@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,15 @@ def compare(preset: str, batch_size: int, repeats: int, say: Callable[[str], Non
     return result
 
 
+def headline(record: Mapping[str, Any]) -> str:
+    """The speed-up over the direct transcription."""
+    faster = record["speedup"]
+    return (
+        f"A step of `{record['preset']}` is {faster['median']:.2f} times as fast as the direct transcription "
+        f"({faster['low']:.2f} to {faster['high']:.2f} over {record['repeats']} rounds, interleaved)."
+    )
+
+
 def main() -> None:
     """Command line: prints a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -196,7 +205,8 @@ def main() -> None:
     result = compare(options.preset, options.batch, options.repeats, quiet)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        write_json(options.out / "step_vs_direct.json", {"machine": environment()["cpu"], **result})
+        record = {"machine": environment()["cpu"], **result, "headline": headline(result)}
+        write_json(options.out / "step_vs_direct.json", record)
     if options.json:
         print(json.dumps(result, indent=2))
         return

@@ -32,7 +32,7 @@ def made(measured: Sequence[Mapping[str, Any]], hosts: Sequence[hostfile.Host], 
 def write(record: Mapping[str, Any], out: Path) -> None:
     """OUT/comm.json, comm.md and the figure."""
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / NAME, record)
+    write_json(out / NAME, {**record, "headline": headline(record)})
     write_text(out / "comm.md", page(record))
     if any(result["rows"] for result in record["libraries"]):
         from harness.experiments.collectives.plot import plot

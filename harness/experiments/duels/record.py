@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.analysis.duels.page import page
+from harness.analysis.duels.page import headline, page
 from harness.analysis.duels.record import NAME, PAGE, asked_pairs, blocks_of, differences_of
 from harness.experiments.duels.fight import Contender, Duel, Pace
 from harness.experiments.trainings.cells import Cell
@@ -81,5 +81,5 @@ def rendered_again(record: Mapping[str, Any]) -> dict[str, Any]:
 def write(record: Mapping[str, Any], folder: Path) -> None:
     """FOLDER/duel.json and duel.md."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / NAME, dict(record))
+    write_json(folder / NAME, {**record, "headline": headline(record)})
     write_text(folder / PAGE, page(record))

@@ -20,6 +20,7 @@ def write(rows: Sequence[Mapping[str, Any]], base: Job, folder: Path) -> None:
     from harness.records.step_metrics import environment
 
     record = {"job": base.to_dict(), "environment": environment(), "rows": list(rows), "limit": LIMIT}
+    record["headline"] = headline(rows)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / NAME, record)
     write_text(folder / "overhead.md", page(record))

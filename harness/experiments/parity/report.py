@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from backends.base import PRECISIONS
-from harness.common.formatting import trained
+from harness.common.formatting import plural, trained
 from harness.experiments.parity.judge import Verdict, bound, row_of
 from harness.experiments.trainings.cells import Cell
 from harness.job.declaration import Job
@@ -75,14 +76,23 @@ def write_study(verdicts: Sequence[Verdict], base: Job, folder: Path) -> None:
     from harness.records.step_metrics import environment
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / "parity.json",
-        finite(
-            {"job": base.to_dict(), "environment": environment(), "cells": [row_of(verdict) for verdict in verdicts]}
-        ),
-    )
+    cells = [row_of(verdict) for verdict in verdicts]
+    record = {"job": base.to_dict(), "environment": environment(), "cells": cells, "headline": headline(cells)}
+    write_json(folder / "parity.json", finite(record))
     write_csv(verdicts, folder / "parity.csv")
-    (folder / "parity.md").write_text(markdown(verdicts, base))
+    write_text(folder / "parity.md", markdown(verdicts, base))
+
+
+def headline(cells: Sequence[Mapping[str, Any]]) -> str:
+    """How many of the judged cells equal the single process, and of how many others the cause is shown."""
+    judged = [cell for cell in cells if cell["precision_mode"] == "matched" and cell["status"] in ("equal", "differs")]
+    equal = sum(cell["status"] == "equal" for cell in judged)
+    odd = [cell for cell in judged if cell["status"] == "differs"]
+    known = sum(bool(cell.get("explained")) for cell in odd)
+    text = f"{equal} of {len(judged)} judged cells equal the single process"
+    text += f"; of the other {len(odd)}, {known} have their cause shown" if odd else ""
+    others = len(cells) - len(judged)
+    return text + (f"; {plural(others, 'cell')} of native precision or refused" if others else "") + "."
 
 
 def markdown(verdicts: Sequence[Verdict], base: Job) -> str:

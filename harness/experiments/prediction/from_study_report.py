@@ -10,6 +10,7 @@ from harness.common import colors
 from harness.common.formatting import DASH, number, plural
 from harness.common.text_table import Table, markdown
 from harness.experiments.prediction.from_study import KINDS
+from harness.experiments.prediction.run import headline
 from harness.records.record_files import finite, write_json, write_text
 from harness.report.plots import figure_files
 
@@ -19,7 +20,7 @@ NAME = "prediction"
 def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Writes prediction.json, .md, .png and .svg; returns their paths."""
     paths = [folder / f"{NAME}.json", folder / f"{NAME}.md"]
-    write_json(paths[0], finite(report))
+    write_json(paths[0], finite({**report, "headline": headline(report)}))
     write_text(paths[1], markdown(table(report)))
     return [*paths, *figure_files(folder, NAME, lambda figure: _draw(report, figure), size=(9.6, 4.2))]
 

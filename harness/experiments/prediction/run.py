@@ -5,7 +5,7 @@ Its error is stated first: every (nodes, rate) cell is held back once and predic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -76,6 +76,14 @@ def build_report(
         "median_error": median([abs(item["error"]) for one in engines.values() for item in one["held_back"]]),
         "engines": engines,
     }
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """How far off the predictions are of what was measured and held back from the fit."""
+    error = report["median_error"]
+    if error is None:
+        return "`harness experiment predict`: nothing was held back to be predicted."
+    return f"`harness experiment predict` is {error:.1%} off in the median on cells held back."
 
 
 def _curve(

@@ -45,7 +45,7 @@ def put(record: dict[str, Any], entry: Mapping[str, Any]) -> None:
 def write_all(record: Mapping[str, Any], folder: Path) -> None:
     """All three files."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / NAME, dict(record))
+    write_json(folder / NAME, {**record, "headline": headline(record)})
     write(tuned_file(record), folder / TUNED)
     write_text(folder / PAGE, page(record))
 

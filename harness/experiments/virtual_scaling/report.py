@@ -130,7 +130,8 @@ def headline(record: Mapping[str, Any]) -> str:
         told = [f"{name} {percent(share)}" for name, share in found if share is not None]
         if told:
             parts.append(f"{joined(told)} ({_RATES.get(rate, rate)})")
-    return f"Weak-scaling efficiency on {plural(most, 'node')}: {'; '.join(parts)}."
+    text = f"Weak-scaling efficiency on {plural(most, 'node')}: {'; '.join(parts)}." if parts else "No efficiency yet."
+    return f"{text} {caption(record)}"
 
 
 def _draw(record: Mapping[str, Any], figure: Any) -> None:

@@ -83,6 +83,8 @@ def run_matrix(
     Returns:
         The record as it was written: ``rows`` and ``cores``.
     """
+    from harness.experiments.virtual_scaling.report import headline
+
     rows = load_rows(folder) if (folder / FILE).exists() else []
     set_name = f"scaling-{os.getpid()}"
     made = cluster.up(set_name, max(matrix.nodes), cores_per_node=1, tied=True)
@@ -101,7 +103,7 @@ def run_matrix(
                 row = _run(made, cell, wait, steps, folder)
                 say(_line(row))
                 rows.append(row)
-                write_json(folder / FILE, record)
+                write_json(folder / FILE, {**record, "headline": headline(record)})
     finally:
         cluster.down(set_name)
     return record

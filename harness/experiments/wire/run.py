@@ -161,9 +161,8 @@ def write(rows: Sequence[Mapping[str, Any]], base: Job, folder: Path) -> None:
     from harness.records.step_metrics import environment
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / "wire.json", {"job": base.to_dict(), "environment": environment(), "rows": [dict(row) for row in rows]}
-    )
+    record = {"job": base.to_dict(), "environment": environment(), "rows": [dict(row) for row in rows]}
+    write_json(folder / "wire.json", {**record, "headline": headline(rows)})
     write_text(folder / "wire.csv", csv_of(rows))
     write_text(folder / "wire.md", markdown(rows, base))
 

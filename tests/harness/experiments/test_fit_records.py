@@ -15,6 +15,7 @@ from core_model.build import build
 from harness.commands.experiment.max_model import max_model
 from harness.experiments.max_model.attempt import HOST_IS_FULL, judge
 from harness.experiments.max_model.memory_formula import Training
+from harness.experiments.max_model.report import headline as sentence
 from harness.experiments.max_model.report import plot, ran_out, write_tables
 from harness.experiments.max_model.run import FILE, Search, conclude, new_cell, resumed, stand
 from harness.experiments.max_model.shapes import Grid
@@ -115,6 +116,8 @@ def test_tables_plot_and_index_from_a_record(tmp_path: Path) -> None:
     assert "| memory |" in text  # on a CPU there is one
     assert len((tmp_path / "fit.csv").read_text().splitlines()) == 3
     assert (tmp_path / "fit.png").stat().st_size > 5000
+    write_json(tmp_path / FILE, record | {"cells": cells, "headline": sentence(record | {"cells": cells})})
+    assert schema_errors("fit", read_json(tmp_path / FILE)) == []
     headline = experiment_headlines.headline_of(tmp_path)
     assert headline is not None
     assert "1 of 1 predictions within 10 %" in headline.sentence

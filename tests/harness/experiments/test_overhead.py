@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from harness.commands.experiment.overhead import overhead
-from harness.experiments.overhead import run as command
 from harness.experiments.overhead.record import headline
 from harness.experiments.overhead.run import Overhead, ratio_of, row_of
 from harness.experiments.trainings.cells import Cell
@@ -38,12 +37,12 @@ def test_engine_without_a_hand_written_loop_is_refused() -> None:
 
 
 def test_what_was_measured_before_a_failure_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def measure(base: Any, cells: list[Cell], *, quiet: bool) -> list[Overhead]:
+    def measure(base: Any, cells: list[Cell], *, say: Any) -> list[Overhead]:
         if cells[0].backend == "horovod":
             raise JobError("horovod on 2 workers failed: no network")
         return [ratio_of(cells[0], [1.0, 1.0], [1.0, 1.0])]
 
-    monkeypatch.setattr(command, "measure", measure)
+    monkeypatch.setattr("harness.commands.experiment.overhead.measure", measure)
     with pytest.raises(JobError, match="no network"):
         run("--backends", "ddp,horovod", "--workers", "2", "--results", str(tmp_path))
     (row,) = read_json(tmp_path / "overhead" / "overhead.json")["rows"]
