@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -372,7 +373,7 @@ def test_command_reports_and_exits_by_what_failed(tmp_path: Path, runner: list[s
     for name in ("comparison.csv", "report.html", "scaling.png", "scaling.svg", "study.json"):
         assert (tmp_path / "s" / name).stat().st_size > 0, name
     assert [path.name for path in tmp_path.iterdir()] == ["s"], "nothing beside the study: README.md may be tracked"
-    assert "Horovod is 20" in done.output
+    assert re.search(r"Horovod is (19|20)\.\d % faster", done.output)
     failed = next((tmp_path / "s").glob("horovod-w2-*")) / "result.json"
     failed.write_text(json.dumps({"schema": 1, "status": "failed", "reason": "gone", "exit_code": 1, "world_size": 2}))
     done = CliRunner().invoke(compare, arguments)
