@@ -9,16 +9,13 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
 from pathlib import Path
 from typing import Any
 
-import mpi.launch
-import mpi.network
 import mpi.process
 from harness.common.packed_json import pack
-from harness.common.paths import PROJECT
 from harness.experiments.max_model.worker import MODULE, OUT_OF_MEMORY
+from harness.experiments.trainings.launch import launch_of
 from harness.job.declaration import Job
 from mpi import hostfile
 
@@ -61,23 +58,10 @@ def run_try(job: Job, *, memory_gib: float | None, limit_s: float, log: Path | N
     with tempfile.TemporaryDirectory(prefix="harness-fit-") as scratch:
         out = Path(scratch) / "out"
         out.mkdir()
-        hosts = hostfile.local(job.slots)
-        network = mpi.network.find([host.name for host in hosts])
-        launcher = mpi.launch.default_launcher(job.backend)
         argv = [sys.executable, "-m", MODULE, pack({"job": job.to_dict(), "memory_gib": memory_gib}), str(out)]
-        launch = mpi.launch.command(
-            launcher,
-            argv,
-            hosts,
-            scratch=Path(scratch),
-            network=network,
-            master_port=mpi.network.free_port(network.address),
-            cwd=PROJECT,
-            threads=job.threads,
-            env=_RETURN_MEMORY,
-            start_timeout=int(min(120, limit_s)),
-            operation_timeout=ceil(job.timeout_s),
-        )
+        start_s = int(min(120, limit_s))
+        hosts = hostfile.local(job.slots)
+        launch = launch_of(job, argv, hosts, scratch, env=_RETURN_MEMORY, start_timeout=start_s)
         killed = out_of_memory_kills()
         printed = log or Path(scratch) / "log.txt"
         start = printed.stat().st_size if printed.exists() else 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +85,14 @@ def time_cell(cell: Cell, base: Job, facts: ProcessFacts) -> tuple[Any, dict[str
         clock.settle()
 
     loops = {"harness": harness_block, "handwritten": handwritten_block}
+    return backend, _in_turn(loops, max(2, job.steps // BLOCK), backend, clock)
+
+
+def _in_turn(loops: Mapping[str, Callable[[], None]], rounds: int, backend: Any, clock: Any) -> dict[str, list[float]]:
+    """Seconds a step of each block, by loop: A B, then B A, after one round of warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in loops}
-    rounds = max(2, job.steps // BLOCK)
     for number in range(rounds + 1):
-        names = list(loops) if number % 2 == 0 else list(reversed(loops))
+        names = list(loops) if number % 2 == 0 else list(loops)[::-1]
         for name in names:
             backend.barrier()
             clock.settle()
@@ -97,7 +101,7 @@ def time_cell(cell: Cell, base: Job, facts: ProcessFacts) -> tuple[Any, dict[str
             clock.settle()
             if number > 0:  # the first round is warm-up
                 seconds[name].append((time.perf_counter() - begin) / BLOCK)
-    return backend, seconds
+    return seconds
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from typing import Any
 
 from backends.base import PRECISIONS
 from harness.common.formatting import plural, trained
+from harness.common.text_table import Table
+from harness.experiments.noted_table import numbered, page, print_page
 from harness.experiments.parity.judge import Verdict, bound, row_of
 from harness.experiments.trainings.cells import Cell
 from harness.job.declaration import Job
@@ -48,27 +50,16 @@ def _cells(verdict: Verdict, note: int | None) -> tuple[str, ...]:
     )
 
 
-def notes_of(verdicts: Sequence[Verdict]) -> dict[str, int]:
-    """Each cause's number, in the order of the table."""
-    causes = dict.fromkeys(verdict.cause for verdict in verdicts if verdict.cause)
-    return {cause: number for number, cause in enumerate(causes, 1)}
+def _table(verdicts: Sequence[Verdict], causes: Mapping[str, int], title: str = "") -> Table:
+    rows = [_cells(verdict, causes.get(verdict.cause)) for verdict in verdicts]
+    strong = [place for place, verdict in enumerate(verdicts) if not verdict.explained]
+    return Table(id="parity", title=title, columns=HEADERS, rows=rows, strong=strong)
 
 
 def print_table(verdicts: Sequence[Verdict]) -> None:
-    """The table, by rich."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="Parity with a single process")
-    for index, header in enumerate(HEADERS):
-        table.add_column(header, justify="left" if index in (0, len(HEADERS) - 1) else "right")
-    notes = notes_of(verdicts)
-    for verdict in verdicts:
-        table.add_row(*_cells(verdict, notes.get(verdict.cause)), style="" if verdict.explained else "bold")
-    console = Console()
-    console.print(table)
-    for cause, number in notes.items():
-        console.print(f"[{number}] {cause}", markup=False, highlight=False)
+    """The table and its causes, on the screen."""
+    causes = numbered(verdict.cause for verdict in verdicts)
+    print_page(_table(verdicts, causes, "Parity with a single process"), causes)
 
 
 def write_study(verdicts: Sequence[Verdict], base: Job, folder: Path) -> None:
@@ -99,10 +90,10 @@ def markdown(verdicts: Sequence[Verdict], base: Job) -> str:
     """The table with the words that it needs to be read."""
     judged = [v for v in verdicts if v.cell.precision_mode == "matched" and v.status in ("equal", "differs")]
     equal = sum(v.status == "equal" for v in judged)
-    notes = notes_of(verdicts)
+    causes = numbered(verdict.cause for verdict in verdicts)
     limits = {precision: bound(Cell(backend="ddp", precision=precision), base.steps)[1] for precision in PRECISIONS}
     setting = f"{trained(base.to_dict())}, {base.steps} steps of {base.global_batch}, seed {base.seed}"
-    lines = [
+    heading = [
         "# Parity",
         "",
         f"{setting}: {equal} of {len(judged)} judged cells equal the single process.",
@@ -114,15 +105,8 @@ def markdown(verdicts: Sequence[Verdict], base: Job) -> str:
         "",
         f"Bounds: fp32 {limits['fp32']:.0e} on max rel. diff; bf16 {limits['bf16']:.1e} and fp16 {limits['fp16']:.1e}",
         "on the update (unit roundoff x sqrt(steps)). Native precision is reported, not judged.",
-        "",
-        "| " + " | ".join(HEADERS) + " |",
-        "|" + "---|" * len(HEADERS),
-        *("| " + " | ".join(_cells(verdict, notes.get(verdict.cause))) + " |" for verdict in verdicts),
-        "",
-        *(f"- [{number}] {cause}" for cause, number in notes.items()),
-        *([""] if notes else []),
     ]
-    return "\n".join(lines)
+    return page(heading, _table(verdicts, causes), causes)
 
 
 def write_csv(verdicts: Sequence[Verdict], path: Path) -> None:

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from harness.common.text_table import Table
+from harness.experiments.prediction import step_time_formula as model
 from harness.experiments.virtual_scaling.report import median_step, name_of
 from harness.job.declaration import JobError
 from harness.records.record_files import RecordError, read_json
@@ -22,7 +23,6 @@ def build_report(
     folder: Path, largest: int, link: float | None, wait_s: float, parameter_bytes: float, rounds: int
 ) -> dict[str, Any]:
     """Per engine: constants, held-back errors and the drawn curve. Raises JobError where the study is too small."""
-    from harness.experiments.prediction import step_time_formula as model
     from harness.experiments.virtual_scaling.run import FILE
 
     if not (folder / FILE).exists():
@@ -32,17 +32,7 @@ def build_report(
     engines: dict[str, Any] = {}
     for name in dict.fromkeys(row["engine"] for row in rows):
         own = [row for row in rows if row["engine"] == name]
-        points = [
-            model.Point(
-                ranks=row["nodes"],
-                wait_s=row["wait_s"],
-                parameter_bytes=row["parameter_bytes"],
-                link_bytes_per_s=row["link_bytes_per_s"],
-                step_s=median_step(row),
-                crowd=max(1.0, row["nodes"] / record["cores"]),
-            )
-            for row in own
-        ]
+        points = [_point(row, record["cores"]) for row in own]
         groups = [(row["nodes"], row["rate"], row["parameter_bytes"]) for row in own]
         if len(set(groups)) < 5 or not any(point.ranks > 1 for point in points):
             raise JobError(f"study '{folder.name}' has {len(set(groups))} cells of {name}: measure at least 5")
@@ -54,18 +44,12 @@ def build_report(
         engines[name] = {
             "constants": fitted.__dict__,
             "held_back": [
-                {
-                    "nodes": row["nodes"],
-                    "rate": row["rate"],
-                    "scaling": row["scaling"],
-                    "parameter_bytes": row["parameter_bytes"],
-                    "measured_s": point.step_s,
-                    "error": error,
-                }
+                {name: row[name] for name in ("nodes", "rate", "scaling", "parameter_bytes")}
+                | {"measured_s": point.step_s, "error": error}
                 for row, (point, error) in zip(own, held, strict=True)
             ],
             "median_error": median([abs(error) for _, error in held]),
-            "curve": _curve(model, fitted, spread, largest, wait, size, link),
+            "curve": _curve(fitted, spread, largest, wait, size, link),
         }
     return {
         "link_bytes_per_s": link,
@@ -78,6 +62,18 @@ def build_report(
     }
 
 
+def _point(row: Mapping[str, Any], cores: int) -> model.Point:
+    """A measured row; cores: that the nodes share."""
+    return model.Point(
+        ranks=row["nodes"],
+        wait_s=row["wait_s"],
+        parameter_bytes=row["parameter_bytes"],
+        link_bytes_per_s=row["link_bytes_per_s"],
+        step_s=median_step(row),
+        crowd=max(1.0, row["nodes"] / cores),
+    )
+
+
 def headline(report: Mapping[str, Any]) -> str:
     """How far off the predictions are of what was measured and held back from the fit."""
     error = report["median_error"]
@@ -87,7 +83,7 @@ def headline(report: Mapping[str, Any]) -> str:
 
 
 def _curve(
-    model: Any, fitted: Any, spread: Sequence[Any], largest: int, wait: float, size: float, link: float | None
+    fitted: model.Model, spread: Sequence[model.Model], largest: int, wait: float, size: float, link: float | None
 ) -> list[dict[str, float]]:
     """Step time and weak-scaling efficiency at 1, 2, 4 ... nodes, with the 5 % and 95 % points of the resamplings."""
     import numpy as np

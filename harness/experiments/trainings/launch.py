@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import mpi.launch
 import mpi.network
@@ -65,22 +66,31 @@ def _launch(module: str, base: Job, cells: Sequence[Cell], out: Path, hosts: Seq
     """Runs one launch to its end; returns why it failed, or nothing. Raises KeyboardInterrupt where it was ended."""
     first = cells[0]
     chosen = hostfile.take(hosts, first.workers, 1) if hosts else hostfile.local(first.workers)
-    network = mpi.network.find([host.name for host in chosen])
     with tempfile.TemporaryDirectory(prefix="harness-parity-") as scratch:
-        launch = mpi.launch.command(
-            launcher_of(first.job(base)),
-            worker_argv(module, base, cells, out),
-            chosen,
-            scratch=Path(scratch),
-            network=network,
-            master_port=mpi.network.free_port(network.address),
-            cwd=PROJECT,
-            threads=base.threads,
-            operation_timeout=ceil(base.timeout_s),
-        )
+        launch = launch_of(first.job(base), worker_argv(module, base, cells, out), chosen, scratch)
         log = out / f"{first.backend}-w{first.workers}.log"
         limit = base.time_limit_s or None
         outcome = mpi.process.supervise(launch, log_path=log, timeout=limit, limit_name="--time-limit")
     if outcome.interrupted:  # Ctrl-C or SIGTERM here: no cell's fault, and nothing more is to be started
         raise KeyboardInterrupt
     return "" if outcome.ok else outcome.reason
+
+
+def launch_of(job: Job, argv: Sequence[str], hosts: Sequence[hostfile.Host], scratch: str, **more: Any) -> Any:
+    """How the job's launcher starts `argv` on `hosts`, for `mpi.process.supervise`.
+
+    scratch: a folder that lives as long as the job. more: further arguments of `mpi.launch.command`.
+    """
+    network = mpi.network.find([host.name for host in hosts])
+    return mpi.launch.command(
+        launcher_of(job),
+        argv,
+        hosts,
+        scratch=Path(scratch),
+        network=network,
+        master_port=mpi.network.free_port(network.address),
+        cwd=PROJECT,
+        threads=job.threads,
+        operation_timeout=ceil(job.timeout_s),
+        **more,
+    )

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from backends.checks.traffic import theory
+from harness.common.text_table import Table
+from harness.experiments.noted_table import numbered, page, print_page
 from harness.experiments.trainings.cells import Cell
 from harness.experiments.trainings.launch import train_cells
 from harness.job.declaration import Job
@@ -169,9 +171,9 @@ def write(rows: Sequence[Mapping[str, Any]], base: Job, folder: Path) -> None:
 
 def markdown(rows: Sequence[Mapping[str, Any]], base: Job) -> str:
     """The table with the words that it needs to be read; causes are numbered below it."""
-    notes = _notes(rows)
+    causes = numbered(row["cause"] for row in rows)
     size = next((row["trainable_bytes"] for row in rows if row["status"] == "ok"), 0)
-    lines = [
+    heading = [
         "# Bytes on the wire",
         "",
         f"{headline(rows)} One worker a node, {size / 1e6:.2f} MB of trainable fp32 weights (preset `{base.preset}`).",
@@ -180,15 +182,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], base: Job) -> str:
         "- handed over: what the engine gave to its collectives in one step, counted at its hooks, by the same rule;",
         "- sent: what the network counters of the nodes say, headers included, mean over nodes and 10 steps;",
         "- idle: what a node sends while nothing is trained.",
-        "",
-        "| " + " | ".join(HEADERS) + " |",
-        "|" + "---|" * len(HEADERS),
-        *("| " + " | ".join(_cells(row, notes)) + " |" for row in rows),
-        "",
-        *(f"- [{number}] {cause}" for cause, number in notes.items()),
-        *([""] if notes else []),
     ]
-    return "\n".join(lines)
+    return page(heading, _table(rows, causes), causes)
 
 
 def headline(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -204,9 +199,8 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _notes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    causes_of = dict.fromkeys(row["cause"] for row in rows if row["cause"])
-    return {cause: number for number, cause in enumerate(causes_of, 1)}
+def _table(rows: Sequence[Mapping[str, Any]], causes: Mapping[str, int], title: str = "") -> Table:
+    return Table(id="wire", title=title, columns=HEADERS, rows=[_cells(row, causes) for row in rows])
 
 
 def _cells(row: Mapping[str, Any], notes: Mapping[str, int]) -> tuple[str, ...]:
@@ -224,17 +218,5 @@ def _cells(row: Mapping[str, Any], notes: Mapping[str, int]) -> tuple[str, ...]:
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """The table and its causes."""
-    from rich.console import Console
-    from rich.table import Table
-
-    notes = _notes(rows)
-    table = Table(title="Bytes on the wire: one rank, one step")
-    for index, header in enumerate(HEADERS):
-        table.add_column(header, justify="left" if index in (0, len(HEADERS) - 1) else "right")
-    for row in rows:
-        table.add_row(*_cells(row, notes))
-    console = Console()
-    console.print(table)
-    for cause, number in notes.items():
-        console.print(f"[{number}] {cause}", markup=False, highlight=False)
-    console.print(headline(rows))
+    causes = numbered(row["cause"] for row in rows)
+    print_page(_table(rows, causes, "Bytes on the wire: one rank, one step"), causes, last=headline(rows))
