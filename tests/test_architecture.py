@@ -124,8 +124,6 @@ LONG = {  # functions above 50 lines (docstring and signature among them), to be
     "harness/commands/experiment/max_model.py:max_model",
     "harness/commands/tune.py:tune",
     "harness/experiments/duels/worker.py:main",
-    "harness/experiments/overhead/worker.py:time_cell",
-    "harness/experiments/prediction/run.py:build_report",
     "harness/inference/evaluation.py:evaluate",
     "harness/inference/quality.py:markdown",
     "harness/inference/web_page.py:build",
