@@ -41,6 +41,9 @@ def explain(error: click.ClickException) -> click.ClickException:
     known = {option for parameter in error.ctx.command.params for option in parameter.opts}
     if error.option_name in _OF_MANY and "--backends" in known:
         return click.UsageError(f"No such option: {error.option_name}: {_OF_MANY[error.option_name]}", error.ctx)
-    if error.option_name in _MEANT and "--slots" in known:
-        return click.UsageError(f"No such option: {error.option_name}: {_MEANT[error.option_name]}", error.ctx)
+    if error.option_name in _MEANT and known & {"--slots", "--backends"}:
+        meant = _MEANT[error.option_name]
+        if "--slots" not in known and _SLOTS in meant:
+            meant = _OF_MANY["--slots"]
+        return click.UsageError(f"No such option: {error.option_name}: {meant}", error.ctx)
     return error

@@ -78,7 +78,7 @@ def test_refused_before_anything_is_made(
 def test_a_plan_is_refused_for_what_its_runs_would_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = tmp_path / "s.toml"
     text = 'backends = ["ddp", "{}"]\nworkers = [1, 64]\n[job]\npreset = "tiny"\nglobal_batch = 64\n{}\n'
-    arguments = ["compare", "--dry-run", "--results", str(tmp_path / "r"), "--study", str(study)]
+    arguments = ["compare", str(study), "--dry-run", "--results", str(tmp_path / "r")]
     study.write_text(text.format("horovod", ""))
     main(arguments)  # of a machine with more cores than this one
     for engine, more, says in (
