@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -41,8 +41,33 @@ class Sample:
     has_mask: bool = True
 
 
+class TensorBatch:
+    """What the training loop does to the tensors of any batch, whatever holds them."""
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """The same batch with `change` done to every tensor."""
+        raise NotImplementedError
+
+    def double(self) -> Self:
+        """The same batch with its floating-point tensors in fp64, for controls of rounding."""
+        return self._map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+    def pin_memory(self) -> Self:
+        """Called by torch's DataLoader where ``pin_memory=True``."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Tells CUDA's allocator that `stream` uses the tensors, which another stream has made."""
+
+        def record(tensor: torch.Tensor) -> torch.Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self._map(record)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class Batch(TensorBatch):
     """B samples, stacked. token_ids: int64 (B, T) question and answer tokens padded on the right with the pad id;
     labels: int64 (B, T), -100 where there is no loss (everything but the answers); lengths: int64 (B,) true lengths.
     extras: anything else; tensors in it move with the batch (the collator leaves the answers' places there).
@@ -67,24 +92,7 @@ class Batch:
         """The same batch with its tensors on `device` (non-blocking where the memory is pinned)."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def double(self) -> Batch:
-        """The same batch with its floating-point tensors in fp64, for controls of rounding."""
-        return self._map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
-
-    def pin_memory(self) -> Batch:
-        """Called by torch's DataLoader where ``pin_memory=True``."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Tells CUDA's allocator that `stream` uses the tensors, which another stream has made."""
-
-        def record(tensor: torch.Tensor) -> torch.Tensor:
-            tensor.record_stream(stream)
-            return tensor
-
-        self._map(record)
-
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """The same batch with `change` done to every tensor, those in `extras` too."""
         names = ("images", "masks", "is_defective", "token_ids", "labels", "lengths")
         changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.utils._pytree import tree_map
 
+from core_model.batch import TensorBatch
+
 
 @dataclass(frozen=True, kw_only=True)
-class UserBatch:
+class UserBatch(TensorBatch):
     """content: what the collate function returned. size: number of samples. samples: never kept (the loader of
     `core_model.data.batches` empties the field of every batch that crosses a process border)."""
 
@@ -26,26 +28,7 @@ class UserBatch:
         """The same batch with its tensors on `device` (non-blocking where the memory is pinned)."""
         return self._map(lambda part: part.to(device, non_blocking=True), others=lambda part: part.to(device))
 
-    def double(self) -> UserBatch:
-        """The same batch with its floating-point tensors in fp64, for controls of rounding."""
-        return self._map(lambda part: part.double() if part.is_floating_point() else part)
-
-    def pin_memory(self) -> UserBatch:
-        """Called by the loader for a GPU."""
-        return self._map(lambda part: part.pin_memory())
-
-    def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Tells CUDA's allocator that `stream` uses the tensors, which another stream has made."""
-
-        def record(part: torch.Tensor) -> torch.Tensor:
-            part.record_stream(stream)
-            return part
-
-        self._map(record)
-
-    def _map(
-        self, change: Callable[[torch.Tensor], torch.Tensor], others: Callable[[Any], Any] | None = None
-    ) -> UserBatch:
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor], others: Callable[[Any], Any] | None = None) -> Self:
         """`change` done to every tensor, `others` to every other object that can be moved (``.to``)."""
 
         def leaf(part: Any) -> Any:

@@ -29,7 +29,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -45,6 +44,7 @@ from harness.job.options import with_version
 from harness.job.quantities import seconds, share
 from harness.records.record_files import read_json
 from harness.records.run_folder import check_name
+from harness.study.toml_file import read_toml
 
 STUDY = "study.json"
 UNTIL, BUDGET = "5%", "10m"  # of the duels, where nothing else is asked for
@@ -142,12 +142,7 @@ class Study:
     def from_toml(cls, path: Path, **overrides: Any) -> Study:
         """The study that `path` declares; `overrides` (None = not given) replace its top-level keys, and those in
         ``job`` are merged into its job. Raises JobError that names an unreadable file or an unknown key."""
-        try:
-            declared = tomllib.loads(path.read_text())
-        except FileNotFoundError:
-            raise JobError(f"{path}: no such study file") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-            raise JobError(f"{path}: not a readable TOML file ({error})") from None
+        declared = read_toml(path, missing="no such study file")
         declared.setdefault("name", path.stem)
         given = {name: value for name, value in overrides.items() if value is not None}
         job = given.pop("job", {})

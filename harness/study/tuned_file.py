@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import Field
 from backends.declared import declared
 from harness.job.declaration import Job, JobError
 from harness.job.engines import ZERO_STAGE
+from harness.study.toml_file import read_toml
 
 SCHEMA = 1
 # What may differ between the job that was tuned and the one that is compared: it does not decide which setting is
@@ -121,12 +121,7 @@ def this_machine() -> tuple[dict[str, Any], dict[str, str]]:
 
 def read(path: Path) -> TunedFile:
     """The file at `path`. Raises JobError, one line, where it cannot be read or is none."""
-    try:
-        values = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise JobError(f"{path}: no such file: `harness tune` writes it") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise JobError(f"{path}: not a readable TOML file ({error})") from None
+    values = read_toml(path, missing="no such file: `harness tune` writes it")
     try:
         entries = values.pop("engine", [])
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.analysis.duels.record import Record, bounds, remarks, sentence, totals
+from harness.analysis.duels.record import Record, bounds, remarks, sentence, told_by, totals
 from harness.analysis.intervals import ALIKE
 from harness.analysis.verdict import machine
 from harness.common.formatting import DASH, number, plural, trained
@@ -44,9 +44,7 @@ def headline(record: Mapping[str, Any]) -> str:
 
 def _totals_table(record: Mapping[str, Any]) -> Table:
     rates = totals(record)
-    told: dict[str, Any] = {}
-    for duel in record["duels"]:
-        told |= duel["told"]
+    told = told_by(record)
     rows = []
     for item in record["contenders"]:
         memory = [value for value in (told.get(item["name"]) or {}).get("device_mib") or [] if value is not None]

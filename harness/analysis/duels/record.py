@@ -28,6 +28,14 @@ def blocks_of(record: Record) -> list[Block]:
     return [Block(**block) for block in record["blocks"]]
 
 
+def told_by(record: Record) -> dict[str, dict[str, Any]]:
+    """Contender -> what its rank 0 reported at the end of the first duel that it fought."""
+    told: dict[str, dict[str, Any]] = {}
+    for duel in reversed(record["duels"]):
+        told |= duel["told"]
+    return told
+
+
 def label(side: Side) -> str:
     """The engine as reports call it: ``DeepSpeed ZeRO-2``."""
     return label_of({**side, "engine": dict(map(tuple, side["settings"]))}, zero_stage=side["zero_stage"])
@@ -131,9 +139,7 @@ def _losses_that_differ(record: Record) -> list[str]:
 
     Later ones differ by rounding alone in bf16 and fp16, and the faster the learning rate, the sooner.
     """
-    told: dict[str, Any] = {}
-    for duel in reversed(record["duels"]):
-        told |= duel["told"]
+    told = told_by(record)
     by_batch: dict[int, list[tuple[str, list[float]]]] = {}
     for side in record["contenders"]:
         losses = (told.get(side["name"]) or {}).get("losses")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.tuning import spelled
+from harness.analysis.duels.record import bounds
 from harness.common.formatting import DASH, duration, plural
 from harness.common.text_table import Table, markdown
 from harness.job.declaration import JobError
@@ -100,8 +101,7 @@ def sentence(item: Mapping[str, Any]) -> str:
     if not item["settings"]:
         tried = plural(len(measured(item)), "trial")
         return f"{name}: it stays as it comes ({item['reason']}; {tried})."
-    bounds = f"95 % CI {found['low'] * 100:.1f} to {found['high'] * 100:.1f} %"
-    gain = f"{found['value'] * 100:+.1f} % samples/s ({bounds})"
+    gain = f"{found['value'] * 100:+.1f} % samples/s ({bounds(found)})"
     equal = f"weights equal the single process's to {item['parity']:.0e}"
     return f"{name}: {gain} with {spelled(item['settings'])}; {equal}."
 
