@@ -138,7 +138,8 @@ def assemble(
     )
     model.projection.requires_grad_(spec.train_projection)
     model.set_cuda_graphs(spec.cuda_graphs)
-    model.language.packed_on_gpu = spec.pack_on_gpu
+    model.language.packed_on_gpu, model.language.prefix_on_gpu = spec.pack_on_gpu, spec.prefix_on_gpu
+    model.language.joined = spec.join_frozen
     if spec.weights:
         from core_model.pretrained.published import load_deltas
 

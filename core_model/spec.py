@@ -27,8 +27,9 @@ class ModelSpec:
     text_width: of the space they live in. decoder_layers, scale, learned_scale: see `core_model.anomalygpt.decoder`.
     prompt_channels: see `core_model.anomalygpt.prompt_learner`. projection: ``two_stage`` or ``mlp``; joint: width
     between its two stages. train_projection: off in the paper, which takes PandaGPT's. lora: rank of LoRA on q, k, v,
-    o; 0 = none. pack_on_gpu: the language model computes no padding on GPUs either, without CUDA graphs then
-    (`core_model.language.packing`; on CPUs it never does). losses: fields of
+    o; 0 = none. pack_on_gpu: the language model computes no padding on GPUs either (`core_model.language.ragged`; on
+    CPUs it never does). prefix_on_gpu: nor, in such rows, the constant text before the picture. join_frozen: on GPUs
+    its frozen projections of one input are one product (`core_model.execution.joined`). losses: fields of
     `core_model.anomalygpt.losses.LossWeights`. weights: folder of published checkpoints
     (`core_model.pretrained.published`).
     """
@@ -53,6 +54,8 @@ class ModelSpec:
     detach_map: bool = False
     cuda_graphs: bool = True
     pack_on_gpu: bool = False
+    prefix_on_gpu: bool = False
+    join_frozen: bool = False
     scoring: str = "top1"
     max_tokens: _Count = 512
     losses: Mapping[str, Any] = field(default_factory=dict)
@@ -63,6 +66,7 @@ class ModelSpec:
 def to_dict(chosen: ModelSpec) -> dict[str, Any]:
     """JSON-serializable form, for the records."""
     values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(chosen).items()}
-    if not chosen.pack_on_gpu:  # as before there was one: records stay comparable
-        del values["pack_on_gpu"]
+    for name in ("pack_on_gpu", "prefix_on_gpu", "join_frozen"):
+        if not values[name]:  # as before there was one: records stay comparable
+            del values[name]
     return values

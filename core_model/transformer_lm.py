@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +25,18 @@ from core_model.execution.flops import Shape, Work, llama_flops, useful_shape
 from core_model.execution.frozen import materialize
 from core_model.language.llama import Llama, LlamaConfig
 from core_model.language.text_tokenizers import HashTokenizer
+from core_model.language.token_loss import TokenLoss
 
 _Count = Annotated[int, Field(ge=1)]
 
 
 @declared(ModelError, "model: ")
 class TransformerSpec:
-    """Shape of the trained transformer; the default has 607,968,768 parameters."""
+    """Shape of the trained transformer; the default has 607,968,768 parameters.
+
+    loss: ``plain``, or ``fused``: no copy of the logits in fp32 (`core_model.language.token_loss`). residual: type of
+    the stream that the layers add to: ``fp32``, or ``autocast``: that of their products.
+    """
 
     width: _Count = 1536
     layers: _Count = 18
@@ -41,6 +46,8 @@ class TransformerSpec:
     vocab: _Count = 32_000
     length: _Count = 256  # tokens a sample
     image_size: Annotated[int, Field(ge=8)] = 56  # pictures are not looked at; small ones are quickly made
+    loss: Literal["plain", "fused"] = "plain"
+    residual: Literal["fp32", "autocast"] = "fp32"
 
     def config(self) -> LlamaConfig:
         return LlamaConfig(
@@ -93,6 +100,7 @@ class TrainedTransformer(nn.Module):
         self.tokenizer = HashTokenizer(spec.vocab)
         self.work = Work()
         self.collator = TextCollator(length=spec.length, tokenizer=self.tokenizer)
+        self.token_loss = TokenLoss() if spec.loss == "fused" else None
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         return self.collator(samples)
@@ -102,8 +110,15 @@ class TrainedTransformer(nn.Module):
         count, length = batch.token_ids.shape
         self.work.useful.add(useful_shape([length] * count, count * length))
         self.work.done.add(Shape(samples=count, rows=count * length, pairs=count * length**2, logits=count * length))
-        logits = self.llama.logits(self.llama(self.llama.embed(batch.token_ids)))
-        ce = F.cross_entropy(logits.float().flatten(0, 1), batch.labels.flatten())
+        embeddings = self.llama.embed(batch.token_ids)
+        kind = embeddings.device.type
+        if self.spec.residual == "autocast" and torch.is_autocast_enabled(kind):
+            embeddings = embeddings.to(torch.get_autocast_dtype(kind))
+        logits = self.llama.logits(self.llama(embeddings))
+        if self.token_loss is not None:
+            ce = self.token_loss(logits, batch.labels)
+        else:
+            ce = F.cross_entropy(logits.float().flatten(0, 1), batch.labels.flatten())
         return {"loss": ce, "ce": ce.detach()}
 
     def prepare_text(self, categories: Iterable[str]) -> None:
@@ -133,13 +148,23 @@ class TrainedTransformer(nn.Module):
     def describe(self) -> dict[str, Any]:
         count = sum(parameter.numel() for parameter in self.parameters())
         return {
-            "spec": {"preset": "llama-600m", **asdict(self.spec)},
+            "spec": {"preset": "llama-600m", **_recorded(self.spec)},
             "random_weights": True,
             "image_size": self.image_size,
             "trainable_parameters": count,
             "frozen_parameters": 0,
             "frozen_dtype": "",
         }
+
+
+def _recorded(spec: TransformerSpec) -> dict[str, Any]:
+    """The spec for the records: what did not always exist is left out where it is as it was, so that they stay
+    comparable."""
+    values = asdict(spec)
+    for name, was in (("loss", "plain"), ("residual", "fp32")):
+        if values[name] == was:
+            del values[name]
+    return values
 
 
 def build_transformer(overrides: Mapping[str, Any], *, seed: int, device: torch.device | str) -> TrainedTransformer:

@@ -120,6 +120,20 @@ class AnomalyGPT(nn.Module):
         if self.text is not None:
             self.text(sorted(set(categories)), self.encoder.mean.device)
 
+    def capture_ahead(self, samples: Sequence[Sample], batch: int) -> None:
+        """Captures the CUDA graphs that training will need, before its first step. Nothing on a CPU.
+
+        Args:
+            samples: some of those to come: their pictures' size and their texts' lengths count.
+            batch: samples of a forward pass.
+        """
+        device = self.encoder.mean.device
+        if device.type != "cuda":
+            return
+        self.encoder.capture_ahead(samples[0].image.to(device).expand(batch, -1, -1, -1))
+        lengths = self.collate(samples).extras["host_lengths"]
+        self.language.capture_ahead(lengths, batch=batch, prompts=self.prompt_learner.prompts)
+
     # -- detecting -----------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def features(self, images: Tensor) -> Features:
@@ -294,7 +308,13 @@ class AnomalyGPT(nn.Module):
             "frozen_parameters": counts["frozen"],
             "frozen_dtype": str(frozen.dtype).removeprefix("torch."),
             "cuda_graphs": self.language.cuda_graphs,
+            **({"graphs_captured_before": self.captures} if self.captures else {}),
         }
+
+    @property
+    def captures(self) -> int:
+        """CUDA graphs captured so far."""
+        return self.encoder.captures + self.language.captures
 
     @property
     def work(self) -> Work:

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from core_model.language.llama import Layer
+from core_model.language.token_loss import TokenLoss
 from core_model.vision.vit import Block
 
-BLOCKS = (Layer, Block)
+BLOCKS = (Layer, Block, TokenLoss)
 
 
 def compile_blocks(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> int:

@@ -21,20 +21,27 @@ import torch
 from torch import Tensor, nn
 
 WARMUP = 3  # passes before the capture: cuBLAS and cuDNN choose their kernels and workspaces there
-SHAPES = 8  # graphs kept of one part; a further shape runs without
+SHAPES = 16  # graphs kept of one part; a further shape runs without
 
 
 @dataclass(kw_only=True)
 class _Captured:
-    """One shape's graphs with their fixed buffers."""
+    """One shape's graphs with their fixed buffers. others: of the tensors beside the first, which have no gradient."""
 
     forward: Any
     given: Tensor
     made: tuple[Tensor, ...]
+    others: tuple[Tensor, ...] = ()
     backward: Any = None
     made_grad: Tensor | None = None
     given_grad: Tensor | None = None
     passes: int = 0  # forward replays: the buffers are those of the last one
+
+    def fill(self, x: Tensor, others: tuple[Any, ...]) -> None:
+        """Copies what a call was given into the buffers."""
+        self.given.copy_(x)
+        for buffer, other in zip(self.others, _tensors(others), strict=True):
+            buffer.copy_(other)
 
 
 class _Open:
@@ -42,22 +49,24 @@ class _Open:
 
 
 class GraphedPart:
-    """``part(x)`` by graphs where they can be used.
+    """``part(x, *others)`` by graphs where they can be used.
 
     owner: the frozen module whose weights `run` uses. run: a tensor in, tensors out (one, if `gradient`). gradient:
-    whether the gradient flows back to the input; its graph is captured too. The outputs are the graph's own buffers:
-    they hold until the next call, which a training step (forward, backward, forward ...) never outlives. A second
-    forward before the first one's backward runs without the graph; a first one that died (an exception between the two,
-    a lost peer) is not waited for.
+    whether the gradient flows back to the input; its graph is captured too. others: what `run` takes beside the tensor:
+    tensors without gradient, copied into buffers of the graph, and constants, which are part of a graph (each value has
+    one of its own). The outputs are the graph's own buffers: they hold until the next call, which a training step
+    (forward, backward, forward ...) never outlives. A second forward before the first one's backward runs without the
+    graph; a first one that died (an exception between the two, a lost peer) is not waited for.
     """
 
-    def __init__(self, owner: nn.Module, run: Callable[[Tensor], tuple[Tensor, ...]], *, gradient: bool) -> None:
+    def __init__(self, owner: nn.Module, run: Callable[..., tuple[Tensor, ...]], *, gradient: bool) -> None:
         self._owner, self._run, self._gradient = owner, run, gradient
         self._captured: dict[tuple[Any, ...], _Captured] = {}
         self._state: tuple[Any, ...] = ()
         self._pool: Any = None
         self._open: weakref.ref[_Open] | None = None
         self.replays = 0
+        self.captures = 0  # graphs captured so far, those of weights that were replaced among them
 
     @property
     def awaits_backward(self) -> bool:
@@ -74,21 +83,38 @@ class GraphedPart:
     def _ended(self) -> None:
         self._open = None
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        if not self._usable(x):
-            return self._run(x)
-        key = (tuple(x.shape), x.dtype, x.device)
-        captured = self._captured.get(key)
+    def __call__(self, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        captured = self._found(x, others)
         if captured is None:
-            if len(self._captured) >= SHAPES:
-                return self._run(x)
-            captured = self._captured[key] = self._capture(x)
+            return self._run(x, *others)
         self.replays += 1
         if self._gradient:
-            return (_Replay.apply(x, captured, self),)
-        captured.given.copy_(x)
+            return (_Replay.apply(x, captured, self, others),)
+        captured.fill(x, others)
         captured.forward.replay()
         return captured.made
+
+    def clear(self) -> None:
+        """Forgets all graphs: the weights lie elsewhere now."""
+        self._captured.clear()
+        self._state = ()
+
+    def capture(self, x: Tensor, *others: Any) -> bool:
+        """Captures now what calls with such arguments will replay, so that no training step has to. Returns whether
+        there is a graph for them."""
+        return self._found(x, others) is not None
+
+    def _found(self, x: Tensor, others: tuple[Any, ...]) -> _Captured | None:
+        """The graphs for these arguments, captured here where they are new; None where none can be used."""
+        if not self._usable(x):
+            return None
+        shapes = ((tuple(o.shape), o.dtype) if isinstance(o, Tensor) else o for o in others)
+        key = (tuple(x.shape), x.dtype, x.device, *shapes)
+        captured = self._captured.get(key)
+        if captured is None and len(self._captured) < SHAPES:
+            captured = self._captured[key] = self._capture(x, others)
+            self.captures += 1
+        return captured
 
     @staticmethod
     def _on_gpu(x: Tensor) -> bool:
@@ -110,14 +136,15 @@ class GraphedPart:
             self._plain = all(type(w) is nn.Parameter and not w.requires_grad and w.numel() for w in weights)
         return self._plain and not any(m._forward_hooks or m._forward_pre_hooks for m in self._owner.modules())
 
-    def _capture(self, x: Tensor) -> _Captured:
-        """The graphs for inputs like `x`. thread_local: other threads (loader, collectives) may use CUDA meanwhile."""
+    def _capture(self, x: Tensor, others: tuple[Any, ...]) -> _Captured:
+        """The graphs for such arguments. thread_local: other threads (loader, collectives) may use CUDA meanwhile."""
         given = x.detach().clone().requires_grad_(self._gradient)
+        fixed = tuple(other.clone() if isinstance(other, Tensor) else other for other in others)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.set_grad_enabled(self._gradient):
             for _ in range(WARMUP):
-                made = self._run(given)
+                made = self._run(given, *fixed)
                 if self._gradient:
                     torch.autograd.grad(made[0], given, torch.ones_like(made[0]))
             del made
@@ -128,8 +155,8 @@ class GraphedPart:
         forward = torch.cuda.CUDAGraph()
         mode = {"pool": self._pool, "stream": stream, "capture_error_mode": "thread_local"}
         with torch.set_grad_enabled(self._gradient), torch.cuda.graph(forward, **mode):
-            made = self._run(given)
-        captured = _Captured(forward=forward, given=given, made=made)
+            made = self._run(given, *fixed)
+        captured = _Captured(forward=forward, given=given, made=made, others=_tensors(fixed))
         if self._gradient:
             captured.made_grad = torch.zeros_like(made[0])
             captured.backward = torch.cuda.CUDAGraph()
@@ -140,24 +167,28 @@ class GraphedPart:
         return captured
 
 
+def _tensors(values: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    return tuple(value for value in values if isinstance(value, Tensor))
+
+
 class _Replay(torch.autograd.Function):
     """Replays the forward graph, and the backward graph when the gradient comes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, captured: _Captured, part: GraphedPart) -> Tensor:
+    def forward(ctx: Any, x: Tensor, captured: _Captured, part: GraphedPart, others: tuple[Any, ...]) -> Tensor:
         captured.passes += 1
         ctx.captured, ctx.part, ctx.number, ctx.open = captured, part, captured.passes, part._began()
         with torch.no_grad():
-            captured.given.copy_(x)
+            captured.fill(x, others)
         captured.forward.replay()
         return captured.made[0].detach()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         captured = ctx.captured
         if ctx.number != captured.passes:
             raise RuntimeError("a second backward pass through a CUDA graph whose buffers another pass has taken")
         ctx.part._ended()
         captured.made_grad.copy_(gradient)
         captured.backward.replay()
-        return captured.given_grad.detach(), None, None
+        return captured.given_grad.detach(), None, None, None

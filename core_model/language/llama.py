@@ -9,7 +9,7 @@ Source of the architecture: Touvron et al. 2023 (LLaMA), Su et al. 2021 (RoPE), 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from core_model.errors import ModelError
+from core_model.execution.joined import joined_weight
+from core_model.language.keys_and_values import KeyValueCache, Past, Prefix
 from core_model.language.packing import Packing
-
-Past = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # a layer's new keys and values -> all that it looks at
+from core_model.language.ragged import Ragged, kernel_takes
+from core_model.language.rotary import rotary_table, rotate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,62 +77,6 @@ class LlamaConfig:
         )
 
 
-class KeyValueCache:
-    """Keys and values of the positions seen so far, one pair a layer, in buffers of fixed size.
-
-    Shapes: (batch, kv_heads, capacity, head_width). `advance` is called once a forward pass, after its last layer.
-    """
-
-    def __init__(self, config: LlamaConfig, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype):
-        shape = (batch, config.kv_heads, capacity, config.head_width)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
-        self.length = 0
-
-    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes this pass's keys and values behind the old ones and returns all of them."""
-        end = self.length + key.shape[2]
-        self.keys[layer][:, :, self.length : end] = key
-        self.values[layer][:, :, self.length : end] = value
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
-
-    def of_layer(self, layer: int) -> Past:
-        """What `layer` calls with its new keys and values, to get all."""
-        return lambda key, value: self.update(layer, key, value)
-
-    def advance(self, steps: int) -> None:
-        self.length += steps
-
-
-class Prefix:
-    """Rotated keys and values, a pair a layer, of tokens that stand before every sample: (1, kv_heads, P, head_width).
-
-    While the model is frozen they are the same in every step, and no gradient needs to flow through them.
-    """
-
-    def __init__(self, cache: KeyValueCache) -> None:
-        self.keys = [key.detach().clone() for key in cache.keys]
-        self.values = [value.detach().clone() for value in cache.values]
-        self.length = cache.length
-
-    def of_layer(self, layer: int) -> Past:
-        """Puts the prefix before the layer's keys and values (B, kv_heads, T, D): (B, kv_heads, P + T, D)."""
-        keys, values = self.keys[layer], self.values[layer]
-
-        def before(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-            batch = len(key)
-            return (
-                torch.cat((keys.expand(batch, -1, -1, -1), key), dim=2),
-                torch.cat((values.expand(batch, -1, -1, -1), value), dim=2),
-            )
-
-        return before
-
-    def mask(self, length: int, device: torch.device) -> Tensor:
-        """(T, P + T) bool: every place sees the prefix, itself and what is between."""
-        return torch.ones(length, self.length + length, dtype=torch.bool, device=device).tril(self.length)
-
-
 class RMSNorm(nn.Module):
     """Root mean square normalization (Zhang & Sennrich 2019), statistics in fp32 whatever the input's type."""
 
@@ -141,45 +87,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
-
-
-def rotary_table(positions: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, fp32, of shape (..., T, head_width) for integer positions (..., T)."""
-    exponents = torch.arange(0, head_width, 2, dtype=torch.float32, device=positions.device) / head_width
-    angles = positions[..., None].float() * theta**-exponents
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding in the half-split convention. x: (B, heads, T, D); cos, sin: broadcastable to it, constants.
-
-    Written as x * cos + cat(-x2, x1) * sin with torch's own gradient it took a seventh of a training step's GPU time
-    (Vicuna-7B, H100): the function below moves half the bytes, forward and backward.
-    """
-    return _Rotation.apply(x, cos, sin)
-
-
-class _Rotation(torch.autograd.Function):
-    """The gradient of a rotation is the rotation back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _turn(gradient, cos, -sin), None, None
-
-
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    turned = x * cos
-    turned[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    turned[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return turned
 
 
 class Attention(nn.Module):
@@ -193,6 +100,22 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.width, kv_width, bias=False)
         self.v_proj = nn.Linear(config.width, kv_width, bias=False)
         self.o_proj = nn.Linear(config.width, config.width, bias=False)
+        self.joined: Tensor | None = None  # weights of q, k and v in one tensor, see `Llama.join`
+
+    def _projected(self, x: Tensor) -> Sequence[Tensor]:
+        if self.joined is None:
+            return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        kv_width = self.config.kv_heads * self.config.head_width
+        return F.linear(x, self.joined).split((self.config.width, kv_width, kv_width), dim=-1)
+
+    def _in_one_row(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None, ragged: Ragged) -> Tensor:
+        """x: (1, N, width), samples one after another."""
+        width = self.config.head_width
+        query, key, value = (part.view(part.shape[1], -1, width) for part in self._projected(x))
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if past is not None:
+            key, value = past(key, value)
+        return self.o_proj(ragged.attend(query, key, value).reshape(x.shape))
 
     def forward(
         self,
@@ -201,10 +124,12 @@ class Attention(nn.Module):
         sin: Tensor,
         mask: Tensor | None,
         past: Past | None,
-        packing: Packing | None = None,
+        packing: Packing | Ragged | None = None,
     ) -> Tensor:
+        if isinstance(packing, Ragged):
+            return self._in_one_row(x, cos, sin, past, packing)
         config = self.config
-        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        query, key, value = self._projected(x)
         if packing is not None:
             query, key, value = packing.unpack(query), packing.unpack(key), packing.unpack(value)
         batch, length, _ = query.shape
@@ -234,9 +159,14 @@ class GatedMLP(nn.Module):
         self.gate_proj = nn.Linear(config.width, config.mlp, bias=False)
         self.up_proj = nn.Linear(config.width, config.mlp, bias=False)
         self.down_proj = nn.Linear(config.mlp, config.width, bias=False)
+        self.joined: Tensor | None = None  # weights of gate and up in one tensor, see `Llama.join`
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        if self.joined is None:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        else:
+            gate, up = F.linear(x, self.joined).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Layer(nn.Module):
@@ -256,10 +186,14 @@ class Layer(nn.Module):
         sin: Tensor,
         mask: Tensor | None,
         past: Past | None,
-        packing: Packing | None = None,
+        packing: Packing | Ragged | None = None,
     ) -> Tensor:
         x = x + self.self_attn(_for_products(self.input_layernorm(x)), cos, sin, mask, past, packing)
         return x + self.mlp(_for_products(self.post_attention_layernorm(x)))
+
+    def joinable(self) -> tuple[tuple[Any, tuple[str, ...]], ...]:
+        """Parts with an attribute ``joined``, and the names of their layers that take the same input."""
+        return (self.self_attn, ("q_proj", "k_proj", "v_proj")), (self.mlp, ("gate_proj", "up_proj"))
 
 
 def _for_products(x: Tensor) -> Tensor:
@@ -292,7 +226,7 @@ class LlamaModel(nn.Module):
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
         prefix: Prefix | None = None,
-        packing: Packing | None = None,
+        packing: Packing | Ragged | None = None,
     ) -> Tensor:
         """Hidden states (B, T, width) after the last norm.
 
@@ -300,24 +234,19 @@ class LlamaModel(nn.Module):
         broadcastable to (B, heads, T, keys), True = may look; None = causal over this call's positions, which is right
         for right-padded batches and, with a cache, for its first pass and for single-token passes. cache, prefix: what
         went before, one of them; a cache grows, a prefix does not and is shared by all samples.
-        packing: embeddings and hidden states are (1, N, width), the tokens without padding; T is the padded length.
+        packing: embeddings and hidden states are (1, N, width), the tokens without padding; T is the padded length. Of
+        a `Ragged` row, which takes no mask and no cache, positions are the row's own.
         """
+        self._leave_replaced_weights()
         past = cache if cache is not None else prefix
-        start = past.length if past is not None else 0
-        length = embeddings.shape[1] if packing is None else packing.length
-        if prefix is not None:
-            mask = prefix.mask(length, embeddings.device)
-        if positions is None:
-            positions = torch.arange(start, start + length, device=embeddings.device)
-        cos, sin = rotary_table(positions, self.config.head_width, self.config.rope_theta)
-        if positions.dim() == 2:
-            cos, sin = cos[:, None], sin[:, None]
-        # in the type of the queries, which autocast makes
-        dtype = _product_dtype(embeddings)
-        cos, sin = cos.to(dtype), sin.to(dtype)
+        ragged = packing if isinstance(packing, Ragged) else None
+        cos, sin, mask = self._places(embeddings, positions, mask, past, packing)
         x = embeddings
         for index, layer in enumerate(self.layers):
-            seen = None if past is None else past.of_layer(index)
+            if ragged is not None and prefix is not None:
+                seen: Past | None = prefix.of_ragged_layer(index, ragged)
+            else:
+                seen = None if past is None else past.of_layer(index)
             if self.activation_checkpointing and cache is None and torch.is_grad_enabled():
                 x = checkpoint(layer, x, cos, sin, mask, seen, packing, use_reentrant=False)
             else:
@@ -325,6 +254,38 @@ class LlamaModel(nn.Module):
         if cache is not None:
             cache.advance(embeddings.shape[1])
         return self.norm(x)
+
+    def _leave_replaced_weights(self) -> None:
+        """Joined weights are those of the layers only as long as nobody gave the layers others."""
+        for layer in self.layers:
+            for part, names in layer.joinable():
+                if part.joined is not None and getattr(part, names[0]).weight.data_ptr() != part.joined.data_ptr():
+                    part.joined = None
+
+    def _places(
+        self,
+        embeddings: Tensor,
+        positions: Tensor | None,
+        mask: Tensor | None,
+        past: KeyValueCache | Prefix | None,
+        packing: Packing | Ragged | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Rotation (cosines, sines) of each place and the mask of a call of `forward`."""
+        if isinstance(packing, Ragged):
+            positions = packing.positions
+        else:
+            start = past.length if past is not None else 0
+            length = embeddings.shape[1] if packing is None else packing.length
+            if isinstance(past, Prefix):
+                mask = past.mask(length, embeddings.device)
+            if positions is None:
+                positions = torch.arange(start, start + length, device=embeddings.device)
+        cos, sin = rotary_table(positions, self.config.head_width, self.config.rope_theta)
+        if positions.dim() == 2 or isinstance(packing, Ragged):
+            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        # in the type of the queries, which autocast makes
+        dtype = _product_dtype(embeddings)
+        return cos.to(dtype), sin.to(dtype), mask
 
 
 class Llama(nn.Module):
@@ -374,12 +335,29 @@ class Llama(nn.Module):
         return any(layer._compiled_call_impl is not None for layer in self.model.layers)
 
     @property
+    def takes_rows(self) -> bool:
+        """Whether attention has a kernel for rows of samples here (`core_model.language.ragged`)."""
+        weight = self.model.embed_tokens.weight
+        return kernel_takes(self.config.head_width, weight.dtype, weight.device)
+
+    @property
     def graphable(self) -> bool:
         """Whether a forward and backward pass may be captured as CUDA graphs."""
         return not self.model.activation_checkpointing
 
     def set_activation_checkpointing(self, on: bool) -> None:
         self.model.activation_checkpointing = on
+
+    def join(self, on: bool = True) -> bool:
+        """Lets frozen projections that take the same input share one product (`core_model.execution.joined`), or not.
+        Returns whether that changed where weights lie."""
+        changed = False
+        for layer in self.model.layers:
+            for part, names in layer.joinable():
+                joined = joined_weight([getattr(part, name) for name in names], part.joined) if on else None
+                changed |= joined is not part.joined
+                part.joined = joined
+        return changed
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:

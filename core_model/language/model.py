@@ -14,8 +14,10 @@ from core_model.execution.cuda_graphs import GraphedPart
 from core_model.execution.flops import Shape, Work, useful_shape
 from core_model.execution.frozen import own_precision
 from core_model.language.dialogue_format import IGNORED, Collator
-from core_model.language.llama import Prefix
+from core_model.language.keys_and_values import Prefix
 from core_model.language.packing import Packing, text_places
+from core_model.language.ragged import Ragged, RaggedBatch
+from core_model.language.shapes_ahead import expected_lengths, expected_rows
 from core_model.language.text_tokenizers import Tokenizer
 
 LENGTHS = 16  # input lengths are rounded up to a multiple of this where each needs a CUDA graph of its own
@@ -41,8 +43,11 @@ class LanguageModel(nn.Module):
         self._prefix: tuple[object, Prefix] | None = None
         self.cuda_graphs = True
         self.work = Work()
-        self.packed_on_gpu = False
+        self.packed_on_gpu = self.prefix_on_gpu = self.joined = False
+        self.form = ""  # a form of `_form` that all batches are given, whatever the device (for tests)
+        self._joined_at: tuple[object, ...] = ()
         self._graphed = GraphedPart(transformer, self._whole, gradient=True)
+        self._graphed_rows = GraphedPart(transformer, self._row, gradient=True)
 
     @property
     def width(self) -> int:
@@ -84,33 +89,10 @@ class LanguageModel(nn.Module):
         return self._prefix[1]
 
     def answer_loss(self, picture: Tensor, prompts: Tensor, batch: Batch, weights: LossWeights) -> Tensor:
-        """Cross-entropy (B,): the mean over each sample's answer tokens.
-
-        Padding is on the right and attention causal, so padding needs no mask, and no computing where the batch can be
-        packed; logits are computed at answer places only; what stands before the picture is computed once and for all.
-        """
+        """Cross-entropy (B,): the mean over each sample's answer tokens. Logits are computed at answer places only."""
         rows, columns = answer_places(batch)
         with own_precision(self.transformer):
-            # With a prefix, attention needs a mask, which the GPU's fused kernels want to do without.
-            prefix = None if picture.is_cuda else self.constant_prefix()
-            places = self._text_places(batch)
-            if places is None:
-                embeddings = self.assemble(picture, prompts, batch.token_ids, from_picture=prefix is not None)
-                hidden = self._hidden(embeddings, prefix)
-                length = hidden.shape[1]
-                offset = embeddings.shape[1] - batch.token_ids.shape[1]
-                wanted = hidden[rows, offset + columns - 1]
-            else:
-                frame = self.frame(picture, prompts, from_picture=prefix is not None)
-                count, longest = batch.token_ids.shape
-                packing = Packing(batch=count, frame=frame.shape[1], length=longest, text=places)
-                text = self.transformer.embed(batch.token_ids.flatten()[places])
-                embeddings = torch.cat((frame.flatten(0, 1), text))[None]
-                hidden = self.transformer(embeddings, prefix=prefix, packing=packing)
-                length = packing.length
-                wanted = hidden[0, packing.before(rows, columns, batch.lengths)]
-            computed = hidden.shape[0] * hidden.shape[1]
-            self._count(batch, prompts.shape[1], computed, length, prefix, len(rows))
+            wanted = self._before_answers(picture, prompts, batch, rows, columns)
             logits = self.transformer.logits(wanted)
         labels = batch.labels[rows, columns]
         token_weights = None
@@ -122,31 +104,137 @@ class LanguageModel(nn.Module):
             losses = losses * torch.where(batch.is_defective, weights.defective_weight, 1.0)
         return losses
 
-    def _count(
-        self, batch: Batch, prompts: int, computed: int, length: int, prefix: Prefix | None, logits: int
+    def _before_answers(self, picture: Tensor, prompts: Tensor, batch: Batch, rows: Tensor, columns: Tensor) -> Tensor:
+        """Last hidden states (A, width) of the tokens directly before the answer tokens at `rows`, `columns` (A,).
+
+        Attention is causal, so padding on the right needs no mask, and no computing where the batch has another form
+        (`_form`); what stands before the picture is computed once and for all where the form allows it.
+        """
+        if picture.is_cuda:
+            self._join()
+        form = self._form(batch)
+        if form == "rows":
+            return self._in_one_row(picture, prompts, batch, rows, columns)
+        # On a GPU, attention with a prefix would need a mask, which the fused kernels want to do without.
+        prefix = None if picture.is_cuda else self.constant_prefix()
+        answers = len(rows)
+        if form == "padded":
+            embeddings = self.assemble(picture, prompts, batch.token_ids, from_picture=prefix is not None)
+            hidden = self._hidden(embeddings, prefix)
+            self._count_padded(batch, prompts, hidden.shape[0] * hidden.shape[1], hidden.shape[1], prefix, answers)
+            offset = embeddings.shape[1] - batch.token_ids.shape[1]
+            return hidden[rows, offset + columns - 1]
+        places = self._text_places(batch)
+        frame = self.frame(picture, prompts, from_picture=prefix is not None)
+        count, longest = batch.token_ids.shape
+        packing = Packing(batch=count, frame=frame.shape[1], length=longest, text=places)
+        text = self.transformer.embed(batch.token_ids.flatten()[places])
+        embeddings = torch.cat((frame.flatten(0, 1), text))[None]
+        hidden = self.transformer(embeddings, prefix=prefix, packing=packing)
+        self._count_padded(batch, prompts, hidden.shape[1], packing.length, prefix, answers)
+        return hidden[0, packing.before(rows, columns, batch.lengths)]
+
+    def _in_one_row(self, picture: Tensor, prompts: Tensor, batch: Batch, rows: Tensor, columns: Tensor) -> Tensor:
+        """`_before_answers` of a batch as one row of samples (`core_model.language.ragged`)."""
+        known = self.constant_prefix() if self.prefix_on_gpu else None
+        frame = self.frame(picture, prompts, from_picture=known is not None)
+        places = self._text_places(batch)
+        form = RaggedBatch(lengths=batch.lengths, frame=frame.shape[1], length=batch.token_ids.shape[1], text=places)
+        row = form.row(frame, self.transformer.embed(batch.token_ids.flatten()[places]))
+        graphed = self.cuda_graphs and row.is_cuda and self.transformer.graphable
+        run = self._graphed_rows if graphed else self._row
+        hidden = run(row, form.starts, form.longest, known is not None)[0]
+        lengths = [frame.shape[1] + length for length in _host_lengths(batch)]
+        lengths.append(form.rows - form.tokens)  # the filling
+        before = known.length if known is not None else 0
+        pairs = sum(length * (before + length) for length in lengths)
+        self._count(batch, prompts, Shape(samples=len(batch), rows=form.rows, pairs=pairs, logits=len(rows)))
+        return hidden[0, form.before(rows, columns)]
+
+    def _join(self) -> None:
+        """Joins the transformer's frozen projections where that is asked for, anew where its weights were replaced."""
+        if not (self.joined and hasattr(self.transformer, "join")):
+            return
+        first = next(self.transformer.parameters())
+        state = (first.data_ptr(), first.dtype)
+        if state != self._joined_at:
+            self._joined_at = state
+            if self.transformer.join():
+                self._graphed.clear()
+                self._graphed_rows.clear()
+
+    @property
+    def captures(self) -> int:
+        """CUDA graphs captured so far."""
+        return self._graphed.captures + self._graphed_rows.captures
+
+    def capture_ahead(self, lengths: Sequence[int], *, batch: int, prompts: int) -> None:
+        """Captures the CUDA graphs that batches will need, so that no training step has to wait for it.
+
+        Args:
+            lengths: of texts like those to come.
+            batch: samples of a forward pass. prompts: vectors of the prompt learner for each.
+        """
+        first = next(self.transformer.parameters())
+        if not (self.cuda_graphs and first.is_cuda and getattr(self.transformer, "graphable", False)):
+            return
+        self._join()
+        with own_precision(self.transformer):
+            in_rows = self.packed_on_gpu and self.transformer.takes_rows
+            known = self.constant_prefix() if in_rows and self.prefix_on_gpu else None
+            frame = 1 + len(self.after_ids) + prompts + (0 if known is not None else len(self.before_ids))
+            shape: dict[str, Any] = {"dtype": first.dtype, "device": first.device, "requires_grad": True}
+            if not in_rows:
+                for length in expected_lengths(lengths, batch=batch, frame=frame, step=LENGTHS):
+                    self._graphed.capture(torch.zeros(batch, length, self.width, **shape))
+                return
+            for rows, longest in expected_rows(lengths, batch=batch, frame=frame):
+                starts = torch.arange(batch + 2, dtype=torch.int32, device=first.device) * (rows // (batch + 1))
+                starts[-1] = rows
+                row = torch.zeros(1, rows, self.width, **shape)
+                self._graphed_rows.capture(row, starts, longest, known is not None)
+
+    def _row(self, embeddings: Tensor, starts: Tensor, longest: int, behind_prefix: bool) -> tuple[Tensor, ...]:
+        prefix = self.constant_prefix() if behind_prefix else None
+        known = prefix.length if prefix is not None else 0
+        by_kernel = self.transformer.takes_rows
+        ragged = Ragged(starts, rows=embeddings.shape[1], longest=longest, known=known, by_kernel=by_kernel)
+        return (self.transformer(embeddings, prefix=prefix, packing=ragged),)
+
+    def _count_padded(
+        self, batch: Batch, prompts: Tensor, computed: int, length: int, prefix: Prefix | None, logits: int
     ) -> None:
-        """Adds a batch to `work`. prompts: vectors a sample. computed: positions that ran through the
-        layers. length: of a sample in attention, with its padding."""
+        """Counts a batch whose attention is padded. computed: positions that ran through the layers. length: of a
+        sample in attention, with its padding."""
         count = len(batch)
         seen = length + (prefix.length if prefix is not None else 0)
-        self.work.done.add(Shape(samples=count, rows=computed, pairs=count * length * seen, logits=logits))
-        lengths = batch.extras.get("host_lengths")
-        if lengths is None:
-            lengths = batch.lengths.tolist()
-        frame = 1 + len(self.after_ids) + prompts
-        self.work.useful.add(useful_shape(lengths, logits, frame=frame, known=len(self.before_ids)))
+        self._count(batch, prompts, Shape(samples=count, rows=computed, pairs=count * length * seen, logits=logits))
 
-    def _text_places(self, batch: Batch) -> Tensor | None:
-        """Places of the true text tokens (`core_model.language.packing`); None where the batch is computed padded: it
-        has no padding, or the transformer, compiled blocks or CUDA graphs want one shape for many batches."""
-        if not getattr(self.transformer, "packs", False) or self.transformer.compiled:
-            return None
-        if batch.token_ids.is_cuda and not self.packed_on_gpu:
-            return None
+    def _count(self, batch: Batch, prompts: Tensor, done: Shape) -> None:
+        """Adds a batch to `work`. prompts: (B, P, width)."""
+        self.work.done.add(done)
+        frame = 1 + len(self.after_ids) + prompts.shape[1]
+        known = len(self.before_ids)
+        self.work.useful.add(useful_shape(_host_lengths(batch), done.logits, frame=frame, known=known))
+
+    def _form(self, batch: Batch) -> str:
+        """How the batch is computed: ``rows`` (`core_model.language.ragged`), ``packed``
+        (`core_model.language.packing`) or ``padded``: it has no padding, or the transformer, compiled blocks or CUDA
+        graphs want one shape for many batches."""
+        if self.form:
+            return self.form
+        if not getattr(self.transformer, "packs", False):
+            return "padded"
+        if batch.token_ids.is_cuda:
+            return "rows" if self.packed_on_gpu and self.transformer.takes_rows else "padded"
+        if self.transformer.compiled:
+            return "padded"
+        return "packed" if len(self._text_places(batch)) < batch.token_ids.numel() else "padded"
+
+    def _text_places(self, batch: Batch) -> Tensor:
+        """Places of the true text tokens (`core_model.language.packing`)."""
         places = batch.extras.get("text_places")
-        if places is None:
-            places = text_places(batch.lengths, batch.token_ids.shape[1])
-        return places if len(places) < batch.token_ids.numel() else None
+        return text_places(batch.lengths, batch.token_ids.shape[1]) if places is None else places
 
     def _whole(self, embeddings: Tensor) -> tuple[Tensor, ...]:
         return (self.transformer(embeddings),)
@@ -278,6 +366,12 @@ def answer_places(batch: Batch) -> tuple[Tensor, Tensor]:
         return batch.extras["answer_rows"], batch.extras["answer_columns"]
     rows, columns = torch.nonzero(batch.labels != IGNORED, as_tuple=True)
     return rows, columns
+
+
+def _host_lengths(batch: Batch) -> Sequence[int]:
+    """Lengths of the texts, without asking the device where the collator has noted them."""
+    lengths = batch.extras.get("host_lengths")
+    return batch.lengths.tolist() if lengths is None else lengths
 
 
 def _choose(logits: Tensor, temperature: float, top_p: float, draw: torch.Generator) -> Tensor:

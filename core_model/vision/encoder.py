@@ -94,6 +94,19 @@ class Encoder(nn.Module):
             *tokens, pooled = self._graphed(pixels)
             return Features(tokens=tuple(tokens), grids=self._grids, pooled=pooled)
 
+    @property
+    def captures(self) -> int:
+        """CUDA graphs captured so far."""
+        return self._graphed.captures
+
+    @torch.no_grad()
+    def capture_ahead(self, images: Tensor) -> None:
+        """Captures the CUDA graph of batches like `images`, so that no training step has to."""
+        pixels = self.normalize(images)
+        with own_precision(self.trunk):
+            if self.cuda_graphs and pixels.is_cuda:
+                self._graphed.capture(pixels.to(next(self.trunk.parameters()).dtype))
+
     def _flat(self, pixels: Tensor) -> tuple[Tensor, ...]:
         features = self.trunk(pixels)
         self._grids = features.grids  # the pictures of a model are all of one size

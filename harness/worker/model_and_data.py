@@ -20,6 +20,7 @@ from core_model.user_job.source import source_of
 from harness.job.declaration import Job, JobError
 from harness.records.record_files import WEIGHTS
 
+SAMPLES_AHEAD = 64  # samples whose texts show which lengths batches will have
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -100,6 +101,20 @@ def build_optimization(job: Job) -> Optimization:
 def order_of(job: Job, dataset: Any) -> GlobalBatches:
     """The order of the job's samples, the same for every engine and number of workers."""
     return GlobalBatches(dataset.ids, global_batch=job.global_batch, seed=job.seed, groups=dataset.groups)
+
+
+def capture_ahead(job: Job, model: Any, dataset: Any) -> None:
+    """Lets a model that replays CUDA graphs capture them now, for batches like the job's first ones: within a step that
+    is timed, a capture would be taken for training. Call it when the engine has prepared the model."""
+    capture = getattr(model, "capture_ahead", None)
+    if capture is None or not torch.cuda.is_available():
+        return
+    order, found = order_of(job, dataset), []
+    for step in range(min(job.steps, SAMPLES_AHEAD)):
+        found += order.ids_of(step)
+        if len(found) >= SAMPLES_AHEAD:
+            break
+    capture([dataset.get(*ref) for ref in found[:SAMPLES_AHEAD]], job.micro_batch)
 
 
 def build_loader(

@@ -61,7 +61,13 @@ class Run:
         import torch
 
         from harness.instruments.memory_theory import sizes
-        from harness.worker.model_and_data import build_dataset, build_optimization, trainable_weights, weights_digest
+        from harness.worker.model_and_data import (
+            build_dataset,
+            build_optimization,
+            capture_ahead,
+            trainable_weights,
+            weights_digest,
+        )
 
         os.environ.setdefault("OMP_NUM_THREADS", str(self.job.threads))
         torch.set_num_threads(self.job.threads)
@@ -85,6 +91,7 @@ class Run:
         model.prepare_text(train_set.categories)
         self.model_sizes = sizes(model)
         backend.prepare(model, build_optimization(job))
+        capture_ahead(job, model, train_set)
         return model, train_set, batches, hashes
 
     def _engine(self) -> Any:
@@ -242,9 +249,11 @@ class Run:
         )
         backend.barrier()
         _reset_peaks(torch, backend.device)
-        begin = time.perf_counter()
+        captures, begin = getattr(model, "captures", 0), time.perf_counter()
         steps = trainer.train()
         phases["train_s"] = time.perf_counter() - begin
+        if late := getattr(model, "captures", 0) - captures:
+            self.recording.model["graphs_captured_while_training"] = late
         if profiler is not None:
             profiler.close()
         if progress is not None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from harness.analysis.duels.record import Record, bounds, remarks, sentence, told_by, totals
 from harness.analysis.intervals import ALIKE
+from harness.analysis.mfu import utilization
 from harness.analysis.verdict import machine
-from harness.common.formatting import DASH, number, plural, trained
+from harness.common.formatting import DASH, number, percent, plural, trained
 from harness.common.text_table import Table, markdown
 
 
@@ -46,6 +47,8 @@ def _totals_table(record: Mapping[str, Any]) -> Table:
     rates = totals(record)
     told = told_by(record)
     rows = []
+    uses = {kind: _utilizations(record, kind, rates, told) for kind in ("useful", "done")}
+    counted = any(uses["useful"].values())
     for item in record["contenders"]:
         memory = [value for value in (told.get(item["name"]) or {}).get("device_mib") or [] if value is not None]
         final = ((told.get(item["name"]) or {}).get("losses") or [None])[-1]
@@ -57,16 +60,39 @@ def _totals_table(record: Mapping[str, Any]) -> Table:
                 number(rates.get(item["name"]), 4),
                 f"{max(memory) / 1024:.1f} GiB" if memory else DASH,
                 number(final, 5) if final is not None else DASH,
+                *(percent(uses[kind][item["name"]], 1) for kind in uses if counted),
             ]
         )
     return Table(
         id="totals",
         title="Throughput",
-        columns=["engine", "workers", "samples a step", "samples/s", "peak memory", "last loss"],
+        columns=[
+            "engine",
+            "workers",
+            "samples a step",
+            "samples/s",
+            "peak memory",
+            "last loss",
+            *(("MFU", "hardware use") if counted else ()),
+        ],
         rows=rows,
         note="samples/s: all samples over all seconds of the timed blocks, every duel. Peak memory: on the device of "
-        "the worker that needs most.",
+        "the worker that needs most."
+        + (" MFU: share of the GPU's peak rate spent on what the real tokens need; hardware use: on all." * counted),
     )
+
+
+def _utilizations(
+    record: Record, kind: str, rates: Mapping[str, float], told: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float | None]:
+    """Contender -> share of its GPUs' peak, None where unknown. kind: as of `utilization`."""
+    found = {}
+    for side in record["contenders"]:
+        name = side["name"]
+        result = {"flops": (told.get(name) or {}).get("flops"), "world_size": side["workers"]}
+        job = {**record["job"], "precision": side["precision"]}
+        found[name] = utilization(kind, job, result, record.get("environment") or {}, rates.get(name))
+    return found
 
 
 def differences_table(record: Mapping[str, Any]) -> Table:

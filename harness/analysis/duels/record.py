@@ -38,7 +38,8 @@ def told_by(record: Record) -> dict[str, dict[str, Any]]:
 
 def label(side: Side) -> str:
     """The engine as reports call it: ``DeepSpeed ZeRO-2``."""
-    return label_of({**side, "engine": dict(map(tuple, side["settings"]))}, zero_stage=side["zero_stage"])
+    own = [*side["settings"], *side.get("changes", ())]
+    return label_of({**side, "engine": dict(map(tuple, own))}, zero_stage=side["zero_stage"])
 
 
 def same_as(name: str) -> str | None:

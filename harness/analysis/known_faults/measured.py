@@ -66,9 +66,12 @@ def _graphs_captured(runs: Sequence[RecordedRun]) -> Iterator[Fault]:
 
 def _captured_share(run: RecordedRun) -> float:
     """Share of the timed seconds that single steps of a run with CUDA graphs lie above the median; 0 where none does.
-    A record that says how many graphs were captured before the first step is free of the fault."""
+    A record that says how many graphs were captured before the first step, and of none after it, is free of the
+    fault."""
     model = run.result.get("model") or {}
-    if not model.get("cuda_graphs") or "graphs_captured_before" in model or untimed(run) or not _on_gpu(run):
+    if not model.get("cuda_graphs") or untimed(run) or not _on_gpu(run):
+        return 0.0
+    if "graphs_captured_before" in model and not model.get("graphs_captured_while_training"):
         return 0.0
     rows = _rows(run)
     if len(rows) < FEW:

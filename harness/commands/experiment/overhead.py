@@ -55,7 +55,7 @@ def overhead(**options: Any) -> None:
         engine = parse_engine(text)
         if engine["backend"] not in ENGINES:
             raise JobError(f"no hand-written loop for engine '{engine['backend']}': choose of {', '.join(ENGINES)}")
-        if engine["settings"]:
+        if engine["settings"] or engine["changes"]:
             raise JobError(f"engine '{text}': the hand-written loops have no settings but DeepSpeed's ZeRO stage")
         for count in options["workers"]:
             if engine["backend"] != "single" or count == 1:

@@ -10,7 +10,7 @@ from typing import Any
 from harness.analysis.duels.page import headline, page
 from harness.analysis.duels.record import NAME, PAGE, asked_pairs, blocks_of, differences_of
 from harness.experiments.duels.fight import Contender, Duel, Pace
-from harness.experiments.trainings.cells import Cell
+from harness.experiments.trainings.cells import cell_of
 from harness.job.declaration import Job
 from harness.records.record_files import write_json, write_text
 
@@ -22,9 +22,8 @@ def side(contender: Contender) -> dict[str, Any]:
 
 def contender_of(side: Mapping[str, Any]) -> Contender:
     """The reverse of `side`."""
-    cell: dict[str, Any] = {key: value for key, value in side.items() if key not in ("name", "global_batch")}
-    cell["settings"] = tuple(map(tuple, cell["settings"]))
-    return Contender(name=side["name"], cell=Cell(**cell), global_batch=side["global_batch"])
+    cell = cell_of({key: value for key, value in side.items() if key not in ("name", "global_batch")})
+    return Contender(name=side["name"], cell=cell, global_batch=side["global_batch"])
 
 
 def record_of(

@@ -63,8 +63,15 @@ def main(packed: str, out: str) -> None:
 
     import backends
     from core_model.training.clock import Clock
-    from core_model.training.trainer import Plan, Trainer
-    from harness.worker.model_and_data import build_dataset, build_loader, build_model, build_optimization
+    from core_model.training.trainer import Plan, Trainer, in_turn
+    from harness.instruments.step_work import WorkCounter, per_sample
+    from harness.worker.model_and_data import (
+        build_dataset,
+        build_loader,
+        build_model,
+        build_optimization,
+        capture_ahead,
+    )
 
     facts = detect()
     base, (cell,) = unpack(packed)
@@ -80,6 +87,7 @@ def main(packed: str, out: str) -> None:
     batches = build_loader(job, facts, model, dataset, pin_memory=backend.device.type == "cuda")
     model.prepare_text(dataset.categories)
     backend.prepare(model, build_optimization(job))
+    capture_ahead(job, model, dataset)
     seat = Seat(
         (seat_file["host"], seat_file["port"]),
         seat_file["token"],
@@ -88,6 +96,7 @@ def main(packed: str, out: str) -> None:
         limit_s=seat_file["limit_s"],
     )
     rows: list[dict[str, Any]] = []
+    work = WorkCounter(model, first=0, recompute=job.activation_checkpointing)
     pacer = Pacer(seat, backend, Clock(backend.device))
     plan = Plan(
         steps=job.steps,
@@ -102,16 +111,22 @@ def main(packed: str, out: str) -> None:
         plan,
         on_rows=rows.extend,
         before_step=pacer.before_step,
-        after_step=pacer.after_step,
+        after_step=in_turn(pacer.after_step, work.after_step),
     )
     with contextlib.suppress(DuelOver):
         trainer.train()
         if steps := seat.next_block():  # until all have trained their blocks, or this one's end would look early
             raise RuntimeError(f"{steps} steps more were asked for than the job's {job.steps}")
     peak = torch.cuda.max_memory_allocated(backend.device) / 2**20 if backend.device.type == "cuda" else None
-    peaks = backend.gather(peak)
+    gathered = backend.gather((peak, work.counted()))
     if facts.rank == 0:
-        told = {"losses": [row["loss"] for row in rows], "device_mib": peaks, "engine": backend.describe()}
+        peaks, counts = zip(*(gathered or ()), strict=True)
+        told = {
+            "losses": [row["loss"] for row in rows],
+            "device_mib": peaks,
+            "engine": backend.describe(),
+            "flops": per_sample(counts),
+        }
         write_told(Path(out), cell, told)
     backend.barrier()
     backend.close()

@@ -20,13 +20,16 @@ from harness.job.declaration import Job
 from harness.job.engines import ZERO_STAGE, parse_backend
 from harness.records.record_files import write_text
 
+MODEL = "model."  # a change of the model begins so
+CHANGES = frozenset({"compile", "activation_checkpointing", "loader_workers"})  # fields of the job that may differ
 PARITY_WORKER = "harness.experiments.parity.worker"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One training. settings: further engine settings. `overflow_at`: optimizer step in which one rank's loss is made
-    infinite (a planted overflow), -1 = none."""
+    infinite (a planted overflow), -1 = none. changes: what it trains otherwise than the job says, as --set writes it
+    (``model.KEY``, ``compile``)."""
 
     backend: str
     zero_stage: int | None = None
@@ -37,6 +40,7 @@ class Cell:
     precision: str = "fp32"
     precision_mode: str = "matched"
     overflow_at: int = -1
+    changes: tuple[tuple[str, Any], ...] = ()
 
     def __hash__(self) -> int:  # a setting may be a table, which has no hash of its own
         return hash(self.name)
@@ -44,13 +48,14 @@ class Cell:
     @property
     def engine(self) -> str:
         stage = "" if self.zero_stage is None else f" ZeRO-{self.zero_stage}"
-        settings = ", ".join(f"{key}={json.dumps(value)}" for key, value in self.settings)
+        settings = ", ".join(f"{key}={json.dumps(value)}" for key, value in (*self.settings, *self.changes))
         return self.backend + stage + (f" ({settings})" if settings else "")
 
     @property
     def name(self) -> str:
         stage = "" if self.zero_stage is None else f"-z{self.zero_stage}"
-        settings = re.sub(r"[^A-Za-z0-9._-]+", "-", "".join(f"-{key}-{value}" for key, value in self.settings))
+        own = "".join(f"-{key}-{value}" for key, value in (*self.settings, *self.changes))
+        settings = re.sub(r"[^A-Za-z0-9._-]+", "-", own)
         clip = "clip" if self.clip else "noclip"
         overflow = "" if self.overflow_at < 0 else f"-o{self.overflow_at}"
         mode = "" if self.precision_mode == "matched" else "-native"
@@ -79,7 +84,10 @@ class Cell:
     def job(self, base: Job) -> Job:
         """`base` as this cell trains it."""
         stage = {} if self.zero_stage is None else {"zero_stage": self.zero_stage}
+        of_model = {key.removeprefix(MODEL): value for key, value in self.changes if key.startswith(MODEL)}
         return base.with_(
+            model={**base.model, **of_model},
+            **{key: value for key, value in self.changes if not key.startswith(MODEL)},
             backend=self.backend,
             nodes=1,
             slots=self.workers,
@@ -92,11 +100,21 @@ class Cell:
 
 
 def parse_engine(text: str) -> dict[str, Any]:
-    """An engine as `harness.job.engines` writes it, as fields of a `Cell`. Raises JobError."""
+    """An engine as `harness.job.engines` writes it, as fields of a `Cell`. Raises JobError.
+
+    Its settings may be followed by what it trains otherwise than the others: ``single:model.pack_on_gpu=true`` and
+    ``single:compile=true``.
+    """
     found = parse_backend(text)
     settings = dict(found["engine"])
+    changes = {key: settings.pop(key) for key in tuple(settings) if key.startswith(MODEL) or key in CHANGES}
     zero = settings.pop("zero_stage", ZERO_STAGE) if found["backend"] == "deepspeed" else None
-    return {"backend": found["backend"], "zero_stage": zero, "settings": tuple(settings.items())}
+    return {
+        "backend": found["backend"],
+        "zero_stage": zero,
+        "settings": tuple(settings.items()),
+        "changes": tuple(changes.items()),
+    }
 
 
 def cells_of(
@@ -135,8 +153,13 @@ def worker_argv(module: str, base: Job, cells: Sequence[Cell], out: Path) -> lis
 def unpack(packed: str) -> tuple[Job, list[Cell]]:
     """The reverse of what `worker_argv` packs."""
     value: dict[str, Any] = packing.unpack(packed)
-    cells = [Cell(**{**cell, "settings": tuple(map(tuple, cell["settings"]))}) for cell in value["cells"]]
-    return Job.from_dict(value["job"]), cells
+    return Job.from_dict(value["job"]), [cell_of(cell) for cell in value["cells"]]
+
+
+def cell_of(values: Mapping[str, Any]) -> Cell:
+    """A cell from its fields as JSON holds them."""
+    pairs = {name: tuple(map(tuple, values.get(name) or ())) for name in ("settings", "changes")}
+    return Cell(**{**values, **pairs})
 
 
 def write_told(out: Path, cell: Cell, told: Mapping[str, Any]) -> None:

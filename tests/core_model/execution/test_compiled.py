@@ -16,6 +16,7 @@ from core_model.execution.compile import compile_blocks, eager
 from core_model.execution.cuda_graphs import GraphedPart
 from core_model.execution.frozen import freeze
 from core_model.language.llama import Llama, LlamaConfig
+from core_model.language.ragged import Ragged
 from core_model.transformer_lm import build_transformer
 
 SMALL = {"width": 32, "layers": 3, "heads": 4, "kv_heads": 2, "mlp": 48, "vocab": 64, "length": 8}
@@ -94,6 +95,26 @@ def test_layers_share_it_behind_a_prefix_too() -> None:
     compile_blocks(model, "aot_eager")
     torch.testing.assert_close(model(embeddings, prefix=prefix), wanted, rtol=1e-5, atol=1e-6)
     assert compilations() == 1
+
+
+def test_rows_of_samples_of_any_length_share_two() -> None:
+    """One for the first length, one for all others; behind a prefix and with joined weights."""
+    model = freeze(llama())
+    model.join()
+    prefix = model.prefix(torch.arange(3))
+    compiled = copy.deepcopy(model)
+    compiled.join()
+    compile_blocks(compiled, "aot_eager")
+    for rows in (12, 24, 36, 48):
+        starts = torch.tensor([0, 5, 9, rows], dtype=torch.int32)
+        x = torch.randn(1, rows, 32, requires_grad=True)
+        outs = []
+        for each in (model, compiled):
+            ragged = Ragged(starts, rows=rows, longest=rows, known=3)
+            out = each(x, prefix=prefix, packing=ragged)
+            outs.append((out.detach(), *torch.autograd.grad(out.square().sum(), x)))
+        torch.testing.assert_close(outs[1], outs[0], rtol=1e-5, atol=1e-5)
+    assert compilations() <= 2
 
 
 def test_generation_runs_as_written(tiny, samples) -> None:

@@ -26,27 +26,28 @@ class OnTheCpu(GraphedPart):
     def _on_gpu(x: torch.Tensor) -> bool:
         return True
 
-    def _capture(self, x: torch.Tensor) -> _Captured:
-        given = x.detach().clone()
+    def _capture(self, x: torch.Tensor, others: tuple[Any, ...]) -> _Captured:
+        given, fixed = x.detach().clone(), tuple(o.clone() if isinstance(o, torch.Tensor) else o for o in others)
         made, made_grad, given_grad = (
-            torch.zeros_like(self._run(given)[0].detach()),
+            torch.zeros_like(self._run(given, *fixed)[0].detach()),
             torch.zeros(3, 8),
             torch.zeros(3, 8),
         )
 
         def forward() -> None:
-            made.copy_(self._run(given)[0].detach())
+            made.copy_(self._run(given, *fixed)[0].detach())
 
         def backward() -> None:
             leaf = given.clone().requires_grad_()
             with torch.enable_grad():
-                (found,) = torch.autograd.grad(self._run(leaf)[0], leaf, made_grad)
+                (found,) = torch.autograd.grad(self._run(leaf, *fixed)[0], leaf, made_grad)
             given_grad.copy_(found)
 
         return _Captured(
             forward=Replayed(forward),
             given=given,
             made=(made,),
+            others=tuple(o for o in fixed if isinstance(o, torch.Tensor)),
             backward=Replayed(backward),
             made_grad=made_grad,
             given_grad=given_grad,
@@ -58,6 +59,28 @@ def graphed() -> OnTheCpu:
     torch.manual_seed(0)
     module = freeze(nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)))
     return OnTheCpu(module, lambda x: (module(x),), gradient=True)
+
+
+@pytest.fixture
+def shifted() -> OnTheCpu:
+    """A part that takes a tensor without gradient and a constant besides."""
+    torch.manual_seed(0)
+    module = freeze(nn.Linear(8, 8))
+    return OnTheCpu(module, lambda x, by, times: (module(x) * times + by.sum(),), gradient=True)
+
+
+def test_other_tensors_are_copied_and_constants_have_graphs_of_their_own(shifted: OnTheCpu) -> None:
+    x = torch.randn(3, 8, requires_grad=True)
+    assert shifted.capture(x, torch.zeros(2), 1)
+    assert (shifted.captures, shifted.replays) == (1, 0)
+    for by, times in ((torch.ones(2), 1), (torch.full((2,), 5.0), 1), (torch.ones(2), 3)):
+        out = shifted(x, by, times)[0]
+        torch.testing.assert_close(out, shifted._run(x, by, times)[0], rtol=0, atol=0)
+        out.sum().backward()
+    assert (shifted.captures, shifted.replays) == (2, 3)
+    shifted.clear()
+    shifted(x, torch.ones(2), 3)[0].sum().backward()
+    assert shifted.captures == 3
 
 
 def step(graphed: OnTheCpu, *, dies: bool = False) -> None:

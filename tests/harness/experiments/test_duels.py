@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -17,6 +19,7 @@ from scipy import stats
 
 from harness.analysis.duels import record
 from harness.analysis.duels.estimate import Block, DuelDifference, difference, duel_ratios, duels_needed, half_width
+from harness.analysis.duels.page import page
 from harness.experiments.duels import record as writing
 from harness.experiments.duels import simulate
 from harness.experiments.duels.coordinator import Coordinator, DuelError, Reply, Seat
@@ -218,6 +221,53 @@ def test_losses_that_part_in_the_first_steps_are_said_later_ones_are_rounding() 
     assert "first 5 losses of b and a differ by up to 10.0%" in record.remarks(told)[1]
     told["duels"][0]["foreign_cores"] = 0.5  # type: ignore[index]
     assert "Other programs kept up to 0.50 of 2 cores busy" in record.remarks(told)[0]
+
+
+def test_contenders_may_differ_in_what_they_train() -> None:
+    base = Job(global_batch=8, model={"max_tokens": 66})
+    text = "single,single:model.pack_on_gpu=true+compile=true,horovod:model.lora=2+cycle_time_ms=0.5"
+    plain, packed, lora = contenders_of(text, 1, base, weak=False, mode="matched")
+    assert plain.job(base).model == {"max_tokens": 66}
+    job = packed.cell.job(packed.job(base))
+    assert (job.model, job.compile, job.engine) == ({"max_tokens": 66, "pack_on_gpu": True}, True, {})
+    job = lora.cell.job(lora.job(base))
+    assert (job.model["lora"], job.compile, job.engine) == (2, False, {"cycle_time_ms": 0.5})
+    names = [item.name for item in (plain, packed, lora)]
+    assert names[1] == "single (model.pack_on_gpu=true, compile=true)@1"
+    assert len({item.cell.name for item in (plain, packed, lora)}) == len(set(names)) == 3
+    sides = json.loads(json.dumps([writing.side(item) for item in (plain, packed, lora)]))
+    assert [writing.contender_of(side) for side in sides] == [plain, packed, lora]
+    assert "pack on gpu True" in record.label(sides[1])
+    del sides[0]["changes"]  # of a record that is older than they are
+    assert writing.contender_of(sides[0]) == plain
+
+
+def test_shares_of_the_peak_are_of_a_known_gpu_and_counted_work() -> None:
+    made = duel_record_of_one_gpu()
+    table = page(made)
+    assert "MFU" in table
+    assert "| 45.0 % | 60.0 % |" in table
+    made["environment"]["gpus"]["devices"][0]["name"] = "NVIDIA Unknown"
+    assert "MFU" not in page(made)
+
+
+def duel_record_of_one_gpu() -> dict[str, Any]:
+    base = Job(global_batch=8, precision="bf16", device="cuda")
+    sides = [writing.side(item) for item in contenders_of("single,ddp", 1, base, weak=False, mode="matched")]
+    names = [side["name"] for side in sides]
+    made = blocks({name: [[1.0, 1.0]] for name in names}, samples=100)
+    flops = {"useful": 0.45 * 989.4e12 / 100, "done": 0.6 * 989.4e12 / 100, "samples": 8.0}
+    told = {name: {"losses": [1.0], "device_mib": [1024.0], "flops": flops} for name in names}
+    duel = {"start_s": 1.0, "fight_s": 2.0, "foreign_cores": 0.0, "waiting_cores": {}, "told": told}
+    return {
+        "job": base.to_dict(),
+        "environment": {"gpus": {"devices": [{"name": "NVIDIA H100 80GB HBM3"}]}},
+        "pace": {"warmup": 1, "steps": 1, "rounds": 2},
+        "contenders": sides,
+        "duels": [duel],
+        "blocks": [asdict(block) for block in made],
+        "differences": record.differences_of(made, sides, record.asked_pairs(sides)),
+    }
 
 
 def test_contenders_by_their_text() -> None:
