@@ -24,7 +24,7 @@ def joined_weight(layers: Sequence[nn.Module], known: Tensor | None = None) -> T
         None where they cannot be joined: trained or empty (sharded away) weights, biases, other kinds of layers (LoRA),
         hooks that an engine has put on one.
     """
-    weights = []
+    weights: list[nn.Parameter] = []
     for layer in layers:
         if type(layer) is not nn.Linear or layer.bias is not None or layer._forward_hooks or layer._forward_pre_hooks:
             return None

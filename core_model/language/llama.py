@@ -257,7 +257,8 @@ class LlamaModel(nn.Module):
 
     def _leave_replaced_weights(self) -> None:
         """Joined weights are those of the layers only as long as nobody gave the layers others."""
-        for layer in self.layers:
+        layers: Any = self.layers
+        for layer in layers:
             for part, names in layer.joinable():
                 if part.joined is not None and getattr(part, names[0]).weight.data_ptr() != part.joined.data_ptr():
                     part.joined = None
@@ -352,7 +353,8 @@ class Llama(nn.Module):
         """Lets frozen projections that take the same input share one product (`core_model.execution.joined`), or not.
         Returns whether that changed where weights lie."""
         changed = False
-        for layer in self.model.layers:
+        layers: Any = self.model.layers
+        for layer in layers:
             for part, names in layer.joinable():
                 joined = joined_weight([getattr(part, name) for name in names], part.joined) if on else None
                 changed |= joined is not part.joined

@@ -109,9 +109,8 @@ class Ragged:
                 key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
             most = self.longest + self.known
             return kernel(query, key, value, self.starts, self.key_starts, self.longest, most, **options)
-        out = F.scaled_dot_product_attention(
-            *(part.transpose(0, 1)[None] for part in (query, key, value)), attn_mask=self._mask(), enable_gqa=grouped
-        )
+        query, key, value = (part.transpose(0, 1)[None] for part in (query, key, value))
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=self._mask(), enable_gqa=grouped)
         return out[0].transpose(0, 1)
 
     def _mask(self) -> Tensor:
