@@ -81,7 +81,7 @@ class Ragged:
         self.longest, self.known, self.by_kernel = longest, known, by_kernel
         self.starts = starts
         places = torch.arange(rows, device=device)
-        samples = torch.bucketize(places, starts[1:], right=True)
+        samples = torch.bucketize(places.to(starts.dtype), starts[1:], right=True)
         self.positions = places - starts[samples] + known
         # keys and values: before each sample the known ones
         self.key_starts = (starts + known * torch.arange(len(starts), device=device)).to(torch.int32)
@@ -115,7 +115,9 @@ class Ragged:
 
     def _mask(self) -> Tensor:
         """(N, K) bool: the same sample, and not later."""
-        places = torch.arange(len(self.own_keys) + len(self.known_keys), device=self.starts.device)
+        places = torch.arange(
+            len(self.own_keys) + len(self.known_keys), dtype=self.starts.dtype, device=self.starts.device
+        )
         of_key = torch.bucketize(places, self.key_starts[1:], right=True)
         of_query = of_key[self.own_keys]
         position = places - self.key_starts[of_key]

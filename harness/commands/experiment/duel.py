@@ -35,7 +35,8 @@ from harness.records.run_folder import study_folder
 @click.command()
 @backends_option(
     "horovod,deepspeed:2",
-    "NAME@N: with N workers. The others are compared with the first; the same engine twice is a calibration.",
+    "NAME@N: with N workers. The others are compared with the first; the same engine twice is a calibration. Settings "
+    "model.KEY=VALUE and compile=true differ in what is trained: single,single:compile=true.",
 )
 @click.option("--workers", type=COUNT, default=1, show_default=True, help="Workers of engines without @N.")
 @click.option("--preset", help="As for `harness run` (default: small).")
@@ -79,8 +80,10 @@ def duel(**options: Any) -> None:
     )
     pace = Pace(warmup=options["warmup"], steps=options["steps"], rounds=options["rounds"])
     goal = Goal(wanted=share(options["until"]), budget_s=seconds(options["budget"]), most=options["most"])
+    from harness.launch.preflight import check_choices
+
     for contender in contenders:
-        contender.cell.job(contender.job(base).with_(steps=pace.total)).validate()
+        check_choices(contender.cell.job(contender.job(base).with_(steps=pace.total)))
     check_user_job(base)
     campaign = Campaign(base, contenders, pace, folder, goal, seed=options["seed"], say=tell)
     record = campaign.run([tuple(contender.name for contender in contenders)])

@@ -207,6 +207,16 @@ def test_newer_method_and_early_capture_are_free(study: Path) -> None:
     assert check_runs([study]) == []
 
 
+def test_graphs_captured_while_training_are_not_excused_by_those_before(study: Path) -> None:
+    plant_captured_graphs(study)
+    counts = {"graphs_captured_before": 5, "graphs_captured_while_training": 2}
+    for run in runs_of(study):
+        edit(run / "result.json", lambda value: value["model"].update(counts))
+    assert "graphs-captured-while-timed" in {
+        fault.rule for fault in measured_faults([RecordedRun(r) for r in runs_of(study)])
+    }
+
+
 def csv_of(study: Path, **columns: Any) -> None:
     """comparison.csv of one row for the study's Horovod runs at 2 workers."""
     row = {"group": 0, "label": "Horovod", "workers": 2, "scaling": "strong", "precision": "fp32", **columns}

@@ -48,6 +48,23 @@ def test_bad_options(more: tuple[str, ...], words: str, tmp_path: Path, capsys: 
     assert not (tmp_path / "results").exists(), "something was written"
 
 
+@pytest.mark.parametrize(
+    ("engines", "words"),
+    [
+        ("single,single:model.depth=3", "unknown model field 'depth'"),
+        ("single,single:compile=perhaps", "compile"),
+        ("single,single:steps=3", "steps"),
+    ],
+)
+def test_contenders_that_cannot_be_are_refused(
+    engines: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "results"
+    options = ["--backends", engines, "--preset", "tiny", "--results", str(folder)]
+    assert words in refused(capsys, "experiment", "duel", *options)
+    assert not folder.exists(), "something was written"
+
+
 def test_corrupt_image_is_named_before_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data"
     write_mvtec(data)
