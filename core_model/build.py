@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from core_model import presets
-from core_model.anomalygpt.decoder import ImageDecoder
+from core_model.anomalygpt.context_decoder import make_decoder
 from core_model.anomalygpt.losses import LossWeights
 from core_model.anomalygpt.model import AnomalyGPT
 from core_model.anomalygpt.projection import projection
@@ -93,8 +93,7 @@ def assemble(
     """The model of `spec`. See `build`."""
     place = Placement(device=device, dtype=frozen_dtype, random=random_weights)
     encoder = make_encoder(spec, place)
-    if spec.image_size % encoder.multiple:
-        raise ModelError(f"image size {spec.image_size}: preset {spec.preset} needs a multiple of {encoder.multiple}")
+    encoder.sides(spec.image_size)
     transformer, tokenizer = make_language(spec, place)
     language = LanguageModel(transformer, tokenizer, Collator(tokenizer=tokenizer, max_tokens=spec.max_tokens))
     text = _text_features(spec, encoder, language)
@@ -104,7 +103,7 @@ def assemble(
         decoder=_seeded(
             "decoder",
             seed,
-            lambda: ImageDecoder(
+            lambda: make_decoder(
                 encoder.channels,
                 spec.text_width,
                 layers=spec.decoder_layers,

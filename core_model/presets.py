@@ -99,6 +99,6 @@ def _override(chosen: ModelSpec, overrides: Mapping[str, Any]) -> ModelSpec:
         if name not in known:
             raise ModelError(unknown("model field", name, known))
         if isinstance(known[name], tuple) and not isinstance(value, (list, tuple)):
-            value = [item.strip() for item in str(value).split(",")]  # as it comes from --set
+            value = [item.strip() for item in str(value).split(",") if item.strip()]  # as it comes from --set
         changes[name] = value
     return replace(chosen, **changes)

@@ -21,10 +21,13 @@ _Count = Annotated[int, Field(ge=1)]
 class ModelSpec:
     """Every choice of a model. The overrides of a job (``--set model.FIELD=VALUE``) replace single fields.
 
-    encoder, language: names of parts (`core_model.pretrained.registry`). taps: 0-based encoder blocks whose tokens the
-    decoder reads. text: where the features of "normal" and "abnormal" come from: ``tower`` (the encoder's own text
-    tower), ``language`` (the language model encodes the prompt ensembles), ``learned`` (parameters of the decoder).
-    text_width: of the space they live in. decoder_layers, scale, learned_scale: see `core_model.anomalygpt.decoder`.
+    encoder, language: names of parts (`core_model.pretrained.registry`); ``vit-s14+efficientnet-lite0`` joins two
+    encoders. taps: 0-based encoder blocks whose tokens the decoder reads; second_taps: those of the second encoder.
+    encoder_sizes: sides to which the picture is resampled, a look by the encoder each (`core_model.vision.encoder`); ()
+    = the picture as it is. text: where the features of "normal" and "abnormal" come from: ``tower`` (the encoder's own
+    text tower), ``language`` (the language model encodes the prompt ensembles), ``learned`` (parameters of the
+    decoder). text_width: of the space they live in. decoder_layers, scale, learned_scale: see
+    `core_model.anomalygpt.decoder`.
     prompt_channels: see `core_model.anomalygpt.prompt_learner`. projection: ``two_stage`` or ``mlp``; joint: width
     between its two stages. train_projection: off in the paper, which takes PandaGPT's. lora: rank of LoRA on q, k, v,
     o; 0 = none. pack_on_gpu: the language model computes no padding on GPUs either (`core_model.language.ragged`; on
@@ -39,6 +42,8 @@ class ModelSpec:
     language: str
     image_size: Annotated[int, Field(ge=8)]
     taps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    second_taps: tuple[Annotated[int, Field(ge=0)], ...] = (4, 10)
+    encoder_sizes: tuple[Annotated[int, Field(ge=8)], ...] = ()
     text: Literal["learned", "language", "tower"] = "learned"
     text_width: _Count = 64
     decoder_layers: tuple[str, ...] = ("linear",)
@@ -66,7 +71,14 @@ class ModelSpec:
 def to_dict(chosen: ModelSpec) -> dict[str, Any]:
     """JSON-serializable form, for the records."""
     values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(chosen).items()}
-    for name in ("pack_on_gpu", "prefix_on_gpu", "join_frozen"):
-        if not values[name]:  # as before there was one: records stay comparable
+    defaults = {
+        "pack_on_gpu": False,
+        "prefix_on_gpu": False,
+        "join_frozen": False,
+        "second_taps": [4, 10],
+        "encoder_sizes": [],
+    }
+    for name, default in defaults.items():
+        if values[name] == default:  # as before there was one: records stay comparable
             del values[name]
     return values

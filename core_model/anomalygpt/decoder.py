@@ -5,6 +5,7 @@ For each tapped block k a head maps the patch tokens into the text space; the lo
 layer variants are steps behind the head, each a small module, chosen by name in the order written:
 
     linear | mlp | conv3x3     the head (mlp and conv3x3 see beyond one linear map: the better localizers here)
+    context                    all blocks together with their surroundings: `core_model.anomalygpt.context_decoder`
     norm                       LayerNorm over channels (V1)
     batchnorm                  BatchNorm over channels, statistics over samples and places (V3-V6)
     dropout                    dropout, p = 0.1
@@ -176,12 +177,12 @@ def to_image(odds: list[Tensor], side: int) -> Tensor:
     another order each time.
     """
     with torch.autocast(odds[0].device.type, enabled=False):
-        grown = [_bilinear(b.shape[-2], side, b.device) @ b @ _bilinear(b.shape[-1], side, b.device).T for b in odds]
+        grown = [resampling(b.shape[-2], side, b.device) @ b @ resampling(b.shape[-1], side, b.device).T for b in odds]
     return torch.stack(grown, dim=1)
 
 
 @lru_cache(maxsize=32)
-def _bilinear(count: int, side: int, device: torch.device) -> Tensor:
+def resampling(count: int, side: int, device: torch.device) -> Tensor:
     """(side, count) weights that resample `count` samples to `side` as ``F.interpolate(mode="linear")`` does."""
     ones = torch.eye(count, device=device)[None]
     return F.interpolate(ones, size=side, mode="linear", align_corners=False)[0].T.contiguous()

@@ -23,6 +23,7 @@ from core_model.batch import Batch, Sample
 from core_model.errors import ModelError
 from core_model.execution.compile import compile_blocks
 from core_model.execution.flops import Shape, Work, anomalygpt_flops
+from core_model.language.dialogue_format import continued
 from core_model.language.model import LanguageModel
 from core_model.vision.encoder import Encoder, Features
 
@@ -192,6 +193,7 @@ class AnomalyGPT(nn.Module):
         histories: Sequence[Sequence[tuple[str, str]]] = (),
         maps: Tensor | None = None,
         features: Features | None = None,
+        openings: Sequence[str] = (),
         max_new_tokens: int = 48,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -201,7 +203,8 @@ class AnomalyGPT(nn.Module):
         """Answers to one question a picture. histories: earlier (question, answer) turns a picture.
 
         maps: (B, S, S) probabilities that the prompt learner reads instead of the decoder's (few-shot use). Greedy
-        where temperature is 0. features: of these pictures, if they are known already.
+        where temperature is 0. features: of these pictures, if they are known already. openings: the beginning of each
+        answer, such as "No, there is no defect"; the language model goes on from there.
         """
         if not len(images) == len(categories) == len(questions):
             counts = f"{len(images)} pictures, {len(categories)} categories, {len(questions)} questions"
@@ -212,7 +215,10 @@ class AnomalyGPT(nn.Module):
         picture, prompts = self._prompts(features, maps)
         histories = histories or [()] * len(questions)
         asked = [self.collator.encode_question(q, h) for q, h in zip(questions, histories, strict=True)]
-        return self.language.generate(
+        if openings:
+            begun = [self.collator.encode_opening(text) for text in openings]
+            asked = [ids + start for ids, start in zip(asked, begun, strict=True)]
+        answers = self.language.generate(
             picture,
             prompts,
             asked,
@@ -222,6 +228,7 @@ class AnomalyGPT(nn.Module):
             seed=seed,
             use_cache=use_cache,
         )
+        return [continued(*pair) for pair in zip(openings, answers, strict=True)] if openings else answers
 
     @torch.no_grad()
     def yes_probability(

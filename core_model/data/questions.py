@@ -67,6 +67,8 @@ LOOKS = {
     "chip": "It is a piece broken off at the edge",
     "stain": "It is a stain that mutes the texture",
     "wear": "It is an area whose finish differs from the rest",
+    "crack": "It is a thin crack",
+    "uneven": "It is an area with an uneven surface",
 }
 WHAT_QUESTIONS = ("What is in the picture?", "What does the picture show?")
 WHAT_ANSWERS = ("It is a picture of a {category}.", "The picture shows a {category}.")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from core_model.anomalygpt.decoder import ImageDecoder
 from core_model.language.llama import LlamaConfig
 from core_model.vision.vit import ViTConfig
 
@@ -96,10 +97,11 @@ def llama_flops(config: LlamaConfig, shape: Shape, *, trained: bool, recompute: 
 
 def anomalygpt_flops(model: AnomalyGPT, shape: Shape, *, recompute: bool = False) -> dict[str, float] | None:
     """FLOPs of batches of these sizes by part, and ``forward``, ``backward`` and ``total``. None for a model with parts
-    that are not counted here: encoders other than the two vision transformers, language models of transformers, LoRA.
+    that are not counted here: encoders other than the two vision transformers, the decoder ``context``, language models
+    of transformers, LoRA.
     """
     encoder, config = _encoder_forward(model), getattr(model.language.transformer, "config", None)
-    if encoder is None or not isinstance(config, LlamaConfig):
+    if encoder is None or not isinstance(config, LlamaConfig) or not isinstance(model.decoder, ImageDecoder):
         return None
     if any(parameter.requires_grad for parameter in model.language.transformer.parameters()):
         return None
@@ -126,7 +128,9 @@ def _encoder_forward(model: AnomalyGPT) -> float | None:
         return None
     assert vit is not None
     project = getattr(trunk, "project", None)
-    return vit_flops(vit.config, model.image_size) + (2.0 * project.weight.numel() if project is not None else 0.0)
+    sides = model.encoder.sides(model.image_size)
+    projected = 2.0 * project.weight.numel() if project is not None else 0.0
+    return sum(vit_flops(vit.config, side) + projected for side in sides)
 
 
 def _decoder(model: AnomalyGPT) -> tuple[float, float]:
@@ -134,8 +138,8 @@ def _decoder(model: AnomalyGPT) -> tuple[float, float]:
     side, forward, backward = model.image_size, 0.0, 0.0
     trunk = model.encoder.trunk
     strides = getattr(trunk, "strides", None) or (trunk.multiple,) * len(trunk.channels)
-    for adapter, stride in zip(model.decoder.adapters, strides, strict=True):
-        grid = side // stride
+    grids = [look // stride for look in model.encoder.sides(side) for stride in strides]
+    for adapter, grid in zip(model.decoder.adapters, grids, strict=True):
         own = _layers(adapter, [grid**2] * 9, input_gradient=False)
         width = next(parameter.shape[0] for parameter in adapter.parameters() if parameter.dim() > 1)
         cosine = 2.0 * grid**2 * width

@@ -82,6 +82,10 @@ class Collator:
         ids, _ = self.encode_turns(history)
         return list(ids) + self.tokenizer.encode(self.template.question_text(question, first=not history))
 
+    def encode_opening(self, text: str) -> list[int]:
+        """Token ids of an answer's beginning, to follow those of its question."""
+        return self.tokenizer.encode(self.template.answer_text(text).removesuffix(self.template.stop))
+
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         if not samples:
             raise ModelError("a batch of no samples: use a smaller world size or more data")
@@ -110,3 +114,8 @@ class Collator:
             lengths=torch.tensor(lengths),
             extras=extras,
         )
+
+
+def continued(opening: str, rest: str) -> str:
+    """An answer from its opening and what was generated behind it, whose leading space is lost."""
+    return opening + ("" if not rest or rest[0] in ".,;:!?" else " ") + rest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from core_model.pretrained import wheels
 from core_model.pretrained.placement import Placement
 from core_model.spec import FROZEN_SEED, ModelSpec
 from core_model.vision.encoder import CLIP, IMAGENET, Encoder, ViTTrunk
+from core_model.vision.joint import JointTrunk
 from core_model.vision.vit import VisionTransformer, ViTConfig
 
 TINY_VIT = ViTConfig(width=32, layers=4, heads=2, patch=7, grid=8, mlp_ratio=2)
@@ -26,7 +28,20 @@ VICUNA_7B = LlamaConfig(
 
 
 def make_encoder(spec: ModelSpec, place: Placement) -> Encoder:
-    """The image encoder that `spec.encoder` names."""
+    """The image encoder that `spec.encoder` names; two joined by ``+`` look at the same picture side by side."""
+    first, *others = spec.encoder.split("+")
+    trunk, normalization = _trunk(replace(spec, encoder=first), place)
+    if others:
+        found = [(trunk, normalization)]
+        found += [_trunk(replace(spec, encoder=name, taps=spec.second_taps), place) for name in others]
+        own = None if spec.per_image_normalization else [each for _, each in found]
+        trunk = JointTrunk([each for each, _ in found], own).to(place.device)
+    per_image, sizes = spec.per_image_normalization, spec.encoder_sizes
+    return freeze(Encoder(trunk, normalization=normalization, per_image=per_image, sizes=sizes))
+
+
+def _trunk(spec: ModelSpec, place: Placement) -> tuple[Any, Any]:
+    """A frozen trunk and the normalization of its training."""
     name, _, variant = spec.encoder.partition(":")
     makers: dict[str, Callable[[ModelSpec, Placement], tuple[Any, Any]]] = {
         "vit-tiny": _vit_tiny,
@@ -36,9 +51,8 @@ def make_encoder(spec: ModelSpec, place: Placement) -> Encoder:
         "clip": lambda spec, place: _clip(spec, place, variant),
     }
     if name not in makers:
-        raise ModelError(f"unknown encoder '{spec.encoder}': choose one of {', '.join(makers)}")
-    trunk, normalization = makers[name](spec, place)
-    return freeze(Encoder(trunk, normalization=normalization, per_image=spec.per_image_normalization))
+        raise ModelError(f"unknown encoder '{spec.encoder}': choose one of {', '.join(makers)}, or two joined by +")
+    return makers[name](spec, place)
 
 
 def _vit_tiny(spec: ModelSpec, place: Placement) -> tuple[nn.Module, Any]:

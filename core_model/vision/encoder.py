@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core_model.batch import unit_range
@@ -39,7 +40,9 @@ class Encoder(nn.Module):
     trunk: gives `Features` from normalized pixels in its `features` method. channels: C_k of each tapped block.
     embedding: E. multiple: the picture's side must be a multiple of it. normalization: (mean, std) a channel, of the
     trunk's training. per_image: first brings every picture to that mean and spread by itself, which removes
-    differences of exposure that are no defects.
+    differences of exposure that are no defects. sizes: sides in pixels to which each picture is resampled, one look by
+    the trunk each, their blocks one after another; () = one look at the picture as it comes. Enlarged, a patch covers
+    less of the picture: a crack of 2 px is a seventh of a 14 px patch at 224 px, and two sevenths at 448.
     """
 
     mean: Tensor
@@ -51,10 +54,12 @@ class Encoder(nn.Module):
         *,
         normalization: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET,
         per_image: bool = False,
+        sizes: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         self.trunk: Any = trunk
-        self.channels: tuple[int, ...] = trunk.channels
+        self.sizes = sizes
+        self.channels: tuple[int, ...] = trunk.channels * max(1, len(sizes))
         self.embedding: int = trunk.embedding
         self.multiple: int = trunk.multiple
         self.per_image = per_image
@@ -64,6 +69,18 @@ class Encoder(nn.Module):
         self.cuda_graphs = True
         self._grids: tuple[tuple[int, int], ...] = ()
         self._graphed = GraphedPart(trunk, self._flat, gradient=False)
+
+    def sides(self, side: int) -> tuple[int, ...]:
+        """Sides of the looks at a picture of `side` pixels. Raises ModelError for one that the trunk cannot read."""
+        looks = self.sizes or (side,)
+        for look in looks:
+            if look % self.multiple:
+                low = look // self.multiple * self.multiple
+                raise ModelError(
+                    f"image size {look} does not fit the encoder: use a multiple of {self.multiple}, "
+                    f"such as {max(low, self.multiple)} or {low + self.multiple}"
+                )
+        return looks
 
     def normalize(self, images: Tensor) -> Tensor:
         """Pixels as the trunk saw them in training, fp32, from uint8 0..255 or floating [0, 1]."""
@@ -80,17 +97,13 @@ class Encoder(nn.Module):
         one_at_a_time: the caller is done with the features (gradients through them included) before it calls again, as
         a training step is; they may then lie in a CUDA graph's own buffers (`core_model.execution.cuda_graphs`).
         """
-        if images.shape[-1] % self.multiple or images.shape[-2] % self.multiple:
-            low = images.shape[-1] // self.multiple * self.multiple
-            raise ModelError(
-                f"image size {images.shape[-1]} does not fit the encoder: use a multiple of {self.multiple}, "
-                f"such as {max(low, self.multiple)} or {low + self.multiple}"
-            )
+        for side in images.shape[-2:]:
+            self.sides(side)
         pixels = self.normalize(images)
         with own_precision(self.trunk):
             pixels = pixels.to(next(self.trunk.parameters()).dtype)
             if not (one_at_a_time and self.cuda_graphs and pixels.is_cuda):
-                return self.trunk(pixels)
+                return self._looks(pixels)
             *tokens, pooled = self._graphed(pixels)
             return Features(tokens=tuple(tokens), grids=self._grids, pooled=pooled)
 
@@ -108,13 +121,31 @@ class Encoder(nn.Module):
                 self._graphed.capture(pixels.to(next(self.trunk.parameters()).dtype))
 
     def _flat(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        features = self.trunk(pixels)
+        features = self._looks(pixels)
         self._grids = features.grids  # the pictures of a model are all of one size
         return (*features.tokens, features.pooled)
+
+    def _looks(self, pixels: Tensor) -> Features:
+        if not self.sizes:
+            return self.trunk(pixels)
+        looks = [self.trunk(_resampled(pixels, side)) for side in self.sizes]
+        return Features(
+            tokens=tuple(block for look in looks for block in look.tokens),
+            grids=tuple(grid for look in looks for grid in look.grids),
+            pooled=looks[0].pooled,
+        )
 
     def train(self, mode: bool = True) -> Encoder:
         """Stays in evaluation mode: the trunk is frozen."""
         return super().train(False)
+
+
+def _resampled(pixels: Tensor, side: int) -> Tensor:
+    """(B, 3, side, side), bicubic where that is another size."""
+    if pixels.shape[-2:] == (side, side):
+        return pixels
+    grown = F.interpolate(pixels.float(), size=(side, side), mode="bicubic", align_corners=False, antialias=True)
+    return grown.to(pixels.dtype)
 
 
 class ViTTrunk(nn.Module):

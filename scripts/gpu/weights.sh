@@ -24,7 +24,13 @@ if [ -n "${missing:-}" ]; then say "of $pieces pieces, still to come:$missing"; 
 for number in $(seq "$pieces"); do cat "$store/$number"; done >"$store/weights.tar"
 echo "$whole  $store/weights.tar" | sha256sum --check --quiet >&2 || die "the pieces do not make the whole: carry all of one prepare_wheels.sh"
 tar xf "$store/weights.tar" -C "$store"
-limit 600 python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
-    --upgrade --target "$GPU_SITE" "$store"/*.whl
+if [ -d "$store/site" ]; then # of small_weights.sh: files at their places, and converted weights
+    mkdir -p "$XDG_CACHE_HOME"
+    cp -r "$store/cache/." "$XDG_CACHE_HOME/"
+    cp -r "$store/site/." "$GPU_SITE/"
+else
+    limit 600 python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
+        --upgrade --target "$GPU_SITE" "$store"/*.whl
+fi
 rm -rf "$store"
 say "pretrained weights installed in $GPU_SITE"

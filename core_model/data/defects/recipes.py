@@ -9,7 +9,7 @@ from types import MappingProxyType
 import cv2
 import numpy as np
 
-from core_model.data.defects import cutpaste, damage, marks, poisson, surface, textures
+from core_model.data.defects import cracks, cutpaste, damage, marks, poisson, surface, textures
 from core_model.data.defects.base import Canvas, Edit, Generator, bounding_box, difference
 from core_model.data.defects.harmless import CHANGES
 from core_model.data.errors import DataError
@@ -27,6 +27,8 @@ GENERATORS: Mapping[str, Generator] = MappingProxyType(
         "chip": damage.chip,
         "stain": surface.stain,
         "wear": surface.wear,
+        "crack": cracks.crack,
+        "uneven": surface.uneven,
     }
 )
 
@@ -35,16 +37,20 @@ GENERATORS: Mapping[str, Generator] = MappingProxyType(
 class Recipe:
     """weights: generator name -> relative frequency. smallest: least defective pixels, as a share of the picture.
     contrast: least mean change over the defect, in grey levels of 255. harmless: name of a change that is no defect
-    (`harmless.CHANGES`) -> its chance; good and defective pictures get it alike."""
+    (`harmless.CHANGES`) -> its chance; good and defective pictures get it alike. mirror: chance of a mirrored picture,
+    left to right and top to bottom each, which makes four good pictures of one."""
 
     name: str
     weights: Mapping[str, float]
     smallest: float = 4e-4
     contrast: float = 12.0
     harmless: Mapping[str, float] = field(default_factory=dict)
+    mirror: float = 0.0
 
     def disturbed(self, canvas: Canvas, rng: np.random.Generator) -> Canvas:
         """The canvas after the harmless changes that chance picks."""
+        if self.mirror:
+            canvas = _mirrored(canvas, *(rng.random(2) < self.mirror))
         image = canvas.image
         for name, chance in self.harmless.items():
             if rng.random() < chance:
@@ -58,6 +64,7 @@ class Recipe:
             "smallest": self.smallest,
             "contrast": self.contrast,
             "harmless": dict(self.harmless),
+            **({"mirror": self.mirror} if self.mirror else {}),  # as before there was one: records stay comparable
         }
 
 
@@ -92,6 +99,33 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 contrast=8.0,
                 harmless={"exposure": 0.5, "light": 0.5, "focus": 0.3, "sensor": 0.3},
             ),
+            # As realistic, with thin cracks and unevenness, kinds in balance, and faint marks that are no defects.
+            Recipe(
+                name="thorough",
+                weights={
+                    "crack": 3.0,
+                    "fissure": 1.0,
+                    "pit": 1.5,
+                    "chip": 1.5,
+                    "stain": 1.0,
+                    "wear": 1.0,
+                    "uneven": 1.0,
+                    "poisson": 1.0,
+                    "perlin": 1.0,
+                },
+                smallest=3e-4,
+                contrast=8.0,
+                harmless={
+                    "exposure": 0.5,
+                    "light": 0.5,
+                    "focus": 0.3,
+                    "sensor": 0.3,
+                    "pencil": 0.15,
+                    "ring": 0.1,
+                    "smudge": 0.2,
+                },
+                mirror=0.5,
+            ),
         )
     }
 )
@@ -121,6 +155,14 @@ def simulate(recipe: Recipe, canvas: Canvas, rng: np.random.Generator) -> tuple[
         if edit is not None and _is_visible(canvas, edit, least, recipe.contrast):
             return name, edit
     return "spot", _last_resort(canvas, rng)
+
+
+def _mirrored(canvas: Canvas, down: bool, across: bool) -> Canvas:
+    """The canvas with rows and columns in reverse order, image and object alike."""
+    steps = (slice(None, None, -1 if down else 1), slice(None, None, -1 if across else 1))
+    ground = canvas.foreground
+    image = np.ascontiguousarray(canvas.image[steps])
+    return replace(canvas, image=image, foreground=None if ground is None else np.ascontiguousarray(ground[steps]))
 
 
 def _is_visible(canvas: Canvas, edit: Edit, least: float, contrast: float) -> bool:

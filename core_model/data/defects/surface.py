@@ -1,5 +1,5 @@
-"""A surface that is not as it should be over an area: stains, wear. Large, low in contrast, with an outline but no
-foreign object."""
+"""A surface that is not as it should be over an area: stains, wear, unevenness. Large, low in contrast, with
+an outline but no foreign object."""
 
 from __future__ import annotations
 
@@ -66,3 +66,29 @@ def wear(canvas: Canvas, rng: np.random.Generator) -> Edit | None:
             lines = rng.uniform(4, 16) * random_fields.field(side, rng, scales=(32,), shape=own.shape[:2])[:1]
         paint += lines[..., None]
     return Edit(image=blend(canvas.image, np.clip(paint, 0, 255, out=paint), alpha, box), mask=mask)
+
+
+def uneven(canvas: Canvas, rng: np.random.Generator) -> Edit | None:
+    """Clouds over 5-50 % of the picture, 20-45 % darker or 20-60 % brighter, with edges 1-5 % of the side wide.
+
+    Uneven light that is no defect (`harmless.light`) stays within 15 % and has no edge at all.
+    """
+    side = canvas.side
+    clouds = np.ascontiguousarray(random_fields.field(side, rng, scales=(2, 4)))
+    share = rng.uniform(0.05, 0.5)
+    coarse = np.sort(clouds[::8, ::8].ravel())
+    inside = (clouds > coarse[int((1.0 - share) * (len(coarse) - 1))]).astype(np.uint8)
+    if canvas.foreground is not None:
+        inside &= canvas.foreground
+    alpha = shapes.soften(inside, side * rng.uniform(0.01, 0.05))
+    if canvas.foreground is not None:
+        alpha = alpha * canvas.foreground
+    box = bounding_box(alpha > 0)
+    if box is None:
+        return None
+    own = canvas.image[box].astype(np.float32)
+    gain = rng.uniform(0.55, 0.8) if rng.random() < 0.6 else rng.uniform(1.2, 1.6)
+    soft = cv2.blur(own, (max(3, side // 16) | 1,) * 2)
+    paint = (soft + rng.uniform(0.5, 1.5) * (own - soft)) * np.float32(gain)
+    image = blend(canvas.image, np.clip(paint, 0, 255, out=paint), alpha, box)
+    return Edit(image=image, mask=(alpha > 0.3).astype(np.uint8))

@@ -9,6 +9,7 @@ import click
 from harness.commands.model.options import model_options
 from harness.commands.options import results_option
 from harness.inference.load_model import BRANCHES
+from harness.inference.quality_plan import JUDGED
 from harness.job.declaration import JobError
 from harness.job.options import names_in
 from harness.records.run_folder import study_folder
@@ -18,7 +19,13 @@ from harness.records.run_folder import study_folder
 @click.argument(
     "runs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="RUN|STUDY|quality.json..."
 )
-@click.option("--branches", default=",".join(BRANCHES), show_default=True, metavar="LIST", help="Which maps to judge.")
+@click.option(
+    "--branches",
+    default=",".join(BRANCHES),
+    show_default=True,
+    metavar="LIST",
+    help=f"Which maps to judge: {', '.join(JUDGED)}.",
+)
 @click.option("--shots", default="1,2,4,all", show_default=True, metavar="LIST", help="Good pictures in the memory.")
 @click.option(
     "--memory",
@@ -26,7 +33,7 @@ from harness.records.run_folder import study_folder
     multiple=True,
     metavar="SPEC",
     help="Memory as DISTANCE[:KEY=VALUE...], several for a comparison (default: cosine, the paper's): "
-    "l2:blocks=1,2:rotations=0.",
+    "l2:blocks=1,2:rotations=0. patchcore and anomalydino are the rules of these detectors on the run's encoder.",
 )
 @click.option("--data", help="Test on other data than the runs were trained on: mvtec:DIR ...")
 @click.option("--no-answers", is_flag=True, help="Leave the questions out.")
@@ -55,6 +62,8 @@ def quality(
     picture decides it.
     """
     from harness.inference import quality as work
+    from harness.inference import quality_plan as plan
+    from harness.inference.quality_report import FILE, markdown, write
 
     files = [path for path in runs if path.suffix == ".json"]
     if files:
@@ -63,13 +72,13 @@ def quality(
         place = study_folder(results, name, "folder")
         record = work.merge(files)
         place.mkdir(parents=True, exist_ok=True)
-        work.write(record, place)
-        click.echo(work.markdown(record))
+        write(record, place)
+        click.echo(markdown(record))
         return
-    chosen = work.Grid(
-        branches=tuple(names_in(branches, BRANCHES, "branch")),
-        shots=work.shots_in(shots),
-        memories=tuple(work.memory_in(text) for text in memories or ("cosine",)),
+    chosen = plan.Grid(
+        branches=tuple(names_in(branches, JUDGED, "branch")),
+        shots=plan.shots_in(shots),
+        memories=tuple(plan.memory_in(text) for text in memories or ("cosine",)),
         answers=not no_answers,
     )
     folders = work.run_folders(runs)
@@ -80,6 +89,6 @@ def quality(
     place = study_folder(results, name or folders[0].resolve().parent.name, "folder")
     place.mkdir(parents=True, exist_ok=True)
     record = work.measure(folders, chosen, data=data, options=options)
-    work.write(record, place)
-    click.echo(work.markdown(record))
-    click.echo(f"{place / work.FILE}")
+    write(record, place)
+    click.echo(markdown(record))
+    click.echo(f"{place / FILE}")

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from core_model.anomalygpt.memory_bank import MemoryBank, MemoryOptions, _category
+from core_model.anomalygpt.coreset import k_centre
+from core_model.anomalygpt.memory_bank import PEERS, MemoryBank, MemoryOptions, _category
 from core_model.errors import ModelError
 
 
@@ -89,6 +90,10 @@ def test_wrong_options_are_refused(tiny) -> None:
         ({"distance": "l1"}, "cosine, l2"),
         ({"combination": "all"}, "memory, both"),
         ({"rotations": (45,)}, "multiples of 90"),
+        ({"neighbourhood": 2}, "odd number"),
+        ({"coreset": 1.5}, "share of tokens"),
+        ({"score": "best"}, "max, top1"),
+        ({"smooth": -1.0}, "standard deviation"),
     ):
         with pytest.raises(ModelError, match=words):
             MemoryOptions(**wrong)
@@ -103,3 +108,74 @@ def test_blocks_of_unlike_grids_are_calibrated_together() -> None:
     found = _category([look], [torch.arange(3)], MemoryOptions())
     assert [len(rows) for rows in found.tokens] == [48, 12]
     assert 0 < found.scale < 2
+
+
+def test_patchcores_rule_step_by_step(tiny) -> None:
+    """Against its equations: 3x3 means, blocks joined, the nearest of the bank, a Gaussian of 4 px, the max."""
+    good, query = pictures(3), pictures(2, seed=4)
+    options = MemoryOptions(**{**vars(PEERS["patchcore"]), "blocks": (0, 1), "coreset": 0.0})
+    bank = MemoryBank.build(tiny, good, ["tile"] * 3, options=options)
+
+    def tokens(images):
+        looks = []
+        for block in tiny.encoder(images).tokens:
+            places = block.transpose(1, 2).reshape(len(images), 32, 8, 8)
+            around = torch.zeros_like(places)
+            for row in range(8):
+                for column in range(8):
+                    rows, columns = slice(max(0, row - 1), row + 2), slice(max(0, column - 1), column + 2)
+                    around[:, :, row, column] = places[:, :, rows, columns].mean(dim=(2, 3))
+            looks.append(around)
+        return torch.cat(looks, dim=1).flatten(2).transpose(1, 2)
+
+    nearest = torch.cdist(tokens(query), tokens(good).reshape(1, -1, 64)).amin(dim=2).view(2, 1, 8, 8)
+    grown = F.interpolate(nearest, size=(56, 56), mode="bilinear")
+    places = torch.arange(-16, 17.0)
+    line = torch.exp(-(places**2) / 32) / torch.exp(-(places**2) / 32).sum()
+    expected = F.conv2d(F.pad(grown, (16,) * 4, mode="replicate"), (line[:, None] * line[None])[None, None])[:, 0]
+    maps = tiny.anomaly_maps(query, ["tile"] * 2, memory=bank)
+    torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(bank.scores(maps, "median"), maps.flatten(1).amax(dim=1))
+
+
+def test_anomalydinos_rule_is_the_last_blocks_cosine_and_the_highest_hundredth(tiny) -> None:
+    good, query = pictures(2), pictures(2, seed=4)
+    plain = MemoryOptions(blocks=(1,), smooth=4.0)
+    maps = MemoryBank.build(tiny, good, ["tile"] * 2, options=PEERS["anomalydino"])
+    last = MemoryBank.build(tiny, good, ["tile"] * 2, options=plain)
+    names = ["tile"] * 2
+    made = tiny.anomaly_maps(query, names, memory=maps)
+    torch.testing.assert_close(made, tiny.anomaly_maps(query, names, memory=last))
+    torch.testing.assert_close(maps.scores(made, "max"), tiny.scores(made, "top1"))
+    torch.testing.assert_close(last.scores(made, "max"), tiny.scores(made, "max"))
+
+
+def test_a_coreset_keeps_what_lies_apart() -> None:
+    """Clusters of very unlike sizes: each is kept once before any is kept twice; the whole is kept where all fit."""
+    draw = torch.Generator().manual_seed(0)
+    centres = 10 * torch.eye(5, 200)
+    of = torch.tensor([0] * 300 + [1] * 50 + [2] * 5 + [3, 4])
+    tokens = centres[of] + 0.01 * torch.randn(len(of), 200, generator=draw)
+    kept = k_centre(tokens, 5)
+    assert set(of[kept].tolist()) == {0, 1, 2, 3, 4}
+    assert len(set(k_centre(tokens, 60).tolist())) == 60
+    assert k_centre(tokens[:3], 8).tolist() == [0, 1, 2]
+    far = torch.cdist(tokens, tokens[k_centre(tokens, 5)]).amin(dim=1).max()
+    assert far < 1
+
+
+def test_balanced_blocks_weigh_alike(tiny) -> None:
+    """A block whose tokens are a hundred times as long has no hundred times the say."""
+    good, query = pictures(4), pictures(1, seed=5)
+    options = MemoryOptions(distance="l2", balanced=True, rotations=(0,))
+    before = MemoryBank.build(tiny, good, ["tile"] * 4, options=options)
+    maps = tiny.anomaly_maps(query, ["tile"], memory=before)
+    vit = tiny.encoder.trunk.vit
+    own = vit.forward
+    vit.forward = lambda pixels, taps: (
+        [(1, 100)[i] * t for i, t in enumerate(own(pixels, taps)[0])],
+        own(pixels, taps)[1],
+    )
+    tiny._last = None
+    after = MemoryBank.build(tiny, good, ["tile"] * 4, options=options)
+    torch.testing.assert_close(tiny.anomaly_maps(query.clone(), ["tile"], memory=after), maps, rtol=1e-3, atol=1e-3)

@@ -12,7 +12,7 @@ from core_model.metrics import evaluate
 from harness.analysis.caveats import findings
 from harness.analysis.comparison import summarize_study
 from harness.cli import cli, main
-from harness.inference import quality
+from harness.inference import judging, quality, quality_report
 from harness.protocol.run_summary import end_lines
 from harness.report.quality_tables import category_table, quality_table
 
@@ -46,14 +46,20 @@ def test_without_masks_image_figures_are_computed_and_pixel_figures_undefined():
 
 
 def test_quality_says_why_and_takes_half_a_test():
-    found = [{"branch": "decoder", "memory": "", "shots": 0, **quality.figures_of(entries(), [])}]
+    found = [{"branch": "decoder", "memory": "", "shots": 0, **judging.figures_of(entries(), [])}]
     run = {"run": "a", "label": "engine", "workers": 1, "figures": found}
-    record = {"preset": "tiny", "data": "mvtec:DIR", "held_out_pass": 0.9, "rows": quality.aggregate([run])}
+    record = {
+        "preset": "tiny",
+        "data": "mvtec:DIR",
+        "held_out_pass": 0.9,
+        "rows": quality.aggregate([run]),
+        "runs": [run],
+    }
     none = {"share_of_good": 0.5, "share_of_defective": None, "auroc_of_distance": None}
-    text = quality.markdown({**record, "near_duplicates": {**none, "correlation": 0.98, "training_pictures": 6}})
+    text = quality_report.markdown({**record, "near_duplicates": {**none, "correlation": 0.98, "training_pictures": 6}})
     assert "undefined: no masks" in text
     assert "nan" not in text.lower()
-    assert quality._share(np.array([])) is None
+    assert judging._share(np.array([])) is None
 
 
 @pytest.fixture(scope="module")

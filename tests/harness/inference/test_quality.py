@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.inference import quality
+from harness.inference import judging, quality, quality_plan, quality_report
 from harness.job.declaration import Job, JobError
 from harness.job.options import names_in
 from harness.records.run_record import RecordedRun
@@ -23,8 +23,8 @@ def run(name: str, *rows: dict, label: str = "Horovod") -> dict:
 
 
 def test_shots_and_memories_are_read_and_bad_ones_named() -> None:
-    assert quality.shots_in("1, 4,all") == (1, 4, quality.ALL)
-    memory = quality.memory_in("l2:blocks=1,2:rotations=0:weight=0.5")
+    assert quality_plan.shots_in("1, 4,all") == (1, 4, quality_plan.ALL)
+    memory = quality_plan.memory_in("l2:blocks=1,2:rotations=0:weight=0.5")
     assert memory == {
         "label": "l2:blocks=1,2:rotations=0:weight=0.5",
         "distance": "l2",
@@ -34,15 +34,15 @@ def test_shots_and_memories_are_read_and_bad_ones_named() -> None:
     }
     for text in ("0", "some"):
         with pytest.raises(JobError, match="--shots"):
-            quality.shots_in(text)
+            quality_plan.shots_in(text)
     with pytest.raises(JobError, match="colour"):
-        quality.memory_in("l2:colour=1")
+        quality_plan.memory_in("l2:colour=1")
     with pytest.raises(JobError, match="decoders"):
         names_in("decoders", ("decoder",), "branch")
 
 
 def test_the_decoder_is_judged_once_the_memory_for_every_number_of_shots() -> None:
-    grid = quality.Grid(branches=("decoder", "memory"), shots=(1, 4), memories=({"label": "a"}, {"label": "b"}))
+    grid = quality_plan.Grid(branches=("decoder", "memory"), shots=(1, 4), memories=({"label": "a"}, {"label": "b"}))
     rows = [(branch, shots, memory.get("label")) for branch, shots, memory in grid.variants()]
     assert rows == [("decoder", 0, None), *(("memory", shots, label) for label in "ab" for shots in (1, 4))]
 
@@ -89,7 +89,7 @@ def test_records_of_two_machines_are_merged_each_run_once(tmp_path: Path) -> Non
     second = record(tmp_path / "b.json", [run("x", figures("decoder", 0.9))])
     merged = quality.merge([first, second])
     assert [row["image_auroc"]["mean"] for row in merged["rows"]] == [pytest.approx(0.8)]
-    assert "0.800 ± 0.141" in quality.markdown(merged)
+    assert "0.800 ± 0.141" in quality_report.markdown(merged)
     other = record(tmp_path / "c.json", [], grid={"shots": [1]})
     with pytest.raises(JobError, match="another grid"):
         quality.merge([first, other])
@@ -102,15 +102,19 @@ def test_thresholds_come_from_the_held_out_pictures() -> None:
         return {
             "id": name, "category": "c", "kind": "scratch" if defective else "good", "is_defective": defective,
             "place": "", "score": score, "map": np.full((4, 4), score, np.float16),
-            "mask": np.full((4, 4), defective), "answer": "No.", "yes": yes,
+            "mask": np.full((4, 4), defective), "answer": "No.", "yes": yes, "question": "?",
         }  # fmt: skip
 
     test = [entry("a", False, 0.2, 0.1), entry("b", True, 0.4, 0.3), entry("c", True, 0.6, 0.05)]
-    held_out = [{"score": 0.3, "yes": 0.2}] * 10
-    made = quality.figures_of(test, held_out)
+    held_out = [{"score": 0.3, "yes": 0.2, "is_defective": False}] * 10
+    made = judging.figures_of(test, held_out)
     assert made["held_out_accuracy"] == 1.0  # 0.4 and 0.6 are above 0.3, 0.2 is not
     assert made["answer_held_out_accuracy"] == pytest.approx(2 / 3)  # 0.05 is not above 0.2
     assert made["answer_accuracy"] == pytest.approx(1 / 3)
     assert made["answer_auroc"] == 0.5
     assert made["held_out_accuracy"] is not None
-    assert quality.figures_of(test, [])["held_out_accuracy"] is None
+    assert judging.figures_of(test, [])["held_out_accuracy"] is None
+    simulated = [{"score": 9.0, "yes": 0.9, "is_defective": True}, {"score": 0.1, "yes": 0.9, "is_defective": True}]
+    with_simulated = judging.figures_of(test, [*held_out, *simulated])
+    assert with_simulated["held_out_auroc"] == 0.5
+    assert with_simulated["held_out_accuracy"] == made["held_out_accuracy"]  # defects decide no threshold
