@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -63,17 +65,14 @@ def quality(
     """
     from harness.inference import quality as work
     from harness.inference import quality_plan as plan
-    from harness.inference.quality_report import FILE, markdown, write
+    from harness.inference.quality_report import FILE
 
     files = [path for path in runs if path.suffix == ".json"]
     if files:
         if len(files) < len(runs) or name is None:
             raise JobError("give either quality.json files with a --name, or runs and studies")
         place = study_folder(results, name, "folder")
-        record = work.merge(files)
-        place.mkdir(parents=True, exist_ok=True)
-        write(record, place)
-        click.echo(markdown(record))
+        _keep(work.merge(files), place)
         return
     chosen = plan.Grid(
         branches=tuple(names_in(branches, JUDGED, "branch")),
@@ -87,8 +86,14 @@ def quality(
             f"{', '.join(map(str, runs))}: no run that ended well keeps weights there: train with keep_weights"
         )
     place = study_folder(results, name or folders[0].resolve().parent.name, "folder")
+    place.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is said before an hour of judging
+    _keep(work.measure(folders, chosen, data=data, options=options), place)
+    click.echo(f"{place / FILE}")
+
+
+def _keep(record: Mapping[str, Any], place: Path) -> None:
+    from harness.inference.quality_report import markdown, write
+
     place.mkdir(parents=True, exist_ok=True)
-    record = work.measure(folders, chosen, data=data, options=options)
     write(record, place)
     click.echo(markdown(record))
-    click.echo(f"{place / FILE}")
