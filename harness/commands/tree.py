@@ -37,6 +37,10 @@ TOPICS = (
         commands={
             "run": ("run:run", "Train one job on one engine and record it."),
             "compare": ("compare:compare", "Run engines x workers x repeats, interleaved, and report them."),
+            "recommend": (
+                "recommend:recommend",
+                "Say which engines fit a job, how fast, and on what basis.",
+            ),
             "tune": ("tune:tune", "Find the fastest settings of each engine for a job, by short duels."),
             "report": ("report:report", "Render runs or studies as HTML, Markdown, CSV, JSON or LaTeX."),
         },

@@ -25,6 +25,7 @@ _SENTENCES = {
     "overhead.json": ("harness.experiments.overhead.record", "rows"),
     "parity.json": ("harness.experiments.parity.report", "cells"),
     "prediction.json": ("harness.experiments.prediction.run", ""),
+    "scores.json": ("harness.experiments.recommend.scores_record", ""),
     "scaling.json": ("harness.experiments.virtual_scaling.report", ""),
     "step_vs_direct.json": ("harness.experiments.benchmarks.step_vs_direct", ""),
     "tuning.json": ("harness.experiments.tuning.record", ""),

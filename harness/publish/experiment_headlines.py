@@ -100,6 +100,11 @@ _KINDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         (),
         ("duel.md", "duel.json"),
     ),
+    "scores.json": (
+        "How far off `harness recommend` is, for every study in this folder (`harness recommend --score`)",
+        (),
+        ("scores.json",),
+    ),
     "overhead.json": (
         "The harness's step against a hand-written loop on the same engine (`harness experiment overhead`)",
         (),

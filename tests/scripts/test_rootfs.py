@@ -129,3 +129,23 @@ def test_a_run_step_sees_a_bind_and_leaves_no_trace_of_it(rootfs: ModuleType, tm
     assert (root / "opt/file").read_text() == "made\n"
     assert sorted(path.name for path in root.iterdir()) == ["dev", "etc", "opt", "proc", "sys"]
     assert rootfs.chroot(root, image, ["/bin/sh", "-c", "exit 7"], binds, extra_env={}) == 7
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".deepspeed_env", ".venv/bin/python", "results/scratch/run/job.json", "results/compare/report.html",
+        "results/study/run/weights.safetensors", "results/study/run/checkpoint/x", "results/study/.lock",
+        "keys/id_ed25519",        "build/lib/x.py", "x.egg-info/PKG-INFO", ".gpu/x", "a.whl", "core_model/x.pt",
+    ],
+)  # fmt: skip
+def test_nothing_local_comes_into_the_image(rootfs: ModuleType, path: str) -> None:
+    assert rootfs.ignored(path, rootfs.read_patterns(ROOT)), f".dockerignore lets {path} in"
+
+
+def test_all_that_is_committed_comes_into_the_image(rootfs: ModuleType) -> None:
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, timeout=60, check=False
+    )
+    patterns = rootfs.read_patterns(ROOT)
+    assert [path for path in listed.stdout.splitlines() if rootfs.ignored(path, patterns)] == []

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import backends
+from harness.experiments.max_model.model_sizes import ModelSizes
 from harness.experiments.max_model.shapes import Grid, Shape
 from harness.instruments.memory_theory import theory
 
@@ -80,7 +81,7 @@ class Training:
 @dataclass(frozen=True, kw_only=True)
 class Demand:
     """MiB of one worker at its highest moment. phase: which one. device, host: on the GPU and beside it (on a CPU all
-    is device). held: weights, gradients, optimizer by `memory_model.theory`."""
+    is device). held: weights, gradients, optimizer by `harness.instruments.memory_theory`."""
 
     device: float
     host: float
@@ -89,8 +90,27 @@ class Demand:
 
 
 def demand(setting: Setting, shape: Shape, workers: int, training: Training) -> Demand:
-    """The predicted demand of one worker of `workers`."""
-    phases, host = _phases(setting, shape, workers, training)
+    """The predicted demand of one worker of `workers` that trains a shape of the grid."""
+    return demand_of(setting, sizes_of_shape(setting, shape, training), workers, training)
+
+
+def sizes_of_shape(setting: Setting, shape: Shape, training: Training) -> ModelSizes:
+    """A shape of the grid, as the formula takes any model. What its forward pass keeps depends on the engine where that
+    trains half-precision weights itself (precision_mode native)."""
+    half = training.precision != "fp32"
+    all_half = half and training.precision_mode == "native" and setting.backend in ("deepspeed", "fsdp2")
+    casts = 2.0 * shape.linear if half and not all_half else 0.0
+    return ModelSizes(
+        trained=shape.parameters,
+        block=shape.layer,
+        table=shape.spec.vocab * shape.spec.width,
+        forward_bytes=casts + _activations(shape, training, all_half),
+    )
+
+
+def demand_of(setting: Setting, sizes: ModelSizes, workers: int, training: Training) -> Demand:
+    """The predicted demand of one worker of `workers` for a model of any kind."""
+    phases, host = _phases(setting, sizes, workers, training)
     if not training.on_gpu:
         phases = {name: value + host for name, value in phases.items()}
         phases["build"] -= host  # nothing is offloaded yet
@@ -100,8 +120,8 @@ def demand(setting: Setting, shape: Shape, workers: int, training: Training) -> 
     phase = max(phases, key=lambda name: phases[name])
     held = theory(
         backend=setting.backend,
-        trainable=shape.parameters,
-        frozen_bytes=0.0,
+        trainable=sizes.trained,
+        frozen_bytes=sizes.frozen_bytes,
         workers=workers,
         zero_stage=setting.option("zero_stage", None),
         precision=training.precision,
@@ -127,21 +147,33 @@ def largest(
     return low
 
 
-def _phases(setting: Setting, shape: Shape, workers: int, training: Training) -> tuple[dict[str, float], float]:
+def _phases(setting: Setting, sizes: ModelSizes, workers: int, training: Training) -> tuple[dict[str, float], float]:
     """Bytes on the device by phase, and on the host."""
-    count, half = shape.parameters, training.precision != "fp32"
-    native = half and training.precision_mode == "native"
-    activations = _activations(shape, training, native and setting.backend in ("deepspeed", "fsdp2"))
-    casts = 2.0 * shape.linear if half and not (native and setting.backend in ("deepspeed", "fsdp2")) else 0.0
+    native = training.precision != "fp32" and training.precision_mode == "native"
     temporary = 0.0 if training.on_gpu else 4.0  # bytes a parameter that the update touches
-    forward = casts + activations
     if setting.backend == "deepspeed":
-        return _deepspeed(setting, shape, workers, native, forward, temporary)
+        phases, host = _deepspeed(setting, sizes, workers, native, temporary)
+    else:
+        phases, host = _torch(setting, sizes, workers, temporary)
+    # ZeRO-3 shards frozen weights too, but what is being used is gathered: at most stage3_max_live_parameters.
+    sharded = setting.backend == "deepspeed" and int(setting.option("zero_stage", 2)) == 3
+    frozen = sizes.frozen_bytes / (workers if sharded else 1)
+    passes = frozen
+    if sharded:
+        passes += min(sizes.frozen_bytes, 2.0 * float(setting.option("stage3_max_live_parameters", _LIVE)))
+    return {name: value + (passes if name in ("forward", "backward") else frozen) for name, value in phases.items()} | {
+        "build": phases["build"] + sizes.frozen_bytes
+    }, host
+
+
+def _torch(setting: Setting, sizes: ModelSizes, workers: int, temporary: float) -> tuple[dict[str, float], float]:
+    """Of the trained weights in plain torch, DDP, FSDP2 and Horovod."""
+    count, forward = sizes.trained, sizes.forward_bytes
     build = {"build": 4.0 * count}
     if setting.backend == "fsdp2":
         own = count / workers
-        table = 4.0 * shape.spec.vocab * shape.spec.width
-        unit = 4.0 * max(shape.layer, shape.spec.vocab * shape.spec.width)
+        table = 4.0 * sizes.table
+        unit = 4.0 * max(sizes.block, sizes.table)
         # Gathered beside the one in use; in backward also its gradient, whole, before and after the exchange.
         ahead, behind = 1, 3
         whole = 4.0 * count if not setting.option("reshard_after_forward", True) else 0.0
@@ -167,9 +199,9 @@ def _phases(setting: Setting, shape: Shape, workers: int, training: Training) ->
 
 
 def _deepspeed(
-    setting: Setting, shape: Shape, workers: int, native: bool, forward: float, temporary: float
+    setting: Setting, sizes: ModelSizes, workers: int, native: bool, temporary: float
 ) -> tuple[dict[str, float], float]:
-    count, own = float(shape.parameters), shape.parameters / workers
+    count, own, forward = float(sizes.trained), sizes.trained / workers, sizes.forward_bytes
     width = 2.0 if native else 4.0
     stage = int(setting.option("zero_stage", 2))
     elements = float(setting.option("reduce_bucket_size", _BUCKET))
@@ -180,7 +212,7 @@ def _deepspeed(
         master = 4.0 if native else 0.0
         state = (width + master + 8) * count
         # engine.py `buffered_allreduce_fallback`, on one worker too: a bucket ends behind the tensor that overfills it.
-        flat = width * min(elements + shape.spec.vocab * shape.spec.width, count)
+        flat = width * min(elements + sizes.table, count)
         return build | {
             "forward": state + forward,
             "backward": state + width * count + flat,
@@ -213,7 +245,7 @@ def _deepspeed(
         update = state + (4 + temporary) * group
     return build | {
         "forward": state + gathered + forward,
-        "backward": state + gathered + width * max(shape.layer, shape.spec.vocab * shape.spec.width),
+        "backward": state + gathered + width * max(sizes.block, sizes.table),
         "update": update,
     }, host
 

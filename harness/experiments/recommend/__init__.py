@@ -1,0 +1,1 @@
+"""`harness recommend`: which engine and settings for a job, from what was measured, predicted and extrapolated."""
