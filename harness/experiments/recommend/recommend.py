@@ -59,11 +59,8 @@ def recommend(
     needs = {engine: _memory(engine, question, sizes, evidence, scores) for engine in engines}
     failed: dict[str, str] = {}
     if folder is not None and question.budget_s and machine.here:
-        able = [engine for engine in engines if needs[engine]["fits"] in (FITS, PERHAPS, NOT_KNOWN)]
-        able = [engine for engine in able if backends.availability(parse_backend(engine)["backend"]).usable]
-        if able:
-            failed = fight_here(job, able, machine.here, folder, budget_s=question.budget_s, say=say)
-            evidence = read_evidence(results)
+        failed = _duels(question, needs, folder, say)
+        evidence = read_evidence(results)
     asked = Asked(
         job=key_of(job.to_dict()), device=machine.device, micro=job.micro_batch, trained=sizes.trained,
         flops=sizes.flops_sample,
@@ -92,6 +89,15 @@ def recommend(
         "scores": scores.get("headline", ""),
         "duels": folder.name if folder is not None and (folder / "duel.json").exists() else "",
     }
+
+
+def _duels(question: Question, needs: Mapping[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, str]:
+    """Fights with the settings that may fit and whose engine is here; which failed, with reasons."""
+    able = [engine for engine, memory in needs.items() if memory["fits"] != TOO_LARGE]
+    able = [engine for engine in able if backends.availability(parse_backend(engine)["backend"]).usable]
+    if not able:
+        return {}
+    return fight_here(question.job, able, question.machine.here, folder, budget_s=question.budget_s, say=say)
 
 
 def usual_engines(question: Question, evidence: Evidence) -> list[str]:

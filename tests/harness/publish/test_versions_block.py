@@ -27,8 +27,7 @@ def test_rows_come_from_the_files_they_name(tmp_path: Path) -> None:
     for name, gpus, torch in (("gpu", [{"name": "a"}], "9.0+cu1"), ("cpu", [], "9.1"), ("other", [], "9.10")):
         (run := tmp_path / "results" / name / "r").mkdir(parents=True)
         (run / "job.json").write_text("{}")
-        (run / "result.json").write_text("{}")
-        told = {"python": "3.12.3", "versions": {"torch": torch}, "gpus": {"devices": gpus}}
+        told = {"schema": 1, "python": "3.12.3", "versions": {"torch": torch}, "gpus": {"devices": gpus}}
         (run / "environment.json").write_text(json.dumps(told))
     rows = {row[0]: row[1:] for row in table(tmp_path, tmp_path / "results").rows}
     assert rows["torch"] == [">=9", "9.1, or a CUDA build that is there", "9.1, 9.10", "9.0"]
