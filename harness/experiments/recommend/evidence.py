@@ -108,6 +108,16 @@ def key_of(job: Mapping[str, Any]) -> str:
     return json.dumps({"preset": label_of(preset), **parts}, sort_keys=True)
 
 
+def shape_of(key: str) -> str:
+    """What of a job's key decides the sizes of its tensors: not its optimizer, not whether it is compiled, not which
+    half-precision type it has, nor the pictures of this project's presets."""
+    parts = json.loads(key)
+    parts["precision"] = "fp32" if parts["precision"] == "fp32" else "half"
+    for name in ("compile", "optimizer", "precision_mode", *(() if source_of(parts["preset"]) else ("data",))):
+        parts.pop(name, None)
+    return json.dumps(parts, sort_keys=True)
+
+
 def model_of(key: str) -> str:
     """The preset, or the user's model, of a job's key."""
     return str(json.loads(key)["preset"])

@@ -65,7 +65,7 @@ def recommend(
         job=key_of(job.to_dict()), device=machine.device, micro=job.micro_batch, trained=sizes.trained,
         flops=sizes.flops_sample,
     )  # fmt: skip
-    known = Known(evidence=evidence, flops=flops_in(scores))
+    known = Known(evidence=evidence, flops=flops_in(scores, evidence))
     own = folder.name if folder is not None else ""
     settings = []
     for engine in engines:

@@ -13,10 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from core_model.user_job.source import source_of
 from harness.common.formatting import DASH, change, percent
 from harness.common.text_table import Table, markdown
 from harness.experiments.recommend import scoring
-from harness.experiments.recommend.evidence import Evidence, model_of, read_evidence
+from harness.experiments.recommend.evidence import Evidence, Point, model_of, read_evidence, shape_of
 from harness.experiments.recommend.scoring import MEMORY, Error
 from harness.experiments.recommend.sizing import Sized, sized
 from harness.experiments.recommend.speed import WAYS
@@ -41,13 +42,19 @@ def read_scores(results: Path) -> dict[str, Any]:
 
 
 def sizes_in(scores: Mapping[str, Any]) -> dict[tuple[str, int], Sized]:
-    """The sizes that the record keeps, by `key_of` the job and micro-batch."""
-    return {(item["job"], item["micro"]): Sized(**item["sizes"]) for item in scores.get("sizes", ())}
+    """The sizes that the record keeps, by `shape_of` the job and micro-batch."""
+    return {(item["shape"], item["micro"]): Sized(**item["sizes"]) for item in scores.get("sizes", ())}
 
 
-def flops_in(scores: Mapping[str, Any]) -> dict[str, float]:
-    """FLOPs of a sample by job."""
-    return {key: one.flops_sample for (key, _), one in sizes_in(scores).items() if one.flops_sample}
+def flops_in(scores: Mapping[str, Any], evidence: Evidence) -> dict[str, float]:
+    """FLOPs of a sample by job, of those jobs whose sizes are known."""
+    return flops_by_job(sizes_in(scores), evidence)
+
+
+def flops_by_job(sizes: Mapping[tuple[str, int], Sized], evidence: Evidence) -> dict[str, float]:
+    """FLOPs of a sample by job. sizes: by `shape_of` the job and micro-batch."""
+    by_shape = {shape: one.flops_sample for (shape, _), one in sizes.items() if one.flops_sample}
+    return {point.job: by_shape[shape_of(point.job)] for point in evidence.points if shape_of(point.job) in by_shape}
 
 
 def errors_in(scores: Mapping[str, Any]) -> list[Error]:
@@ -57,7 +64,7 @@ def errors_in(scores: Mapping[str, Any]) -> list[Error]:
 
 def scores_of(evidence: Evidence, sizes: Mapping[tuple[str, int], Sized]) -> dict[str, Any]:
     """The record, from evidence and sizes alone."""
-    flops = {key: one.flops_sample for (key, _), one in sizes.items() if one.flops_sample}
+    flops = flops_by_job(sizes, evidence)
     errors = [*scoring.speed_errors(evidence, flops), *scoring.memory_errors(evidence, sizes)]
     record = {
         "schema": 1,
@@ -65,7 +72,7 @@ def scores_of(evidence: Evidence, sizes: Mapping[tuple[str, int], Sized]) -> dic
         "spreads": scoring.spreads(errors),
         "errors": scoring.as_rows(errors),
         "sizes": [
-            {"job": key, "micro": micro, "sizes": asdict(one)}
+            {"shape": key, "micro": micro, "sizes": asdict(one)}
             for (key, micro), one in sorted(sizes.items(), key=lambda item: item[0])
         ],
     }
@@ -73,24 +80,35 @@ def scores_of(evidence: Evidence, sizes: Mapping[tuple[str, int], Sized]) -> dic
 
 
 def write_scores(results: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Scores every study of `results` and writes the record. Sizes that it holds already are kept."""
+    """Scores every study of `results` and writes the record. Sizes that it holds already are kept, and new ones are
+    written as they are found: finding them takes a minute each."""
     evidence = read_evidence(results)
     sizes = sizes_in(read_scores(results))
-    wanted: dict[tuple[str, int], Job] = {}
-    for point in evidence.points:
-        if (point.job, point.micro) not in sizes and point.device in evidence.memory:
-            fields = {**point.fields, "global_batch": point.micro, "nodes": 1, "slots": 1, "engine": {}}
-            wanted[(point.job, point.micro)] = Job.from_dict({**fields, "backend": "single", "launcher": "auto"})
-    for (key, micro), job in wanted.items():
-        try:
-            sizes[(key, micro)] = sized(job)
-            say(f"{model_of(key)}, {micro} samples: {sizes[(key, micro)].how}")
-        except JobError as error:
-            say(f"{model_of(key)}, {micro} samples: {error}")
-    record = scores_of(evidence, sizes)
     (results / FOLDER).mkdir(parents=True, exist_ok=True)
+    refused: set[tuple[str, int]] = set()
+    for point in evidence.points:
+        wanted = (shape_of(point.job), point.micro)
+        if wanted in sizes or wanted in refused or point.device not in evidence.memory:
+            continue
+        say(f"sizes of {model_of(point.job)} with {point.micro} samples")
+        try:
+            sizes[wanted] = sized(_job_of(point))
+        except JobError as error:
+            refused.add(wanted)
+            say(str(error))
+        write_json(results / FOLDER / NAME, scores_of(evidence, sizes))
+    record = scores_of(evidence, sizes)
     write_json(results / FOLDER / NAME, record)
     return record
+
+
+def _job_of(point: Point) -> Job:
+    """The job whose sizes are a recorded point's: on one worker, without what changes no size."""
+    fields = {**point.fields, "global_batch": point.micro, "nodes": 1, "slots": 1, "engine": {}, "backend": "single"}
+    fields |= {"launcher": "auto", "compile": False, "precision_mode": "matched", "hostfile": ""}
+    if source_of(str(fields["preset"])) is None:
+        fields |= {"data": "textures", "data_options": {}, "init_weights": "", "defects": ""}
+    return Job.from_dict(fields)
 
 
 def headline(record: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from harness.experiments.max_model.memory_formula import Setting, Training, demand_of
-from harness.experiments.recommend.evidence import Evidence, Point, model_of
+from harness.experiments.recommend.evidence import Evidence, Point, model_of, shape_of
 from harness.experiments.recommend.sizing import Sized
 from harness.experiments.recommend.speed import (
     EXTRAPOLATED,
@@ -90,10 +90,11 @@ def speed_errors(evidence: Evidence, flops: Mapping[str, float]) -> list[Error]:
 
 
 def memory_errors(evidence: Evidence, sizes: Mapping[tuple[str, int], Sized]) -> list[Error]:
-    """The formula's error at every recorded peak of a GPU whose job's sizes are known (by `key_of` and micro-batch)."""
+    """The formula's error at every recorded peak of a GPU whose job's sizes are known. sizes: by `shape_of`
+    the job and micro-batch."""
     found = []
     for point in evidence.points:
-        sized = sizes.get((point.job, point.micro))
+        sized = sizes.get((shape_of(point.job), point.micro))
         if sized is None or sized.kept_bytes is None or not point.peak_mib:
             continue
         need = demand_of(

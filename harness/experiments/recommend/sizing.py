@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -98,11 +99,19 @@ def sized(job: Job) -> Sized:
 
 def main(packed: str, out: str) -> None:
     """Writes OUT, whatever comes of it but an error of ours."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         told: dict[str, Any] = asdict(_sized(Job.from_dict(unpack(packed)["job"])))
     except UserError as error:
         told = {"error": str(error)}
     write_text(Path(out), json.dumps(told))
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when the one that waits for it is gone."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _sized(job: Job) -> Sized:
