@@ -63,8 +63,8 @@ while [ $# -ge 2 ]; do
     echo "=== $2"
     case $2 in
         tests)
-            timeout "$1" python3 -m pytest -q -p no:cacheprovider tests/core_model/language/test_ragged.py tests/core_model/language/test_packing.py \
-                tests/core_model/language/test_token_loss.py tests/core_model/execution 2>&1 | tail -n 25
+            (cd tests/core_model && timeout "$1" python3 -m pytest -q -p no:cacheprovider language/test_ragged.py language/test_token_loss.py \
+                execution/test_graphs.py execution/test_graphs_state.py execution/test_joined.py execution/test_compiled.py) 2>&1 | tail -n 40
             ;;
         7b)
             duel 7b-core "$1" 4 "single,single:$ROWS,single:$ROWS+model.join_frozen=true+compile=true" --global-batch 16 "${SEVEN[@]}" ||
