@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,6 @@ from click.shell_completion import CompletionItem
 
 from harness.commands.list_types import COUNTS, ENGINES, Counts
 from harness.commands.options import results_option
-from harness.common.formatting import plural
 from harness.job.declaration import JobError
 from harness.job.options import job_values, results_root, shared_job_options
 from harness.protocol.console import tell
@@ -21,8 +21,6 @@ from harness.study import shipped
 from harness.study.runner import preflight_all, run_study, what_is_left
 from harness.study.study_file import BUDGET, UNTIL, Study
 from harness.study.time_estimate import estimate_study, plan_text
-
-WARNINGS = 3  # of the last screen; the report has all
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -149,26 +147,14 @@ def fight(study: Study, folder: Path) -> None:
 
 def finish(folder: Path) -> int:
     """Writes comparison.csv, plots and report.html into the study's folder (the index is `harness results index`'s: it
-    may be a tracked file), prints the table and the verdict. Exit code 0, or 1 where a run of the study failed."""
-    from rich.console import Console
-
+    may be a tracked file), prints the last screen. Exit code 0, or 1 where a run of the study failed."""
     from harness.analysis.caveats import findings
     from harness.analysis.comparison import summarize_study
-    from harness.analysis.verdict import verdict
-    from harness.report.comparison_table import terminal_table
+    from harness.report.last_screen import COLUMNS, last_screen
     from harness.report.study_files import write_study_files
 
     comparison = summarize_study(folder)
-    found = findings(comparison)
     page = write_study_files(comparison, folder)
-    console = Console()
-    console.print(terminal_table(comparison))
-    for sentence in verdict(comparison, found):
-        console.print(sentence, markup=False, highlight=False)
-    for finding in found[:WARNINGS]:
-        console.print(f"{finding.level}: {finding.text}", markup=False, highlight=False)
-    if len(found) > WARNINGS:
-        more = plural(len(found) - WARNINGS, "more warning")
-        console.print(f"{more} in the report", markup=False, highlight=False)
-    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+    columns = min(COLUMNS, shutil.get_terminal_size((COLUMNS, 24)).columns)
+    click.echo("\n".join(last_screen(comparison, findings(comparison), page, columns=columns)))
     return 1 if (comparison.frame["group"] == -1).any() or comparison.left_out else 0

@@ -40,7 +40,7 @@ def tune(**options: Any) -> None:
     Settings behind an engine's name are kept, such as deepspeed:zero_stage=1. Writes tuned.toml, which
     `harness compare --tuned` takes, tuning.json and tuning.md into results/STUDY (default: tuned). See docs/tuning.md.
     """
-    from harness.experiments.duels.fight import Pace
+    from harness.experiments.duels.pace import Pace
     from harness.experiments.tuning import record as records
     from harness.experiments.tuning.tune import Effort, check, record_of
     from harness.experiments.tuning.tune import tune as tune_engine

@@ -126,11 +126,12 @@ def build_loader(
     start_step: int = 0,
     steps: int = 0,
     pin_memory: bool = False,
+    order: GlobalBatches | None = None,
 ) -> BatchLoader:
-    """This rank's batches of `order_of`, from `start_step` to `steps` (0: the job's)."""
+    """This rank's batches of `order` (default: `order_of`), from `start_step` to `steps` (0: the job's)."""
     return BatchLoader(
         dataset,
-        order_of(job, dataset),
+        order or order_of(job, dataset),
         rank=facts.rank,
         world=facts.world_size,
         accumulation=job.accumulation,

@@ -11,8 +11,8 @@ from harness.analysis.duels.estimate import FIRST_STAGE, Block, duel_ratios, due
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Of one pair. fought: its duels so far. needed: in all, for half an interval of the wanted width; FIRST_STAGE
-    while the first stage lasts, since nothing is known of the scatter before."""
+    """Of one pair. fought: its duels so far. needed: in all, for half an interval of the wanted width; the first stage
+    while it lasts, since nothing is known of the scatter before."""
 
     fought: int
     needed: int
@@ -23,12 +23,12 @@ class Need:
         return max(0, self.needed - self.fought)
 
 
-def need(blocks: Iterable[Block], a: str, b: str, wanted: float) -> Need:
-    """What the pair `a`, `b` needs. wanted: half of the interval (log scale)."""
+def need(blocks: Iterable[Block], a: str, b: str, wanted: float, *, first_stage: int = FIRST_STAGE) -> Need:
+    """What the pair `a`, `b` needs. wanted: half of the interval (log scale). first_stage: duels that say it."""
     ratios = duel_ratios(blocks, a, b)
-    if len(ratios) < FIRST_STAGE:
-        return Need(fought=len(ratios), needed=FIRST_STAGE)
-    first = [ratios[number] for number in sorted(ratios)][:FIRST_STAGE]
+    if len(ratios) < first_stage:
+        return Need(fought=len(ratios), needed=first_stage)
+    first = [ratios[number] for number in sorted(ratios)][:first_stage]
     return Need(fought=len(ratios), needed=duels_needed(first, wanted))
 
 

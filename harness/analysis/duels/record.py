@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from harness.analysis.duels.estimate import Block, DuelDifference, difference
+from harness.analysis.duels.estimate import FIRST_STAGE, Block, DuelDifference, difference
 from harness.analysis.intervals import ALIKE
 from harness.common.formatting import plural
 from harness.instruments.foreign_load import NOTED
@@ -26,6 +26,11 @@ Side = Mapping[str, Any]  # one of its contenders: name, backend, workers, globa
 def blocks_of(record: Record) -> list[Block]:
     """The record's blocks."""
     return [Block(**block) for block in record["blocks"]]
+
+
+def first_stage_of(record: Record) -> int:
+    """Duels of the record's first stage, after which their number was chosen."""
+    return int((record.get("goal") or {}).get("first_stage") or FIRST_STAGE)
 
 
 def told_by(record: Record) -> dict[str, dict[str, Any]]:
@@ -66,8 +71,20 @@ def asked_pairs(contenders: Sequence[Side]) -> list[tuple[str, str]]:
     return pairs
 
 
+def deciding_pairs(contenders: Sequence[Side]) -> list[tuple[str, str]]:
+    """Those of `asked_pairs` that duels go on for: the engines at equal workers; without such a pair, all."""
+    workers = {side["name"]: side["workers"] for side in contenders}
+    pairs = asked_pairs(contenders)
+    engines = [(a, b) for a, b in pairs if workers[a] == workers[b] and a != contenders[0]["name"]]
+    return engines or pairs
+
+
 def differences_of(
-    blocks: Sequence[Block], contenders: Sequence[Side], pairs: Sequence[tuple[str, str]]
+    blocks: Sequence[Block],
+    contenders: Sequence[Side],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    first_stage: int = FIRST_STAGE,
 ) -> list[dict[str, Any]]:
     """A row a pair that was fought: the difference, its verdict, and where b has more workers the scaling efficiency
     against a."""
@@ -75,7 +92,7 @@ def differences_of(
     rows = []
     for a, b in pairs:
         try:
-            item = difference(blocks, a, b)
+            item = difference(blocks, a, b, first_stage=first_stage)
         except ValueError:  # not fought, or not yet
             continue
         row = asdict(item) | {"half_width": item.half_width, "verdict": verdict(item)}
@@ -141,6 +158,7 @@ def _losses_that_differ(record: Record) -> list[str]:
     Later ones differ by rounding alone in bf16 and fp16, and the faster the learning rate, the sooner.
     """
     told = told_by(record)
+    compared = _compared(record)
     by_batch: dict[int, list[tuple[str, list[float]]]] = {}
     for side in record["contenders"]:
         losses = (told.get(side["name"]) or {}).get("losses")
@@ -151,13 +169,21 @@ def _losses_that_differ(record: Record) -> list[str]:
         for name, losses in others:
             pairs = [
                 (a, b)
-                for a, b in zip(first[:COMPARED], losses[:COMPARED], strict=True)
+                for a, b in zip(first[:compared], losses[:compared], strict=True)
                 if a is not None and b is not None
             ]
             gap = max((abs(a - b) / max(abs(a), 1e-6) for a, b in pairs), default=math.nan)
             if not gap < PARTED:
                 found.append(
-                    f"The first {COMPARED} losses of {name} and {reference} differ by up to {gap:.1%}: is it the same "
+                    f"The first {compared} losses of {name} and {reference} differ by up to {gap:.1%}: is it the same "
                     "training?"
                 )
     return found
+
+
+def _compared(record: Record) -> int:
+    """How many first losses are of the same training: COMPARED, or those up to the end of the first round where some
+    contenders fight in fewer rounds."""
+    if all(side.get("every", 1) == 1 for side in record["contenders"]):
+        return COMPARED
+    return min(COMPARED, record["pace"]["warmup"] + record["pace"]["steps"])

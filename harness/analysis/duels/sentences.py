@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.analysis.duels.needed import duel_seconds, need
-from harness.analysis.duels.record import Record, Side, blocks_of, bounds, label, same_as
+from harness.analysis.duels.record import Record, Side, blocks_of, bounds, first_stage_of, label, same_as
 from harness.analysis.intervals import ALIKE
 from harness.common.formatting import change, duration, joined, percent, plural
 
@@ -54,7 +54,7 @@ def lacking(row: Row, record: Record) -> str:
     """What an undecided difference would take: ``about 3 more duels (4.2 min) for ±5.0 %: --budget 15m``."""
     goal = record.get("goal") or {}
     wanted = float(goal.get("until") or ALIKE)
-    more = need(blocks_of(record), row["a"], row["b"], wanted).missing
+    more = need(blocks_of(record), row["a"], row["b"], wanted, first_stage=first_stage_of(record)).missing
     if not more:  # as narrow as was asked for, and both zero and the margin are inside
         return f"the interval is as narrow as was asked for: a smaller --until than {percent(wanted, 1)} would tell"
     seconds = more * duel_seconds(record)

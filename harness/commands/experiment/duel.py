@@ -20,7 +20,7 @@ from harness.commands.options import (
     time_limit_option,
 )
 from harness.experiments.duels import record as records_
-from harness.experiments.duels.fight import Pace
+from harness.experiments.duels.pace import Pace
 from harness.experiments.duels.run import contenders_of
 from harness.experiments.duels.until import Campaign, Goal
 from harness.job.declaration import Job

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from harness.analysis.duels.estimate import Block
 from harness.experiments.duels.coordinator import Coordinator, DuelError, Reply
+from harness.experiments.duels.pace import Pace
+from harness.experiments.duels.starting import Reasons, Side, start, why_not_forked
 from harness.experiments.trainings.cells import Cell
 from harness.instruments.foreign_load import HostLoad
 from harness.job.declaration import Job, JobError
@@ -27,35 +27,24 @@ from harness.study.turn_conductor import supervisors
 from mpi.process import signals_ignored
 
 ENDING_LIMIT_S = 30.0  # for the processes of a failed duel to say why
+SERVER = "the process that forks the contenders"
 BETWEEN_BLOCKS_S = 3600.0  # that a contender waits for its next block: the others' come first
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
     """One side of a comparison. name: how it is called; the same cell twice, under two names, is a calibration.
-    global_batch: samples per optimizer step over all its workers."""
+    global_batch: samples per optimizer step over all its workers. every: it fights in every so many rounds only, on
+    the samples of those rounds: a baseline that need not be known as well as what is asked."""
 
     name: str
     cell: Cell
     global_batch: int
+    every: int = 1
 
     def job(self, base: Job) -> Job:
         """`base` with this side's batch; the rest of its settings are the cell's."""
         return base.with_(global_batch=self.global_batch)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pace:
-    """Optimizer steps of the warm-up block, of a timed block, and rounds of a duel."""
-
-    warmup: int = 5
-    steps: int = 3
-    rounds: int = 10
-
-    @property
-    def total(self) -> int:
-        """Steps that each contender trains in a duel."""
-        return self.warmup + self.steps * self.rounds
 
 
 @dataclass(kw_only=True)
@@ -80,40 +69,54 @@ def fight(
     base = base.with_(steps=pace.total, log_every=pace.total)
     duel = Duel(number=number)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="harness-duel-") as scratch, supervisors(len(contenders)) as pool:
-        folders = [Path(scratch) / str(index) for index in range(len(contenders))]
-        with Coordinator([contender.cell.workers for contender in contenders]) as coordinator:
-            running: list[Future[dict[Cell, str]]] = []
+    forked = not why_not_forked([contender.cell.job(contender.job(base)) for contender in contenders])
+    with (
+        tempfile.TemporaryDirectory(prefix="harness-duel-") as scratch,
+        supervisors(1 if forked else len(contenders)) as pool,
+        Coordinator([contender.cell.workers for contender in contenders]) as coordinator,
+    ):
+        sides = [_side(base, contender, Path(scratch) / str(index)) for index, contender in enumerate(contenders)]
+        running: list[Future[Reasons]] = []
+        names = dict(enumerate(contender.name for contender in contenders))
 
-            def check() -> None:
-                for contender, future in zip(contenders, running, strict=True):
-                    if future.done():
-                        reasons = list(future.result().values())
-                        raise DuelError(f"{contender.name}: {reasons[0] if reasons else 'it ended early'}")
+        def check() -> None:
+            for future in running:
+                if future.done():
+                    found = [f"{names.get(index, SERVER)}: {reason}" for index, reason in future.result().items()]
+                    raise DuelError(found[0] if found else "a contender ended early")
 
-            try:
-                for index, (contender, folder) in enumerate(zip(contenders, folders, strict=True)):
-                    folder.mkdir()
-                    _write_seat(folder / "seat.json", coordinator, index)
-                    running.append(pool.submit(_run, contender.job(base), contender.cell, folder))
-                coordinator.wait_ready(max(base.timeout_s, START_LIMIT_S), check)
-                duel.start_s = time.monotonic() - began
-                say(f"duel {number + 1}: {len(contenders)} contenders ready after {duel.start_s:.0f} s")
-                _rounds(coordinator, contenders, pace, duel, Random(f"{seed} {number}"), check, base.timeout_s)
-                coordinator.finish()
-                for contender, future, folder in zip(contenders, running, folders, strict=True):
-                    reasons = list(future.result(timeout=base.timeout_s).values())
-                    if reasons:
-                        raise DuelError(f"{contender.name}: {reasons[0]}")
-                    duel.told[contender.name] = json.loads((folder / f"{contender.cell.name}.json").read_text())
-            except (DuelError, BrokenProcessPool, TimeoutError) as error:
-                raise JobError(f"duel {number + 1} failed: {_cause(error, coordinator, contenders, running)}") from None
-            except KeyboardInterrupt:
-                with signals_ignored():  # the same Ctrl-C may come twice; ranks end when the coordinator hangs up
-                    coordinator.close()
-                    pool.shutdown(cancel_futures=True)
-                raise
+        try:
+            for index, side in enumerate(sides):
+                _write_seat(side.folder / "seat.json", coordinator, index, asdict(pace), contenders[index].every)
+            running += start(pool, sides, Path(scratch), forked=forked)
+            coordinator.wait_ready(max(base.timeout_s, START_LIMIT_S), check)
+            duel.start_s = time.monotonic() - began
+            say(f"duel {number + 1}: {len(contenders)} contenders ready after {duel.start_s:.0f} s")
+            _rounds(coordinator, contenders, pace, duel, Random(f"{seed} {number}"), check, base.timeout_s)
+            coordinator.finish()
+            if reasons := _ended(running, names, base.timeout_s):
+                raise DuelError(reasons[0])
+            for contender, side in zip(contenders, sides, strict=True):
+                duel.told[contender.name] = json.loads((side.folder / f"{side.cell.name}.json").read_text())
+        except (DuelError, BrokenProcessPool, TimeoutError) as error:
+            raise JobError(f"duel {number + 1} failed: {_cause(error, coordinator, names, running)}") from None
+        except KeyboardInterrupt:
+            with signals_ignored():  # the same Ctrl-C may come twice; ranks end when the coordinator hangs up
+                coordinator.close()
+                pool.shutdown(cancel_futures=True)
+            raise
     return duel
+
+
+def _side(base: Job, contender: Contender, folder: Path) -> Side:
+    folder.mkdir()
+    return Side(base=contender.job(base), cell=contender.cell, folder=folder)
+
+
+def _ended(running: Sequence[Future[Reasons]], names: Mapping[int, str], limit_s: float) -> list[str]:
+    """Waits for all contenders' ends; why they failed, those first that name a cause of their own."""
+    found = [reason for future in running for reason in future.result(timeout=limit_s).items()]
+    return [f"{names.get(index, SERVER)}: {reason}" for index, reason in found]
 
 
 def _rounds(
@@ -136,7 +139,7 @@ def _rounds(
     load = HostLoad([os.getpid()])
     began = time.monotonic()
     for number in range(pace.rounds):
-        order = list(range(len(contenders)))
+        order = [index for index, contender in enumerate(contenders) if number % contender.every == 0]
         random.shuffle(order)
         for index in order:
             contender = contenders[index]
@@ -161,42 +164,24 @@ def _rounds(
         duel.waiting[name] = cpu_s / others_s if others_s else 0.0
 
 
-def _run(job: Job, cell: Cell, folder: Path) -> dict[Cell, str]:
-    """In a process of its own: one contender's launch to its end; why it failed, if it did."""
-    from harness.experiments.trainings.launch import train_cells
-
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    return train_cells(job, [cell], folder, module="harness.experiments.duels.worker")
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process and what it supervises when `parent` is gone: nobody would wake its stopped ranks."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _write_seat(file: Path, coordinator: Coordinator, contender: int) -> None:
+def _write_seat(file: Path, coordinator: Coordinator, contender: int, pace: Mapping[str, int], every: int) -> None:
     host, port = coordinator.address
     file.touch(mode=0o600)
     seat = {"host": host, "port": port, "token": coordinator.token, "contender": contender}
-    file.write_text(json.dumps(seat | {"limit_s": BETWEEN_BLOCKS_S}))
+    file.write_text(json.dumps(seat | {"limit_s": BETWEEN_BLOCKS_S, "pace": dict(pace), "every": every}))
 
 
 def _cause(
-    error: Exception,
-    coordinator: Coordinator,
-    contenders: Sequence[Contender],
-    running: Sequence[Future[dict[Cell, str]]],
+    error: Exception, coordinator: Coordinator, names: Mapping[int, str], running: Sequence[Future[Reasons]]
 ) -> str:
     """The first failing contender's own reason, where one comes out when all have been told to end."""
     coordinator.close()
     limit = time.monotonic() + ENDING_LIMIT_S
-    reasons = []
-    for contender, future in zip(contenders, running, strict=False):
+    reasons: list[str] = []
+    for future in running:
         try:
-            found = future.result(timeout=max(0.1, limit - time.monotonic()))
+            found = _ended([future], names, max(0.1, limit - time.monotonic()))
         except (TimeoutError, BrokenProcessPool, KeyboardInterrupt):
             continue
-        reasons += [f"{contender.name}: {reason}" for reason in found.values() if DuelError.__name__ not in reason]
+        reasons += [reason for reason in found if DuelError.__name__ not in reason]
     return reasons[0] if reasons else str(error)

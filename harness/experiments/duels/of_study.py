@@ -11,15 +11,19 @@ import os
 import signal
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import backends
-from harness.analysis.duels.record import AGAIN, asked_pairs
+from harness.analysis.duels.estimate import FIRST_STAGE
+from harness.analysis.duels.record import AGAIN, asked_pairs, deciding_pairs
 from harness.common.formatting import is_number
-from harness.experiments.duels.fight import Contender, Pace
+from harness.experiments.duels.fight import Contender
 from harness.experiments.duels.lineups import CONTEXT_MIB, Memory, free_memory, lineups
+from harness.experiments.duels.pace import Pace
 from harness.experiments.duels.record import side
+from harness.experiments.duels.starting import why_not_forked
 from harness.experiments.duels.until import Campaign, Goal
 from harness.experiments.trainings.cells import Cell
 from harness.job.declaration import Job
@@ -33,7 +37,9 @@ BLOCK_S = 0.5  # that a block should take at least: shorter ones measure the mar
 FIGHT_S = 60.0  # that the rounds of a duel should take at most
 WARMUP_S = 2.0  # that each engine's steps before the first round should take at least
 ROUNDS = (6, 40)  # of a duel, at least and at most
-STAGE = 4  # duels that the budget should hold
+BASELINE_EVERY = 2  # rounds of which plain torch fights in one: engines are asked about, it is what they stand beside
+FORKED_STARTS = 2.0  # times the start of one training that all forked contenders need
+FORKED_STAGE = 6  # duels of a first stage whose starts cost little: t(5) = 2.57 instead of t(3) = 3.18
 
 
 def why_none(study: Study) -> str:
@@ -70,13 +76,22 @@ def fight_study(study: Study, folder: Path, *, say: Callable[[str], None]) -> di
     contenders = contenders_of_study(study, runs)
     if len(contenders) < 3:  # plain torch twice, and nothing to compare with it
         return None
-    pace = pace_of(contenders, runs, study.budget_s)
-    goal = Goal(wanted=study.until, budget_s=study.budget_s)
+    forked = not why_not_forked([item.cell.job(item.job(base)) for item in contenders])
+    stage = FORKED_STAGE if forked else FIRST_STAGE
+    pace = pace_of(contenders, runs, study.budget_s, stage=stage, forked=forked)
+    goal = Goal(wanted=study.until, budget_s=study.budget_s, first_stage=stage)
+    sides = [side(item) for item in contenders]
+    pairs = asked_pairs(sides)
     hold(folder, f"study {study.name}")
     try:
         with signals_raise(lambda _: KeyboardInterrupt(), signal.SIGTERM, signal.SIGHUP):
-            campaign = Campaign(base, contenders, pace, folder, goal, seed=base.seed, say=say, keep_pace=True)
-            pairs = asked_pairs([side(item) for item in contenders])
+            campaign = Campaign(
+                *(base, contenders, pace, folder, goal),
+                seed=base.seed,
+                say=say,
+                keep_pace=True,
+                deciding=deciding_pairs(sides),
+            )
             free = free_memory(devices=any(_peaks(run, "peak_device_mib") for run in runs))
             names = [item.name for item in contenders]
             fitting, unfit = lineups(names, pairs, memory_needs(contenders, runs), free)
@@ -114,8 +129,9 @@ def contenders_of_study(study: Study, runs: Sequence[RecordedRun]) -> list[Conte
     """Plain torch on one worker twice (the second calibrates), then every engine and worker count of the study that has
     a finished run. runs: the study's finished ones."""
     base = base_job(study)
-    baseline = _contender(next((job for job in study.jobs if job.backend == "single"), base))
-    again = Contender(name=f"{baseline.name}{AGAIN}2", cell=baseline.cell, global_batch=baseline.global_batch)
+    plain = _contender(next((job for job in study.jobs if job.backend == "single"), base))
+    baseline = replace(plain, every=BASELINE_EVERY)
+    again = replace(baseline, name=f"{baseline.name}{AGAIN}2")
     trained = {_contender(Job.from_dict(run.job)).name for run in runs}
     others = {item.name: item for item in map(_contender, study.jobs) if item.name in trained}
     others.pop(baseline.name, None)
@@ -164,18 +180,28 @@ def _peaks(run: RecordedRun, name: str) -> list[float]:
     return [float(value) for value in run.memory.get(name) or () if is_number(value)]
 
 
-def pace_of(contenders: Sequence[Contender], runs: Sequence[RecordedRun], budget_s: float) -> Pace:
+def pace_of(
+    contenders: Sequence[Contender],
+    runs: Sequence[RecordedRun],
+    budget_s: float,
+    *,
+    stage: int = FIRST_STAGE,
+    forked: bool = False,
+) -> Pace:
     """Steps of a block and rounds of a duel, by how long a step and a start took in the trainings: blocks of at least
-    BLOCK_S, and a first stage of duels that fits in the budget."""
+    BLOCK_S, and a first stage of `stage` duels that fits in the budget. forked: all ranks are forked from one process,
+    which is made ready as one rank is."""
     trained = _by_contender(runs)
     steps = {name: statistics.median(map(_step_s, own)) for name, own in trained.items()}
     longest = max(steps.values(), default=1.0)
     each = [steps.get(item.name, longest) for item in contenders]
     block = min(50, max(1, round(BLOCK_S / statistics.median(each))))
     warmup = min(10, max(2, math.ceil(WARMUP_S / longest)))
-    ready_s = sum(statistics.median(map(_start_s, own)) for own in trained.values()) + warmup * sum(each)
-    fight_s = min(FIGHT_S, max(0.0, budget_s / STAGE - ready_s))
-    rounds = min(ROUNDS[1], max(ROUNDS[0], int(fight_s / (block * sum(each)))))
+    starts = [statistics.median(map(_start_s, own)) for own in trained.values()]
+    ready_s = (FORKED_STARTS * max(starts, default=0.0) if forked else sum(starts)) + warmup * sum(each)
+    fight_s = min(FIGHT_S, max(0.0, budget_s / stage - ready_s))
+    round_s = block * math.fsum(step / item.every for step, item in zip(each, contenders, strict=True))
+    rounds = min(ROUNDS[1], max(ROUNDS[0], int(fight_s / round_s)))
     return Pace(warmup=warmup, steps=block, rounds=rounds)
 
 

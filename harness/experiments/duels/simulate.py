@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from harness.analysis.duels.estimate import FIRST_STAGE, duels_needed, half_widt
 
 WIDTH = 0.02  # half of the interval that is asked for
 BUDGET = 12  # duels at most
+SHORT_STAGE = 6  # duels of the first stage where a start costs little (`harness.experiments.duels.of_study`)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,7 @@ class Machine:
 
 QUIET = Machine(start_sd=0.002, step_sd=0.01, drift=0.01, burst=0.0, second=0.0)
 SHARED = Machine()
+TWO_CORES = Machine(start_sd=0.005, step_sd=0.085, neighbour=0.0, drift=0.02, burst=0.0, second=0.0)
 MACHINES = {"quiet": QUIET, "shared, with drift and bursts": SHARED, "starts differ": replace(QUIET, start_sd=0.02)}
 
 
@@ -79,6 +82,9 @@ def _places(second: np.ndarray, steps: int) -> np.ndarray:
     return (2 * np.arange(rounds)[:, None] + second[..., None]) * steps + np.arange(steps)
 
 
+_HARD = ("shared, with drift and bursts", "starts differ")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """coverage: share of studies whose interval holds the truth. found: share whose interval excludes zero. half: the
@@ -99,19 +105,20 @@ def outcome(
     steps: int = 3,
     wanted: float | None = WIDTH,
     budget: int = BUDGET,
+    first_stage: int = FIRST_STAGE,
     seed: int = 0,
 ) -> Outcome:
     """Fights `studies` studies. wanted: go on until half the interval is that narrow or `budget` duels are fought;
-    None: the first stage alone."""
+    None: the first stage, of `first_stage` duels, alone."""
     rng = np.random.default_rng(seed)
     drawn = log_ratios(machine, studies=studies, duels=budget, rounds=rounds, steps=steps, truth=truth, rng=rng)
     held = found = fought = 0
     halves = []
     for ratios in drawn:
-        number = FIRST_STAGE
+        number = first_stage
         if wanted is not None:
-            number = min(budget, duels_needed(ratios[:FIRST_STAGE], wanted))
-        half = half_width(ratios[:number])
+            number = min(budget, duels_needed(ratios[:first_stage], wanted))
+        half = half_width(ratios[:number], first_stage=first_stage)
         assert half is not None
         centre = float(ratios[:number].mean())
         held += abs(centre - truth) <= half
@@ -123,15 +130,31 @@ def outcome(
     )
 
 
+_RULES: tuple[tuple[str, dict[str, Any]], ...] = (
+    (f"{FIRST_STAGE} duels", {"wanted": None}),
+    (f"{FIRST_STAGE} or more, until {WIDTH:.0%}", {"wanted": WIDTH}),
+)
+_SHORT = {"first_stage": SHORT_STAGE, "rounds": 12, "steps": 1}
+_SHORT_RULES: tuple[tuple[str, dict[str, Any]], ...] = (
+    (f"{SHORT_STAGE} duels", {"wanted": None, **_SHORT}),
+    (f"{SHORT_STAGE} or more, until 3%", {"wanted": 0.03, **_SHORT}),
+)
+# (machine's name, rule's name, machine, options of `outcome`): a row of the table each.
+SETTINGS = [
+    *((name, rule, machine, options) for name, machine in MACHINES.items() for rule, options in _RULES),
+    *(("two cores, as measured", rule, TWO_CORES, options) for rule, options in _SHORT_RULES),
+    *((f"{name}, short duels", rule, MACHINES[name], o) for name in _HARD for rule, o in _SHORT_RULES),
+]
+
+
 def table(truths: Sequence[float] = (0.0, 0.02, 0.05), studies: int = 4000) -> list[list[str]]:
     """Rows of the table in the methodology: machine, rule, coverage, found by true difference, half width, duels."""
     rows = []
-    for name, machine in MACHINES.items():
-        for rule, wanted in (("first stage alone", None), (f"until {WIDTH:.0%}", WIDTH)):
-            outcomes = [outcome(machine, truth=truth, studies=studies, wanted=wanted) for truth in truths]
-            null = outcomes[0]
-            figures = [f"{null.coverage:.1%}", *(f"{result.found:.1%}" for result in outcomes)]
-            rows.append([name, rule, *figures, f"{null.half:.2%}", f"{null.duels:.1f}"])
+    for name, rule, machine, options in SETTINGS:
+        outcomes = [outcome(machine, truth=truth, studies=studies, **options) for truth in truths]
+        null = outcomes[0]
+        figures = [f"{null.coverage:.1%}", *(f"{result.found:.1%}" for result in outcomes)]
+        rows.append([name, rule, *figures, f"{null.half:.2%}", f"{null.duels:.1f}"])
     return rows
 
 

@@ -6,16 +6,18 @@ duel.json is written after each duel. The same call goes on from it: an interrup
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.analysis.duels.estimate import FIRST_STAGE
 from harness.analysis.duels.needed import Need, need
-from harness.analysis.duels.record import NAME, asked_pairs, sentence
+from harness.analysis.duels.record import NAME, asked_pairs, first_stage_of, sentence
 from harness.common.formatting import duration, percent
 from harness.experiments.duels import record as records_
-from harness.experiments.duels.fight import Contender, Duel, Pace, fight
+from harness.experiments.duels.fight import Contender, Duel, fight
 from harness.experiments.duels.lineups import Lineup
+from harness.experiments.duels.pace import Pace
 from harness.job.declaration import Job, JobError
 from harness.records.record_files import read_json
 
@@ -26,11 +28,12 @@ _QUIET = ("timeout_s", "time_limit_s", "study", "run", "steps", "log_every", "ho
 @dataclass(frozen=True, kw_only=True)
 class Goal:
     """wanted: half of each asked interval (0.05 = 5 %). budget_s: seconds of all duels, those of earlier calls too.
-    most: duels of a lineup at most."""
+    most: duels of a lineup at most. first_stage: duels whose scatter says how many are needed."""
 
     wanted: float
     budget_s: float
     most: int = 24
+    first_stage: int = FIRST_STAGE
 
 
 class Campaign:
@@ -47,11 +50,14 @@ class Campaign:
         seed: int,
         say: Callable[[str], None],
         keep_pace: bool = False,
+        deciding: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """keep_pace: duels of an earlier call decide the pace of those to come; else one that differs is refused."""
+        """keep_pace: duels of an earlier call decide the pace of those to come; else one that differs is refused.
+        deciding: pairs that the duels go on for; none: all that are asked."""
         self.base, self.folder, self.goal, self.seed, self.say = base, folder, goal, seed, say
         self.contenders = list(contenders)
         self.asked = asked_pairs([records_.side(item) for item in contenders])
+        self.deciding = list(deciding) or self.asked
         self.not_fought: dict[tuple[str, str], str] = {}
         self.duels: list[Duel] = []
         self.pace = pace
@@ -87,8 +93,10 @@ class Campaign:
     def write(self) -> dict[str, Any]:
         """Writes the record of what has been fought, if anything has, and returns it."""
         sides = [records_.side(item) for item in self.contenders]
-        record = records_.record_of(self.base, self.contenders, self.pace, self.duels, asked_pairs(sides))
-        record["goal"] = {"until": self.goal.wanted, "budget_s": self.goal.budget_s}
+        first_stage = self.goal.first_stage
+        pairs = asked_pairs(sides)
+        record = records_.record_of(self.base, self.contenders, self.pace, self.duels, pairs, first_stage=first_stage)
+        record["goal"] = {"until": self.goal.wanted, "budget_s": self.goal.budget_s, "first_stage": first_stage}
         record["not_fought"] = [{"a": a, "b": b, "reason": reason} for (a, b), reason in self.not_fought.items()]
         if self.duels or self.not_fought:
             records_.write(record, self.folder)
@@ -108,8 +116,9 @@ class Campaign:
     def _need(self, lineup: Lineup) -> Need:
         """What the pair of `lineup` that lacks most needs."""
         blocks = [block for duel in self.duels for block in duel.blocks]
-        pairs = [pair for pair in self.asked if set(pair) <= set(lineup) and pair not in self.not_fought]
-        needs = [need(blocks, a, b, self.goal.wanted) for a, b in pairs]
+        here = [pair for pair in self.asked if set(pair) <= set(lineup) and pair not in self.not_fought]
+        pairs = [pair for pair in here if pair in self.deciding] or here
+        needs = [need(blocks, a, b, self.goal.wanted, first_stage=self.goal.first_stage) for a, b in pairs]
         return max(needs, key=lambda item: item.missing, default=Need(fought=0, needed=0))
 
     def _fight(self, lineup: Lineup) -> None:
@@ -125,7 +134,7 @@ class Campaign:
         self.duels.append(duel)
         record = self.write()
         for item in record["differences"]:
-            if (item["a"], item["b"]) in self.asked:
+            if (item["a"], item["b"]) in self.deciding:
                 self.say(f"  {sentence(item)}")
         self.say(f"  {self._time_left(lineup)}")
 
@@ -134,10 +143,10 @@ class Campaign:
         missing = self._need(lineup).missing
         left = duration(max(0.0, self.goal.budget_s - self.spent_s))
         if not missing:
-            return f"all intervals of this duel are within ±{percent(self.goal.wanted, 1)}"
+            return f"all intervals that were asked for are within ±{percent(self.goal.wanted, 1)}"
         more = "1 more duel" if missing == 1 else f"{missing} more duels"
         each = self.spent_s / len(self.duels)
-        reason = "" if len(self.duels) < 4 else f" for intervals of ±{percent(self.goal.wanted, 1)}"
+        reason = "" if len(self.duels) < self.goal.first_stage else f" for intervals of ±{percent(self.goal.wanted, 1)}"
         return f"{more}{reason}: about {duration(missing * each)}; {left} of the budget left"
 
     def _in_pairs(self, lineup: Lineup, error: JobError) -> list[Lineup]:
@@ -157,6 +166,9 @@ class Campaign:
         changed = [key for key in new if key not in _QUIET and old.get(key) != new[key]]
         mine = {item.name: item for item in self.contenders}
         known = [records_.contender_of(side) for side in record["contenders"]]
+        if keep_pace:  # which rounds a contender fights in belongs to the pace
+            mine |= {item.name: replace(mine[item.name], every=item.every) for item in known if item.name in mine}
+            self.contenders = [mine[item.name] for item in self.contenders]
         changed += [item.name for item in known if item.name in mine and mine[item.name] != item]
         if not keep_pace and record["pace"] != asdict(self.pace):
             changed.append("pace")
@@ -166,6 +178,7 @@ class Campaign:
             )
         self.contenders += [item for item in known if item.name not in mine]
         self.pace = Pace(**record["pace"])
+        self.goal = replace(self.goal, first_stage=first_stage_of(record))  # it was chosen before the first duel
         self.duels = records_.duels_of(record)
 
 

@@ -1,7 +1,8 @@
-"""One rank of a contender: ``python -m harness.experiments.duels.worker PACKED OUT`` under the engine's launcher.
+"""One rank of a contender: it trains a block whenever the coordinator says so, through the ordinary training loop, so
+that what is timed is what a run does, data included. OUT/seat.json says where the coordinator is.
 
-It builds the job as any run does, warms up, then trains a block whenever the coordinator says so, through the ordinary
-training loop: what is timed is what a run does, data included. OUT/seat.json says where the coordinator is.
+``python -m harness.experiments.duels.worker PACKED OUT`` under the engine's launcher, or `train_rank` in a process
+forked by `harness.experiments.duels.fork_server`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,18 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from backends.process.exit import run_and_leave
-from backends.process.rank import detect
+from backends.process.rank import ProcessFacts, detect
+from core_model.data.batches import GlobalBatches, SampleRef
 from harness.experiments.duels.coordinator import Reply, Seat
-from harness.experiments.trainings.cells import unpack, write_told
+from harness.experiments.duels.pace import Pace
+from harness.experiments.trainings.cells import Cell, unpack, write_told
+from harness.job.declaration import Job
 
 
 class Pacer:
@@ -57,57 +63,100 @@ class DuelOver(Exception):  # noqa: N818 - not an error
     """The coordinator wants no further block."""
 
 
+class _Rounds(GlobalBatches):
+    """The batches of every n-th round of a duel: in a round all contenders train the same samples."""
+
+    def __init__(self, order: GlobalBatches, pace: Pace, every: int) -> None:
+        self.__dict__.update(order.__dict__)
+        self._pace, self._every = pace, every
+
+    def ids_of(self, step: int) -> list[SampleRef]:
+        return super().ids_of(self._pace.same_samples(step, self._every))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What a rank trains, before an engine prepares it: the same for every contender of a study."""
+
+    model: Any
+    dataset: Any
+
+
+def material(job: Job, device: Any = "cpu") -> Material:
+    """The job's model on `device`, its texts prepared, and its training set."""
+    from harness.worker.model_and_data import build_dataset, build_model
+
+    model = build_model(job, device=device)
+    dataset = build_dataset(job, model, "train")
+    model.prepare_text(dataset.categories)
+    return Material(model=model, dataset=dataset)
+
+
 def main(packed: str, out: str) -> None:
-    """Trains the one cell; rank 0 writes OUT/NAME.json: loss of each step, memory, what the engine really used."""
+    """Trains the one packed cell as the rank that the launcher made of this process."""
+    base, (cell,) = unpack(packed)
+    train_rank(cell.job(base), cell, Path(out), detect())
+
+
+def train_rank(job: Job, cell: Cell, out: Path, facts: ProcessFacts, made: Material | None = None) -> None:
+    """Trains until the coordinator ends the duel. Rank 0 writes OUT/NAME.json: loss of each step, memory, what the
+    engine really used.
+
+    Args:
+        job: as `cell` trains it.
+        out: the contender's folder, with its seat.json.
+        facts: which rank this is.
+        made: model and data that are there already, this process's own; None: they are made here.
+    """
     import torch
 
     import backends
+    from harness.worker.model_and_data import build_optimization, capture_ahead
+
+    torch.set_num_threads(job.threads)
+    if made is None:
+        torch.manual_seed(job.seed)
+    settings = backends.settings_from(job.backend, dict(job.engine))
+    backend = backends.load(job.backend)(settings, facts, device=job.device, timeout_s=job.timeout_s)
+    made = made or material(job, backend.device)
+    backend.prepare(made.model, build_optimization(job))
+    capture_ahead(job, made.model, made.dataset)
+    told = _train_blocks(job, facts, backend, made, json.loads((out / "seat.json").read_text()))
+    if facts.rank == 0:
+        write_told(out, cell, told)
+    backend.barrier()
+    backend.close()
+
+
+def _train_blocks(
+    job: Job, facts: ProcessFacts, backend: Any, made: Material, file: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Trains the blocks that the coordinator asks for; what rank 0 reports of them. file: seat.json."""
+    import torch
+
     from core_model.training.clock import Clock
     from core_model.training.trainer import Plan, Trainer, in_turn
     from harness.instruments.step_work import WorkCounter, per_sample
-    from harness.worker.model_and_data import (
-        build_dataset,
-        build_loader,
-        build_model,
-        build_optimization,
-        capture_ahead,
-    )
+    from harness.worker.model_and_data import build_loader, order_of
 
-    facts = detect()
-    base, (cell,) = unpack(packed)
-    seat_file = json.loads((Path(out) / "seat.json").read_text())
-    job = cell.job(base)
-    torch.set_num_threads(job.threads)
-    torch.manual_seed(job.seed)
-    engine = backends.load(job.backend)
-    settings = backends.settings_from(job.backend, dict(job.engine))
-    backend = engine(settings, facts, device=job.device, timeout_s=job.timeout_s)
-    model = build_model(job, device=backend.device)
-    dataset = build_dataset(job, model, "train")
-    batches = build_loader(job, facts, model, dataset, pin_memory=backend.device.type == "cuda")
-    model.prepare_text(dataset.categories)
-    backend.prepare(model, build_optimization(job))
-    capture_ahead(job, model, dataset)
-    seat = Seat(
-        (seat_file["host"], seat_file["port"]),
-        seat_file["token"],
-        contender=seat_file["contender"],
-        rank=facts.rank,
-        limit_s=seat_file["limit_s"],
-    )
     rows: list[dict[str, Any]] = []
-    work = WorkCounter(model, first=0, recompute=job.activation_checkpointing)
+    work = WorkCounter(made.model, first=0, recompute=job.activation_checkpointing)
+    order = _Rounds(order_of(job, made.dataset), Pace(**file["pace"]), file["every"])
+    pin = backend.device.type == "cuda"
+    loader = build_loader(job, facts, made.model, made.dataset, order=order, pin_memory=pin)
+    address = file["host"], file["port"]
+    seat = Seat(address, file["token"], contender=file["contender"], rank=facts.rank, limit_s=file["limit_s"])
     pacer = Pacer(seat, backend, Clock(backend.device))
     plan = Plan(
         steps=job.steps,
         scaled=job.precision == "fp16",
         log_every=job.log_every,
         samples_per_step=job.global_batch,
-        steps_per_epoch=len(dataset) / job.global_batch,
+        steps_per_epoch=len(made.dataset) / job.global_batch,
     )
     trainer = Trainer(
         backend,
-        batches,
+        loader,
         plan,
         on_rows=rows.extend,
         before_step=pacer.before_step,
@@ -119,17 +168,15 @@ def main(packed: str, out: str) -> None:
             raise RuntimeError(f"{steps} steps more were asked for than the job's {job.steps}")
     peak = torch.cuda.max_memory_allocated(backend.device) / 2**20 if backend.device.type == "cuda" else None
     gathered = backend.gather((peak, work.counted()))
-    if facts.rank == 0:
-        peaks, counts = zip(*(gathered or ()), strict=True)
-        told = {
-            "losses": [row["loss"] for row in rows],
-            "device_mib": peaks,
-            "engine": backend.describe(),
-            "flops": per_sample(counts),
-        }
-        write_told(Path(out), cell, told)
-    backend.barrier()
-    backend.close()
+    if facts.rank != 0:
+        return {}
+    peaks, counts = zip(*(gathered or ()), strict=True)
+    return {
+        "losses": [row["loss"] for row in rows],
+        "device_mib": peaks,
+        "engine": backend.describe(),
+        "flops": per_sample(counts),
+    }
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from backends.tuning import Candidate
 from harness.analysis.duels.estimate import FIRST_STAGE, Block, DuelDifference, difference, duel_ratios
-from harness.experiments.duels.fight import Contender, Duel, Pace, fight
+from harness.experiments.duels.fight import Contender, Duel, fight
+from harness.experiments.duels.pace import Pace
 from harness.experiments.trainings.cells import Cell
 from harness.experiments.tuning.search import Score
 from harness.job.declaration import Job, JobError

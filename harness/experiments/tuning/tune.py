@@ -13,7 +13,8 @@ from typing import Any
 import backends
 from backends.tuning import Candidate, Situation, spelled
 from harness.analysis.duels.estimate import DuelDifference
-from harness.experiments.duels.fight import Duel, Pace
+from harness.experiments.duels.fight import Duel
+from harness.experiments.duels.pace import Pace
 from harness.experiments.parity.judge import FP32_BOUND
 from harness.experiments.tuning.arena import AS_IT_COMES, Arena, Say, cell_of
 from harness.experiments.tuning.search import Trial, search, winner

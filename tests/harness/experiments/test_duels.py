@@ -102,11 +102,12 @@ def test_further_duels_keep_the_first_stages_scatter_and_freedom() -> None:
     assert duels_needed([0.01, 0.01, 0.01, 0.01], 0.01) == 4
 
 
-@pytest.mark.parametrize("name", simulate.MACHINES)
-@pytest.mark.parametrize("wanted", [None, simulate.WIDTH])
-def test_intervals_hold_the_truth_as_often_as_they_say(name: str, wanted: float | None) -> None:
+@pytest.mark.parametrize(
+    ("machine", "options"), [pytest.param(*row[2:], id=f"{row[0]}, {row[1]}") for row in simulate.SETTINGS]
+)
+def test_intervals_hold_the_truth_as_often_as_they_say(machine: simulate.Machine, options: dict[str, Any]) -> None:
     """95 +- 1 %: with drift, start effects, correlated steps and bursts, and however long the rule goes on."""
-    found = simulate.outcome(simulate.MACHINES[name], truth=0.02, wanted=wanted, studies=6000, seed=3)
+    found = simulate.outcome(machine, truth=0.02, studies=6000, seed=3, **options)
     assert 0.94 <= found.coverage <= 0.965, found
 
 

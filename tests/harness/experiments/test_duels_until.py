@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from harness.analysis.duels.estimate import FIRST_STAGE, Block, difference
-from harness.analysis.duels.record import NAME, asked_pairs, blocks_of
+from harness.analysis.duels.record import NAME, asked_pairs, blocks_of, deciding_pairs
 from harness.experiments.duels import until
-from harness.experiments.duels.fight import Contender, Duel, Pace
+from harness.experiments.duels.fight import Contender, Duel
 from harness.experiments.duels.lineups import Memory, lineups
 from harness.experiments.duels.of_study import contenders_of_study, memory_needs, pace_of, why_none
+from harness.experiments.duels.pace import Pace
 from harness.experiments.duels.record import side
 from harness.experiments.duels.until import Campaign, Goal
 from harness.experiments.trainings.cells import Cell
@@ -216,3 +217,27 @@ def test_without_both_engines_at_equal_workers_each_is_told_against_the_first() 
     assert pairs[3:] == [("ddp@2", "fsdp2@2"), ("ddp@2", "horovod@2")]
     made = Fights()(Job(), SIDES, PACE, number=0)
     assert difference(made.blocks, "single@1", "horovod@2").value == pytest.approx(0.6, abs=0.03)
+
+
+def test_who_fights_in_every_second_round_trains_the_samples_of_those_rounds() -> None:
+    pace = Pace(warmup=2, steps=3, rounds=6)
+    assert [pace.same_samples(step, 1) for step in range(20)] == list(range(20))
+    assert [pace.same_samples(step, 2) for step in range(11)] == [0, 1, 2, 3, 4, 8, 9, 10, 14, 15, 16]
+
+
+def test_duels_go_on_for_the_engines_not_for_their_distance_from_plain_torch() -> None:
+    sides = [side(item) for item in SIDES]
+    assert deciding_pairs(sides) == [("deepspeed ZeRO-2@2", "horovod@2")]
+    assert deciding_pairs(sides[:3]) == asked_pairs(sides[:3])
+
+
+def test_short_starts_make_more_and_shorter_duels(tmp_path: Path) -> None:
+    study = study_of()
+    for job in study.jobs:
+        write_run(tmp_path / "s", job)
+    runs = [RecordedRun(folder) for folder in runs_of(tmp_path / "s")]
+    found = contenders_of_study(study, runs)
+    assert [item.every for item in found] == [2, 2, 1, 1, 1, 1]
+    few, many = (pace_of(found, runs, 300.0, stage=stage, forked=stage == 6) for stage in (4, 6))
+    assert few.rounds >= 6
+    assert 6 <= many.rounds <= 40
