@@ -150,7 +150,7 @@ def finish(folder: Path) -> int:
     may be a tracked file), prints the last screen. Exit code 0, or 1 where a run of the study failed."""
     from harness.analysis.caveats import findings
     from harness.analysis.comparison import summarize_study
-    from harness.report.last_screen import COLUMNS, last_screen
+    from harness.commands.last_screen import COLUMNS, last_screen
     from harness.report.study_files import write_study_files
 
     comparison = summarize_study(folder)

@@ -17,7 +17,7 @@ from harness.experiments.duels.of_study import contenders_of_study
 from harness.experiments.duels.pace import Pace
 from harness.records.record_files import runs_of, write_json
 from harness.records.run_record import RecordedRun
-from harness.report.last_screen import COLUMNS, LINES, last_screen, next_step
+from harness.commands.last_screen import COLUMNS, LINES, last_screen, next_step
 from harness.study.study_file import Study
 from tests.harness.made_runs import write_run
 
