@@ -105,7 +105,7 @@ def test_forked_ranks_get_the_variables_that_their_launcher_gives(backend: str, 
     told = sorted((json.loads(line) for line in lines), key=lambda one: one.get("RANK") or one.get("HOROVOD_RANK"))
     assert len(told) == workers
     limit_s = int(told[0].get("HOROVOD_GLOO_TIMEOUT_SECONDS", 0))
-    forked = environments(launcher_of(job), workers, rendezvous=1, limit_s=limit_s)
+    forked = environments(launcher_of(job), workers, port=1, limit_s=limit_s)
     for real, mine in zip(told, forked, strict=True):
         mine = {name: value for name, value in mine.items() if not name.endswith("_PORT")}
         assert {name: real.get(name) for name in mine} == mine, real

@@ -22,7 +22,13 @@ from typing import Any
 from backends.process.exit import leave, run_and_leave
 from backends.process.rank import detect
 from harness.common import packed_json
-from harness.experiments.duels.rank_environment import become_rank, die_with_parent, environments, serve_rendezvous
+from harness.experiments.duels.rank_environment import (
+    become_rank,
+    die_with_parent,
+    environments,
+    free_ports,
+    serve_rendezvous,
+)
 from harness.experiments.duels.starting import FAILED, Side
 from harness.experiments.duels.worker import Material, material, train_rank
 from harness.experiments.trainings.cells import cell_of
@@ -58,7 +64,8 @@ def _fork_all(sides: Sequence[Side]) -> dict[int, tuple[int, int]]:
 
     launchers = [launcher_of(side.job) for side in sides]
     horovod = [index for index, launcher in enumerate(launchers) if launcher == "horovodrun"]
-    ports = dict(zip(horovod, serve_rendezvous([sides[index].cell.workers for index in horovod]), strict=True))
+    ports = dict(enumerate(free_ports(len(sides))))
+    ports |= zip(horovod, serve_rendezvous([sides[index].cell.workers for index in horovod]), strict=True)
     first = sides[0].job
     torch.set_num_threads(first.threads)
     torch.manual_seed(first.seed)
@@ -68,7 +75,7 @@ def _fork_all(sides: Sequence[Side]) -> dict[int, tuple[int, int]]:
     ranks: dict[int, tuple[int, int]] = {}
     for index, (side, launcher) in enumerate(zip(sides, launchers, strict=True)):
         limit_s = int(side.job.timeout_s)
-        variables = environments(launcher, side.cell.workers, rendezvous=ports.get(index, 0), limit_s=limit_s)
+        variables = environments(launcher, side.cell.workers, port=ports[index], limit_s=limit_s)
         for rank, own in enumerate(variables):
             if (pid := os.fork()) == 0:
                 run_and_leave(lambda side=side, own=own: _be_rank(side, own, made))  # type: ignore[misc]

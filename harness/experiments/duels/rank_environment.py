@@ -6,27 +6,34 @@ compares them with what the launchers really set.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import signal
+import socket
 from collections.abc import Sequence
 
 import mpi.launch
-import mpi.network
 
 HOST = "127.0.0.1"
 FORKED = ("local", "torchrun", "deepspeed", "horovodrun")  # launchers whose ranks may be forked
 _PR_SET_PDEATHSIG = 1
 
 
-def environments(launcher: str, workers: int, *, rendezvous: int = 0, limit_s: int = 60) -> list[dict[str, str]]:
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at, all different: they are held until the last one is known."""
+    with contextlib.ExitStack() as held:
+        return [held.enter_context(socket.create_server((HOST, 0))).getsockname()[1] for _ in range(count)]
+
+
+def environments(launcher: str, workers: int, *, port: int, limit_s: int = 60) -> list[dict[str, str]]:
     """The variables of each rank, in rank order.
 
     Args:
         launcher: one of FORKED.
         workers: ranks, all on this machine.
-        rendezvous: port of Horovod's rendezvous server.
+        port: of Horovod's rendezvous server, or where rank 0 will listen.
         limit_s: seconds that a lost peer may hold up a Horovod operation.
     """
     if launcher == "local":
@@ -39,7 +46,7 @@ def environments(launcher: str, workers: int, *, rendezvous: int = 0, limit_s: i
             "HOROVOD_CROSS_RANK": "0",
             "HOROVOD_CROSS_SIZE": "1",
             "HOROVOD_GLOO_RENDEZVOUS_ADDR": HOST,
-            "HOROVOD_GLOO_RENDEZVOUS_PORT": str(rendezvous),
+            "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
             "HOROVOD_GLOO_TIMEOUT_SECONDS": str(limit_s),
             "HOROVOD_GLOO_IFACE": "lo",
             "HOROVOD_CONTROLLER": "gloo",
@@ -49,7 +56,7 @@ def environments(launcher: str, workers: int, *, rendezvous: int = 0, limit_s: i
     else:
         common = {
             "MASTER_ADDR": HOST,
-            "MASTER_PORT": str(mpi.network.free_port(HOST)),
+            "MASTER_PORT": str(port),
             "WORLD_SIZE": str(workers),
             "LOCAL_SIZE" if launcher == "deepspeed" else "LOCAL_WORLD_SIZE": str(workers),
         }

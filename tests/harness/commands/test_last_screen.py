@@ -11,13 +11,13 @@ from harness.analysis.caveats import Finding, findings
 from harness.analysis.comparison import Comparison, summarize_study
 from harness.analysis.duels.estimate import Block
 from harness.analysis.duels.record import NAME
+from harness.commands.last_screen import COLUMNS, LINES, last_screen, next_step
 from harness.experiments.duels import record as records
 from harness.experiments.duels.fight import Contender, Duel
 from harness.experiments.duels.of_study import contenders_of_study
 from harness.experiments.duels.pace import Pace
 from harness.records.record_files import runs_of, write_json
 from harness.records.run_record import RecordedRun
-from harness.commands.last_screen import COLUMNS, LINES, last_screen, next_step
 from harness.study.study_file import Study
 from tests.harness.made_runs import write_run
 
