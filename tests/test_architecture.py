@@ -121,7 +121,6 @@ LONG = {  # functions above 50 lines (docstring and signature among them), to be
     "harness/commands/experiment/collectives.py:collectives",
     "harness/commands/experiment/max_model.py:max_model",
     "harness/commands/tune.py:tune",
-    "harness/experiments/duels/worker.py:main",
     "harness/inference/evaluation.py:evaluate",
     "harness/inference/web_page.py:build",
     "mpi/launch.py:command",
