@@ -96,44 +96,16 @@ def assemble(
     encoder.sides(spec.image_size)
     transformer, tokenizer = make_language(spec, place)
     language = LanguageModel(transformer, tokenizer, Collator(tokenizer=tokenizer, max_tokens=spec.max_tokens))
-    text = _text_features(spec, encoder, language)
-    joint_already = spec.text == "tower"
     model = AnomalyGPT(
         encoder=encoder,
-        decoder=_seeded(
-            "decoder",
-            seed,
-            lambda: make_decoder(
-                encoder.channels,
-                spec.text_width,
-                layers=spec.decoder_layers,
-                scale=spec.scale,
-                learned_scale=spec.learned_scale,
-                learned_text=spec.text == "learned",
-            ),
-        ),
-        prompt_learner=_seeded(
-            "prompt_learner",
-            seed,
-            lambda: PromptLearner(spec.prompt_channels, language.width, prompt_std=embedding_std(transformer)),
-        ),
-        projection=_seeded(
-            "projection",
-            seed,
-            lambda: projection(
-                spec.projection,
-                embedding=0 if joint_already else encoder.embedding,
-                joint=encoder.embedding if joint_already else spec.joint,
-                width=language.width,
-            ),
-        ),
         language=language,
-        text=text,
+        text=_text_features(spec, encoder, language),
         image_size=spec.image_size,
         loss_weights=LossWeights(**spec.losses),
         detach_map=spec.detach_map,
         scoring=spec.scoring,
         description={"spec": to_dict(spec), "random_weights": random_weights or spec.preset == "tiny"},
+        **_trained_parts(spec, encoder, language, seed=seed),
     )
     model.projection.requires_grad_(spec.train_projection)
     model.set_cuda_graphs(spec.cuda_graphs)
@@ -148,6 +120,35 @@ def assemble(
 
         _seeded("lora", seed, lambda: add_lora(model.language, rank=spec.lora, alpha=spec.lora_alpha))
     return model.to(device)
+
+
+def _trained_parts(spec: ModelSpec, encoder: Encoder, language: LanguageModel, *, seed: int) -> dict[str, Any]:
+    """Decoder, prompt learner and projection, by their names in `AnomalyGPT`, with the seed's start weights."""
+    joint_already = spec.text == "tower"  # the encoder's embedding is in the space of its text tower
+
+    def decoder() -> Any:
+        return make_decoder(
+            encoder.channels,
+            spec.text_width,
+            layers=spec.decoder_layers,
+            scale=spec.scale,
+            learned_scale=spec.learned_scale,
+            learned_text=spec.text == "learned",
+        )
+
+    def prompt_learner() -> PromptLearner:
+        return PromptLearner(spec.prompt_channels, language.width, prompt_std=embedding_std(language.transformer))
+
+    def projecting() -> Any:
+        return projection(
+            spec.projection,
+            embedding=0 if joint_already else encoder.embedding,
+            joint=encoder.embedding if joint_already else spec.joint,
+            width=language.width,
+        )
+
+    made = {"decoder": decoder, "prompt_learner": prompt_learner, "projection": projecting}
+    return {part: _seeded(part, seed, make) for part, make in made.items()}
 
 
 def _seeded(part: str, seed: int, make: Callable[[], Any]) -> Any:

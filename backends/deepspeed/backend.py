@@ -38,8 +38,8 @@ from backends.deepspeed.library import (
     forget,
     forget_autocast,
     import_deepspeed,
-    is_build_failure,
     linear,
+    refusals,
     skip_shared_memory_op,
 )
 from backends.deepspeed.tuning import candidates
@@ -133,34 +133,12 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         config = self._configuration(optimization, named)
         self._batch_claims = config.pop("_batch", None)
         self._config = config
-        optimizer = None
-        if "optimizer" not in config:
-            optimizer = build_optimizer(named.values(), optimization, self._optimizer_device())
         if self._native:
             autocast_inside(model, optimization, self.device)
         forget_autocast()
         plain_linear = functional.linear
-        try:
-            if "optimizer" in config:
-                build_adam(on_cpu=self.settings.offload_optimizer != "none")
-            self.engine, *_ = self._deepspeed.initialize(
-                model=model,
-                optimizer=optimizer,
-                model_parameters=list(named.values()),
-                config=config,
-                dist_init_required=False,
-            )
-        except BackendError:
-            raise
-        except (AssertionError, ValueError, NotImplementedError) as error:
-            raise BackendError(f"deepspeed refuses this job: {' '.join(str(error).split())[:300]}") from None
-        except Exception as error:  # what the compiler of an extension raises has no common class
-            if not is_build_failure(error):
-                raise
-            raise BackendError(
-                f"deepspeed could not compile its optimizer ({' '.join(str(error).split())[:160]}): "
-                "use optimizer_impl=torch, or install g++, ninja and, for a GPU, the CUDA toolkit of this torch"
-            ) from None
+        with refusals():
+            self.engine = self._initialized(config, named)
         # Stage 3 replaces torch.nn.functional.linear for the whole process and for good: other models (evaluation,
         # other engines) would compute with it too. It is put back here and taken out for this engine's own passes.
         self._linear, functional.linear = functional.linear, plain_linear
@@ -173,6 +151,22 @@ class DeepSpeedBackend(TorchCollectives, Backend):
         self._z0_scaler: StageZeroScaler | None = None
         if stage == 0 and not self._native:
             self._observe_stage_zero()
+
+    def _initialized(self, config: dict[str, Any], named: dict[str, torch.nn.Parameter]) -> Any:
+        """DeepSpeed's engine around the model. Its optimizer is ours, unless `config` names DeepSpeed's own."""
+        optimizer = None
+        if "optimizer" in config:
+            build_adam(on_cpu=self.settings.offload_optimizer != "none")
+        else:
+            optimizer = build_optimizer(named.values(), self.optimization, self._optimizer_device())
+        engine, *_ = self._deepspeed.initialize(
+            model=self._module,
+            optimizer=optimizer,
+            model_parameters=list(named.values()),
+            config=config,
+            dist_init_required=False,
+        )
+        return engine
 
     def _configuration(self, optimization: Optimization, named: dict[str, torch.nn.Parameter]) -> dict[str, Any]:
         """The job's configuration, with the user's json and the extra keys under it."""

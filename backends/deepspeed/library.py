@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.nn import functional
 
+from backends.base import BackendError
 from backends.deepspeed.compile_ops import extensions_folder
 
 
@@ -34,7 +35,30 @@ def skip_shared_memory_op(deepspeed: Any) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def is_build_failure(error: Exception) -> bool:
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What DeepSpeed raises within over a job that it cannot do, or an extension that it cannot compile, becomes one
+    line.
+
+    Raises:
+        BackendError: in its place; every other error comes through as it is.
+    """
+    try:
+        yield
+    except BackendError:
+        raise
+    except (AssertionError, ValueError, NotImplementedError) as error:
+        raise BackendError(f"deepspeed refuses this job: {' '.join(str(error).split())[:300]}") from None
+    except Exception as error:  # what the compiler of an extension raises has no common class
+        if not _is_build_failure(error):
+            raise
+        raise BackendError(
+            f"deepspeed could not compile its optimizer ({' '.join(str(error).split())[:160]}): "
+            "use optimizer_impl=torch, or install g++, ninja and, for a GPU, the CUDA toolkit of this torch"
+        ) from None
+
+
+def _is_build_failure(error: Exception) -> bool:
     """Whether `error` came out of building or loading one of DeepSpeed's extensions."""
     words = ("Error building extension", "Unable to JIT load", "CUDA_HOME", "Ninja is required", "nvcc")
     return type(error).__name__ == "CUDAMismatchException" or any(word in str(error) for word in words)

@@ -105,54 +105,63 @@ def _make_state(backend: HorovodBackend, hvd: Any) -> Any:
     """What Horovod's elastic loop saves, restores and synchronizes (horovod.common.elastic.State)."""
     from horovod.common.elastic import State
 
-    class BackendState(State):
-        """The backend's whole state and the history of worlds."""
+    class BackendState(_Commits, State):
+        """`_Commits` as Horovod's loop wants it."""
 
         def __init__(self) -> None:
-            super().__init__(bcast_object=backend.broadcast, get_rank=hvd.rank)
-            self.worlds: list[tuple[int, int]] = []
-            self.replayed = 0
-            self.reached = 0  # the furthest step trained, committed or not
-            self.save()
-
-        def save(self) -> None:
-            """A copy in host memory, of all of it: a second set of moments on the GPU would be twice the weights."""
-            self._saved = host_copy(backend.state())
-
-        def restore(self) -> None:
-            """Back to the last copy; also clears what Horovod's optimizer holds of a step that was cut."""
-            backend.load_state(host_copy(self._saved))
-
-        def sync(self) -> None:
-            """Rank 0's state on every rank: objects first, then tensors as tensors."""
-            backend.broadcast_weights(backend.model)
-            mine = backend.state()
-            skeleton, tensors = _taken_apart(mine)
-            skeleton, self.worlds, self.replayed, self.reached = backend.broadcast(
-                (skeleton, self.worlds, self.replayed, self.reached)
-            )
-            if backend.rank != 0:
-                tensors = [torch.empty(shape, dtype=dtype) for shape, dtype in _tensors_of(skeleton)]
-            for index, tensor in enumerate(tensors):
-                if tensor.numel():
-                    hvd.broadcast_(tensor, root_rank=0, name=f"elastic.state.{index}")
-            if backend.rank != 0:
-                backend.load_state(_put_together(skeleton, iter(tensors)))
-            self.save()
-
-        def reset(self) -> None:
-            """After Horovod formed a new world: ranks have changed, and collectives are counted anew."""
-            backend.join_world()
-
-        def begin_world(self) -> None:
-            """Notes the world that starts at the backend's step."""
-            backend.join_world()
-            self.replayed += max(0, self.reached - backend.step)
-            self.reached = backend.step
-            if not self.worlds or self.worlds[-1][1] != backend.world_size:
-                self.worlds = [*self.worlds, (backend.step, backend.world_size)]
+            State.__init__(self, bcast_object=backend.broadcast, get_rank=hvd.rank)
+            _Commits.__init__(self, backend, hvd)
 
     return BackendState()
+
+
+class _Commits:
+    """The backend's whole state and the history of worlds. The methods are those of Horovod's State."""
+
+    def __init__(self, backend: HorovodBackend, hvd: Any) -> None:
+        self._backend, self._hvd = backend, hvd
+        self.worlds: list[tuple[int, int]] = []
+        self.replayed = 0
+        self.reached = 0  # the furthest step trained, committed or not
+        self.save()
+
+    def save(self) -> None:
+        """A copy in host memory, of all of it: a second set of moments on the GPU would be twice the weights."""
+        self._saved = host_copy(self._backend.state())
+
+    def restore(self) -> None:
+        """Back to the last copy; also clears what Horovod's optimizer holds of a step that was cut."""
+        self._backend.load_state(host_copy(self._saved))
+
+    def sync(self) -> None:
+        """Rank 0's state on every rank: objects first, then tensors as tensors."""
+        backend = self._backend
+        backend.broadcast_weights(backend.model)
+        skeleton, tensors = _taken_apart(backend.state())
+        skeleton, self.worlds, self.replayed, self.reached = backend.broadcast(
+            (skeleton, self.worlds, self.replayed, self.reached)
+        )
+        if backend.rank != 0:
+            tensors = [torch.empty(shape, dtype=dtype) for shape, dtype in _tensors_of(skeleton)]
+        for index, tensor in enumerate(tensors):
+            if tensor.numel():
+                self._hvd.broadcast_(tensor, root_rank=0, name=f"elastic.state.{index}")
+        if backend.rank != 0:
+            backend.load_state(_put_together(skeleton, iter(tensors)))
+        self.save()
+
+    def reset(self) -> None:
+        """After Horovod formed a new world: ranks have changed, and collectives are counted anew."""
+        self._backend.join_world()
+
+    def begin_world(self) -> None:
+        """Notes the world that starts at the backend's step."""
+        backend = self._backend
+        backend.join_world()
+        self.replayed += max(0, self.reached - backend.step)
+        self.reached = backend.step
+        if not self.worlds or self.worlds[-1][1] != backend.world_size:
+            self.worlds = [*self.worlds, (backend.step, backend.world_size)]
 
 
 @dataclass(frozen=True, kw_only=True)

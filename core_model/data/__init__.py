@@ -9,10 +9,11 @@ from typing import Any
 from core_model.data.dataset import Dataset
 from core_model.data.decode.pictures import GOOD, FilePicture, Picture, check
 from core_model.data.defects import recipe_named
-from core_model.data.entries import instruction_entries, test_entries, train_entries, val_entries
+from core_model.data.entries import Entry, instruction_entries, test_entries, train_entries, val_entries
 from core_model.data.errors import DataError
 from core_model.data.options import DataOptions
 from core_model.data.readers import instructions
+from core_model.data.readers.layout import Layout
 from core_model.data.readers.sources import LAYOUTS, read_sources
 from core_model.data.splits import divide, take
 
@@ -49,26 +50,11 @@ def open_dataset(
     if unknown:
         raise DataError(f"'{spec}' has no category '{unknown[0]}': it has {', '.join(available)}")
 
-    pictures: list[Picture]
     if split == "test":
         pictures = _test_pictures(spec, [picture for layout in layouts for picture in layout.test], chosen)
         entries = test_entries(pictures, chosen)
     else:
-        good = _of_categories([picture for layout in layouts for picture in layout.train], chosen)
-        kept, held_out = divide(good, share=chosen.holdout, folds=chosen.folds, fold=chosen.fold)
-        if split == "val":
-            if not held_out:
-                raise DataError("the val split is empty: set the data option holdout (such as 0.2) or folds")
-            pictures, entries = held_out, val_entries(held_out, chosen)
-        else:
-            if not kept:
-                raise DataError(f"'{spec}' has no training pictures left: lower the data option holdout or folds")
-            pictures = take(kept, chosen.limit)
-            entries = train_entries(pictures, chosen)
-            if chosen.instructions:
-                talks = instructions.read(chosen.instructions)
-                entries += instruction_entries(talks, len(pictures))
-                pictures += [talk.picture for talk in talks]
+        pictures, entries = _good(spec, layouts, chosen, split)
     if chosen.white:
         pictures = [
             replace(picture, white=chosen.white) if isinstance(picture, FilePicture) else picture
@@ -86,6 +72,26 @@ def open_dataset(
         options=chosen,
         questions=questions,
     )
+
+
+def _good(spec: str, layouts: Sequence[Layout], options: DataOptions, split: str) -> tuple[list[Picture], list[Entry]]:
+    """The pictures and entries of a split that is cut from the training pictures, ``train`` or ``val``. Raises
+    DataError where none are left."""
+    good = _of_categories([picture for layout in layouts for picture in layout.train], options)
+    kept, held_out = divide(good, share=options.holdout, folds=options.folds, fold=options.fold)
+    if split == "val":
+        if not held_out:
+            raise DataError("the val split is empty: set the data option holdout (such as 0.2) or folds")
+        return held_out, val_entries(held_out, options)
+    if not kept:
+        raise DataError(f"'{spec}' has no training pictures left: lower the data option holdout or folds")
+    pictures = take(kept, options.limit)
+    entries = train_entries(pictures, options)
+    if options.instructions:
+        talks = instructions.read(options.instructions)
+        entries += instruction_entries(talks, len(pictures))
+        pictures += [talk.picture for talk in talks]
+    return pictures, entries
 
 
 def _of_categories(pictures: Sequence[Picture], options: DataOptions) -> list[Picture]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -312,19 +313,21 @@ class LanguageModel(nn.Module):
         """
         device = picture.device
         embeddings, lengths = self._asked(picture, prompts, questions)
-        longest = int(lengths.max())
-        prefix = embeddings.shape[1] - longest
-        ends = (prefix + lengths).to(device)
+        padding = lengths.max() - lengths
+        padded = _Padded(
+            length=embeddings.shape[1],
+            ends=(embeddings.shape[1] - padding).to(device),
+            alike=not bool(padding.any()),
+        )
         draw = torch.Generator(device="cpu").manual_seed(seed)
-
         cache = None
         if use_cache:
-            cache = self.transformer.new_cache(len(questions), embeddings.shape[1] + max_new_tokens)
+            cache = self.transformer.new_cache(len(questions), padded.length + max_new_tokens)
         answers: list[list[int]] = [[] for _ in questions]
         open_rows = set(range(len(questions)))
         with own_precision(self.transformer):
             hidden = self.transformer(embeddings, cache=cache)
-            last = hidden[torch.arange(len(questions), device=device), ends - 1]
+            last = hidden[torch.arange(len(questions), device=device), padded.ends - 1]
             for step in range(max_new_tokens):
                 chosen = _choose(self.transformer.logits(last).float(), temperature, top_p, draw)
                 for row, token in enumerate(chosen.tolist()):
@@ -335,20 +338,11 @@ class LanguageModel(nn.Module):
                 if not open_rows or step + 1 == max_new_tokens:
                     break
                 new = self.transformer.embed(chosen.to(device))[:, None]
-                embeddings = torch.cat((embeddings, new), dim=1)
-                places = torch.arange(embeddings.shape[1], device=device)
-                seen = (places[None] < ends[:, None]) | (places[None] >= prefix + longest)
                 if cache is not None:
-                    mask = None if bool((lengths == longest).all()) else seen[:, None, None]
-                    last = self.transformer(new, cache=cache, positions=(ends + step)[:, None], mask=mask)[:, -1]
+                    last = self.transformer(new, cache=cache, **padded.next(step))[:, -1]
                 else:
-                    positions = torch.where(
-                        places[None] < prefix + longest, places[None], places[None] - (prefix + longest) + ends[:, None]
-                    )
-                    causal = places[:, None] >= places[None]
-                    itself = torch.eye(len(places), dtype=torch.bool, device=device)
-                    mask = causal[None, None] & (seen[:, None, None] | itself)
-                    last = self.transformer(embeddings, positions=positions, mask=mask)[:, -1]
+                    embeddings = torch.cat((embeddings, new), dim=1)
+                    last = self.transformer(embeddings, **padded.all(step))[:, -1]
         return [self._text(ids) for ids in answers]
 
     def _ended(self, ids: list[int]) -> bool:
@@ -357,6 +351,44 @@ class LanguageModel(nn.Module):
     def _text(self, ids: list[int]) -> str:
         text = self.tokenizer.decode(ids)
         return (text.split(self.stop_text)[0] if self.stop_text else text).strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Padded:
+    """Questions of different lengths in one batch, padded on the right, whose answers follow behind the padding: which
+    place each token counts as, and which tokens it may see.
+
+    Args:
+        length: tokens before the answers: what stands before the questions, and the longest question.
+        ends: (B,) where each question's padding begins.
+        alike: there is no padding.
+    """
+
+    length: int
+    ends: Tensor
+    alike: bool
+
+    def next(self, step: int) -> dict[str, Tensor | None]:
+        """Arguments for the answers' token number `step` alone, the others being in the cache."""
+        mask = None if self.alike else self._seen(step)[:, None, None]
+        return {"positions": (self.ends + step)[:, None], "mask": mask}
+
+    def all(self, step: int) -> dict[str, Tensor | None]:
+        """Arguments for the whole input up to the answers' token number `step`."""
+        places = self._places(step)
+        behind = places[None] - self.length + self.ends[:, None]
+        positions = torch.where(places[None] < self.length, places[None], behind)
+        causal = places[:, None] >= places[None]
+        itself = torch.eye(len(places), dtype=torch.bool, device=places.device)
+        return {"positions": positions, "mask": causal[None, None] & (self._seen(step)[:, None, None] | itself)}
+
+    def _seen(self, step: int) -> Tensor:
+        """(B, length + step + 1), False for padding."""
+        places = self._places(step)
+        return (places[None] < self.ends[:, None]) | (places[None] >= self.length)
+
+    def _places(self, step: int) -> Tensor:
+        return torch.arange(self.length + step + 1, device=self.ends.device)
 
 
 def answer_places(batch: Batch) -> tuple[Tensor, Tensor]:
