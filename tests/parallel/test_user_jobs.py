@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.parallel, pytest.mark.timeout(600)]
 
 ENGINES = "ddp,fsdp2:wrap_min_parameters=200,horovod,deepspeed:0,deepspeed:1,deepspeed:2,deepspeed:3"
 BOUND = 1e-5
+KEY_BIAS = {"hf_trainer": 32, "tied_gpt2": 16}  # elements of the bias of attention's keys
 JOBS = {
     "plain_torch": ["--model", "examples/plain_torch.py:make_job", "--set", "model.width=4"],
     "lightning_module": ["--model", "examples/lightning_module.py:make_job"],
@@ -47,10 +48,10 @@ def test_a_job_on_every_engine(job: str, tmp_path: Path) -> None:
     table = json.loads(ended.output[ended.output.index("{\n") :])
     assert len(table["cells"]) == 7
     for cell in table["cells"]:
-        # All tensors together, against the single process that splits its batches alike. A single tensor can part where
-        # its gradient is zero but for rounding: the bias of attention's keys, which softmax takes out. Adam makes whole
-        # steps of that rounding, and the command then ends with 1 for a tensor that changes nothing.
-        assert cell["status"] in ("equal", "differs"), cell
+        assert cell["status"] == "equal" or (cell["status"] == "differs" and cell["explained"]), cell
+        # All tensors together, against the single process that splits its batches alike.
         assert cell["same_split_of_update"] <= BOUND, cell
-        if cell["status"] == "differs" and not cell["explained"]:
-            assert cell["tensor"].endswith(("key.bias", "c_attn.bias")), cell
+    if job in KEY_BIAS:  # softmax takes it out: its gradient is rounding, and of that alone Adam makes whole steps
+        (count,) = {cell["rounding_only"] for cell in table["cells"]} - {0}
+        assert count >= KEY_BIAS[job]
+    assert ended.code == 0

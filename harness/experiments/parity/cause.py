@@ -24,7 +24,7 @@ from backends.torch.rendezvous import choose_device
 from backends.torch.single import SingleBackend
 from harness.experiments.parity.worker import exact_arithmetic
 from harness.job.declaration import Job
-from harness.worker.model_and_data import build_dataset, build_model, build_optimization, order_of, trainable_weights
+from harness.worker.model_and_data import build_dataset, build_model, order_of, prepare, trainable_weights
 
 EXACT = 1e-9  # what fp64 must agree to, for the cause to be called rounding
 
@@ -92,24 +92,14 @@ def split_control(job: Job, parts: int) -> Control:
 
 
 def _trace(job: Job, parts: int, *, double: bool) -> _Trace:
-    job = job.with_(backend="single", nodes=1, slots=1, engine={}, accumulation=parts, precision="fp32")
-    exact_arithmetic()
-    torch.manual_seed(job.seed)
-    device = choose_device(job.device, 0)
-    model = build_model(job, device=device)
-    dataset = build_dataset(job, model, "train")
-    model.prepare_text(dataset.categories)
-    if double:
-        model.double()
-    order = order_of(job, dataset)
+    alone = Alone(job, parts, double=double)
     trace = _Trace(weights=[], sides=[])
-    with _float_is_double() if double else contextlib.nullcontext(), _sides(model) as seen:
+    with alone.arithmetic(), _sides(alone.model) as seen:
         backend = SingleBackend(backends.settings_from("single", {}), ProcessFacts(), device=job.device)
-        backend.prepare(model, build_optimization(job))
+        prepare(backend, alone.model, alone.job)
+        model = alone.model
         for step in range(job.steps):
-            shares = order.rank_share(step, 0, 1, parts)
-            made = [model.collate([dataset.get(*ref) for ref in share]).to(device) for share in shares]
-            backend.train_step([batch.double() for batch in made] if double else made)
+            backend.train_step(alone.batches(step))
             trace.weights.append({name: tensor.clone() for name, tensor in trainable_weights(model).items()})
             if seen:
                 trace.sides.append(torch.cat([torch.cat(calls) for calls in seen.values()], dim=1))
@@ -135,6 +125,38 @@ def _sides(model: Any) -> Iterator[dict[int, list[torch.Tensor]]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+class Alone:
+    """The job's model and batches in this process.
+
+    Args:
+        job: of any engine and number of workers; here it is a single process.
+        parts: into which a global batch is split.
+        double: with every tensor and every operation in fp64.
+    """
+
+    def __init__(self, job: Job, parts: int = 1, *, double: bool) -> None:
+        exact_arithmetic()
+        torch.manual_seed(job.seed)
+        self.job = job.with_(backend="single", nodes=1, slots=1, engine={}, accumulation=parts, precision="fp32")
+        self._device, self._double = choose_device(job.device, 0), double
+        self.model = build_model(self.job, device=self._device)
+        self._dataset = build_dataset(self.job, self.model, "train")
+        self.model.prepare_text(self._dataset.categories)
+        if double:
+            self.model.double()
+        self._order = order_of(self.job, self._dataset)
+
+    def batches(self, step: int) -> list[Any]:
+        """The micro-batches of an optimizer step, on the device."""
+        shares = self._order.rank_share(step, 0, 1, self.job.accumulation)
+        made = [self.model.collate([self._dataset.get(*ref) for ref in share]).to(self._device) for share in shares]
+        return [batch.double() for batch in made] if self._double else made
+
+    def arithmetic(self) -> contextlib.AbstractContextManager[None]:
+        """The context of all that this model computes."""
+        return _float_is_double() if self._double else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

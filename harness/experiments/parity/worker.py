@@ -19,6 +19,7 @@ from core_model.training.trainer import Plan, Trainer
 from harness.experiments.trainings.cells import Cell, unpack, write_told
 from harness.job.declaration import Job
 from harness.worker.model_and_data import (
+    arrange,
     build_dataset,
     build_loader,
     build_model,
@@ -69,6 +70,7 @@ def training_of(cell: Cell, base: Job, facts: ProcessFacts, before_step: BeforeS
     job = cell.job(base)
     torch.manual_seed(job.seed)
     model = build_model(job)
+    arrange(model, job)
     dataset = _dataset(job, model)
     model.prepare_text(dataset.categories)
     trained: torch.nn.Module = model
