@@ -14,8 +14,14 @@ from core_model.batch import TensorBatch
 
 @dataclass(frozen=True, kw_only=True)
 class UserBatch(TensorBatch):
-    """content: what the collate function returned. size: number of samples. samples: never kept (the loader of
-    `core_model.data.batches` empties the field of every batch that crosses a process border)."""
+    """A batch of a user's job.
+
+    Args:
+        content: what the collate function returned.
+        size: number of samples.
+        samples: never kept (the loader of `core_model.data.batches` empties the field of every batch that crosses a
+            process border).
+    """
 
     content: Any
     size: int

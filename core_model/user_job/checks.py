@@ -27,8 +27,14 @@ TOLERANCE = 1e-3  # of the loss, relative: another batch size rounds otherwise
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What was found out about a job that may be trained. samples: length of the data set. noisy: its forward pass
-    draws random numbers. notes: sentences for the user. hints: what the user would train with."""
+    """What was found out about a job that may be trained.
+
+    Args:
+        samples: length of the data set.
+        noisy: its forward pass draws random numbers.
+        notes: sentences for the user.
+        hints: what the user would train with.
+    """
 
     samples: int
     noisy: bool

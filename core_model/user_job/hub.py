@@ -37,10 +37,16 @@ _CLASSES = {
 class HubSettings:
     """Settings of a model of transformers (``--set model.FIELD=VALUE``); further ones are fields of its configuration.
 
-    task: what it is trained for, "" = as its family is used. length: tokens a sample of text: and jsonl:. samples: of
-    made-up data. lora: rank of low-rank adapters, 0 = all weights are trained. lora_alpha: 0 = twice the rank.
-    lora_targets: layers that get adapters, "" = those that peft names for the family, else all linear ones of the
-    blocks. dropout: -1 = the configuration's own; 0 for comparisons of weights. attention: "" = transformers' choice.
+    Args:
+        task: what it is trained for, "" = as its family is used.
+        length: tokens a sample of text: and jsonl:.
+        samples: of made-up data.
+        lora: rank of low-rank adapters, 0 = all weights are trained.
+        lora_alpha: 0 = twice the rank.
+        lora_targets: layers that get adapters, "" = those that peft names for the family, else all linear ones of the
+            blocks.
+        dropout: -1 = the configuration's own; 0 for comparisons of weights.
+        attention: "" = transformers' choice.
     """
 
     task: Literal["", "causal", "text", "image"] = ""
@@ -55,8 +61,13 @@ class HubSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class HubRequest:
-    """What is to be built. name: a folder, a name on the hub or of a built-in shape. data: the job's. frozen_dtype: of
-    the weights that are not trained (LoRA)."""
+    """What is to be built.
+
+    Args:
+        name: a folder, a name on the hub or of a built-in shape.
+        data: the job's.
+        frozen_dtype: of the weights that are not trained (LoRA).
+    """
 
     name: str
     settings: Mapping[str, Any]

@@ -23,7 +23,12 @@ Sample = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Words:
-    """A tokenizer as the data sets need it. encode: text -> token ids. pad: id that fills up short samples."""
+    """A tokenizer as the data sets need it.
+
+    Args:
+        encode: text -> token ids.
+        pad: id that fills up short samples.
+    """
 
     name: str
     encode: Callable[[str], list[int]]

@@ -14,7 +14,7 @@ from core_model.user_job.batch import UserBatch
 from core_model.user_job.contract import TrainingJob
 from core_model.user_job.dataset import UserCollate, UserDataset
 from core_model.user_job.load import make, seeded
-from core_model.user_job.source import MADE_UP_DATA, Source, code_hash, source_of
+from core_model.user_job.source import MADE_UP_DATA, Source, code_hash, file_hashes, source_of
 
 
 class UserModel(nn.Module):
@@ -30,6 +30,7 @@ class UserModel(nn.Module):
         self.module = job.module
         self.job, self.source, self.settings = job, source, dict(settings)
         self.code_hash = code_hash(source.file) if source.file is not None else ""
+        self.code_files = file_hashes(source.file) if source.file is not None else {}
         self.collator = UserCollate(job.collate, source.file)
 
     def own_dataset(self) -> UserDataset:
@@ -114,8 +115,14 @@ def build_user_model(
     random_weights: bool = False,
     frozen_dtype: torch.dtype = torch.float32,
 ) -> UserModel:
-    """The model of a preset that names a user's job, on `device`. data, random_weights, frozen_dtype: of a model of
-    transformers (`core_model.user_job.hub`). Raises ModelError."""
+    """The model of a preset that names a user's job, on `device`.
+
+    Args:
+        data, random_weights, frozen_dtype: of a model of transformers (`core_model.user_job.hub`).
+
+    Raises:
+        ModelError: for a job that cannot work.
+    """
     source = source_of(preset)
     if source is None:
         raise ModelError(f"'{preset}' names no job of yours: write FILE.py:FUNCTION or hf:NAME")

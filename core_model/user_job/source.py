@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,12 @@ _OURS = {"backends", "core_model", "harness", "mpi"}  # never part of a user's j
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """file: the user's Python file, None for a model of transformers. name: the function in it, or the model's."""
+    """Where a job's model comes from.
+
+    Args:
+        file: the user's Python file, None for a model of transformers.
+        name: the function in it, or the model's.
+    """
 
     file: Path | None
     name: str
@@ -77,6 +83,34 @@ def label_of(text: str) -> str:
 
 def code_hash(file: Path) -> str:
     """SHA-256 of the user's file and of the modules that it has imported from its folder, sorted by name."""
+    digest = hashlib.sha256()
+    for name, path in sorted(_own_files(file).items()):
+        content = path.read_bytes()
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def file_hashes(file: Path) -> dict[str, str]:
+    """SHA-256 of the user's file and of each module that it has imported from its folder, by its path there."""
+    return {name: _sha256(path) for name, path in sorted(_own_files(file).items())}
+
+
+def changed_file(file: Path, hashes: Mapping[str, str]) -> str | None:
+    """The first file in the folder of the user's `file` that is not as in `hashes` (of `file_hashes`), None where all
+    are. Nothing is imported."""
+    for name, expected in hashes.items():
+        path = file.parent / name
+        if not path.is_file() or _sha256(path) != expected:
+            return name
+    return None
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _own_files(file: Path) -> dict[str, Path]:
+    """The user's file and the modules that it has imported from its folder, by their path there."""
     folder = file.parent.resolve()
     found = {file.name: file}
     for name, module in list(sys.modules.items()):
@@ -86,8 +120,4 @@ def code_hash(file: Path) -> str:
         place = Path(path).resolve()
         if place.is_relative_to(folder) and not place.is_relative_to(Path(sys.prefix)):
             found[str(place.relative_to(folder))] = place
-    digest = hashlib.sha256()
-    for name, path in sorted(found.items()):
-        content = path.read_bytes()
-        digest.update(f"{name} {len(content)}\n".encode() + content)
-    return digest.hexdigest()
+    return found

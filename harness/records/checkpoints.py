@@ -14,17 +14,20 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from backends.base import Backend
 from backends.shared.same_training import difference
+from core_model.user_job.source import changed_file, source_of
 from harness.job.declaration import Job, JobError
 from harness.records.record_files import RESOURCES, SPLIT, STEPS, append_jsonl, read_jsonl, torn_end
 
 KEEP = 2
 SEAL = "seal.json"
+CODE = "code"  # where the seal says what the files of a user's own job held
 REMEDY = "resume it with what it was saved with, or start another run: leave --resume out"
 
 # What decides a training beside the engine's own state: a checkpoint is resumed by a job that has all of it alike.
@@ -46,8 +49,17 @@ class Found:
     passed_over: tuple[str, ...] = ()
 
 
-def save_checkpoint(backend: Backend, folder: Path | None, job: Job, step: int) -> None:
-    """Collective. `folder`: the run's folder on rank 0, None elsewhere (ranks on other nodes use the same path)."""
+def save_checkpoint(
+    backend: Backend, folder: Path | None, job: Job, step: int, code: Mapping[str, str] | None = None
+) -> None:
+    """Writes and seals a checkpoint. Collective.
+
+    Args:
+        backend: the engine, whose state it is.
+        folder: the run's folder on rank 0, None elsewhere (ranks on other nodes use the same path).
+        job, step: what is trained, and how many steps of it are done.
+        code: SHA-256 of the files of a user's own job, by name, as they were when it was built.
+    """
     shared, save = backend.broadcast((str(folder) if folder is not None else None, uuid.uuid4().hex))
     place = Path(shared) / "checkpoints"
     final, hidden = place / f"step-{step:06d}", place / f".step-{step:06d}"
@@ -58,7 +70,7 @@ def save_checkpoint(backend: Backend, folder: Path | None, job: Job, step: int) 
     backend.save(hidden)
     backend.barrier()
     seal = {"step": step, "engine": backend.name, "world_size": backend.world_size, "run": job.run, "save": save}
-    seal["job"] = shared_facts(job)
+    seal |= {"job": shared_facts(job), CODE: dict(code or {})}
     if backend.rank == 0:
         _seal(hidden, final, seal)
     backend.barrier()
@@ -163,6 +175,22 @@ def check_matches(checkpoint: Path, job: Job, world_size: int) -> None:
     found = found or difference(*({name: each[name] for name in own if name in theirs} for each in (theirs, own)))
     if found is not None:
         raise JobError(f"{checkpoint}: {found}: {REMEDY}")
+    _check_code(checkpoint, seal, job)
+
+
+def _check_code(checkpoint: Path, seal: Mapping[str, Any], job: Job) -> None:
+    """Raises JobError where the files of a user's own job are not those that the checkpoint was trained with."""
+    source = source_of(job.preset)
+    if source is None or source.file is None:
+        return
+    hashes = seal.get(CODE)
+    if not hashes:
+        raise JobError(f"{checkpoint}: it does not say what {source.file.name} held (an older version's): {REMEDY}")
+    if (name := changed_file(source.file, hashes)) is not None:
+        raise JobError(
+            f"{checkpoint}: {name} has been changed since it was saved: put its old content back, or start another "
+            "run: leave --resume out"
+        )
 
 
 def check_resumable(job: Job, folder: Path) -> None:

@@ -63,8 +63,8 @@ class Run:
         from harness.instruments.memory_theory import sizes
         from harness.worker.model_and_data import (
             build_dataset,
-            build_optimization,
             capture_ahead,
+            prepare,
             trainable_weights,
             weights_digest,
         )
@@ -90,7 +90,7 @@ class Run:
         # Before sharding, in one order: ranks that met categories in different orders would call different collectives.
         model.prepare_text(train_set.categories)
         self.model_sizes = sizes(model)
-        backend.prepare(model, build_optimization(job))
+        prepare(backend, model, job)
         capture_ahead(job, model, train_set)
         return model, train_set, batches, hashes
 
@@ -230,6 +230,7 @@ class Run:
         from harness.worker.fault_injection import before_step
 
         backend, phases = self.backend, self.recording.phases
+        code = getattr(model, "code_files", {})
         progress = Progress(self.output.screen, total=self.job.steps) if self.output.screen else None
         timed = start_step + self.job.timing_warmup
         split = StepSplit(model, backend.device, first=timed)
@@ -243,7 +244,7 @@ class Run:
             loader(start_step),
             self._plan(len(dataset), start_step),
             on_rows=lambda rows: self._on_rows(rows, progress),
-            on_checkpoint=lambda step: save_checkpoint(backend, self.recording.folder, self.job, step),
+            on_checkpoint=lambda step: save_checkpoint(backend, self.recording.folder, self.job, step, code),
             before_step=in_turn(*hooks),
             after_step=in_turn(split.after_step, work.after_step),
         )

@@ -23,7 +23,8 @@ from harness.experiments.overhead import record
 from harness.experiments.overhead.run import ENGINES, Overhead, measure, print_table, row_of
 from harness.experiments.trainings.cells import Cell, parse_engine
 from harness.job.declaration import Job, JobError
-from harness.job.options import apply_settings
+from harness.job.options import apply_settings, model_option, what_to_train
+from harness.launch.user_job import check_user_job
 from harness.protocol.console import tell
 from harness.records.run_folder import study_folder
 
@@ -31,8 +32,9 @@ from harness.records.run_folder import study_folder
 @click.command()
 @backends_option("single,ddp,horovod,deepspeed:0,deepspeed:2")
 @workers_option
-@click.option("--preset", default="tiny", show_default=True)
-@click.option("--data", default="textures", show_default=True)
+@click.option("--preset", help="As for `harness run` (default: tiny).")
+@model_option
+@click.option("--data", help="As for `harness run` (default: textures).")
 @click.option("--steps", type=COUNT, default=200, show_default=True, help="Timed steps of each loop.")
 @click.option("--global-batch", type=COUNT, default=16, show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
@@ -44,9 +46,8 @@ from harness.records.run_folder import study_folder
 @set_option
 def overhead(**options: Any) -> None:
     """Time the harness's step against a hand-written loop on the same engine and model, interleaved in one run."""
-    values: dict[str, Any] = {
-        name: options[name] for name in ("preset", "data", "steps", "global_batch", "precision", "device")
-    }
+    values: dict[str, Any] = {name: options[name] for name in ("steps", "global_batch", "precision", "device")}
+    values |= what_to_train(options, preset="tiny")
     values |= {"eval_samples": -1, "schedule": "constant", "time_limit_s": options["time_limit_s"]}
     apply_settings(values, options["settings"])
     base = Job.from_dict(values)
@@ -61,6 +62,9 @@ def overhead(**options: Any) -> None:
             if engine["backend"] != "single" or count == 1:
                 cells.append(Cell(**engine, workers=count, precision=options["precision"]))
     folder = study_folder(options["results"], options["study"]) if options["study"] else None
+    for cell in cells:
+        cell.job(base).validate()
+    check_user_job(base)
     from harness.experiments.trainings.launch import groups
 
     found: list[Overhead] = []

@@ -29,7 +29,8 @@ from harness.experiments.trainings.cells import cells_of
 from harness.experiments.wire.run import ENGINES, measure, print_table, write
 from harness.experiments.wire.worker import TOTAL
 from harness.job.declaration import Job, JobError
-from harness.job.options import apply_settings
+from harness.job.options import apply_settings, model_option, what_to_train
+from harness.launch.user_job import check_user_job
 from harness.protocol.console import tell
 from harness.records.run_folder import study_folder
 
@@ -45,7 +46,9 @@ from harness.records.run_folder import study_folder
 @precision_option
 @precision_mode_option
 @click.option("--hostfile", type=click.Path(exists=True), help="Hosts to use (default: virtual nodes, needs root).")
-@click.option("--preset", default="tiny", show_default=True, help="As for `harness run`.")
+@click.option("--preset", help="As for `harness run` (default: tiny).")
+@model_option
+@click.option("--data", help="As for `harness run` (default: textures).")
 @click.option(
     "--width", type=COUNT, default=16384, show_default=True, help="Of the tiny preset's projection: 97 weights each."
 )
@@ -64,9 +67,10 @@ def wire(**options: Any) -> None:
     from mpi import hostfile
 
     hosts = hostfile.parse_file(options["hostfile"])
-    values: dict[str, Any] = {name: options[name] for name in ("preset", "global_batch", "device")}
+    values: dict[str, Any] = {name: options[name] for name in ("global_batch", "device")}
+    values |= what_to_train(options, preset="tiny")
     values |= {"steps": TOTAL, "eval_samples": -1, "time_limit_s": options["time_limit_s"]}
-    if options["preset"] == "tiny":
+    if values["preset"] == "tiny":
         values["model"] = {"joint": options["width"]}
     apply_settings(values, options["settings"])
     base = Job.from_dict(values)
@@ -82,6 +86,7 @@ def wire(**options: Any) -> None:
         if not 2 <= cell.workers <= len(hosts):
             raise JobError(f"--workers {cell.workers}: the wire needs 2 to {len(hosts)} nodes, one worker each")
         cell.job(base).validate()
+    check_user_job(base)
     say = None if options["as_json"] else tell
     rows = measure(base, cells, hosts, say)
     if folder is not None:

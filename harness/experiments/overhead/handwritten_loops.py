@@ -13,14 +13,13 @@ from typing import Any
 import torch
 
 from backends.base import Optimization
-from backends.shared.step_parts import arrange, optimizer_class, optimizer_options
+from backends.shared.step_parts import optimizer_class, optimizer_options
 
 Step = Callable[[Any], None]
 
 
 def make(backend: Any, model: torch.nn.Module, optimization: Optimization) -> Step:
     """The hand-written step of `backend`'s engine, in the process group that `backend` has joined."""
-    arrange(model, optimization)
     makers = {"single": _plain, "ddp": _ddp, "horovod": _horovod, "deepspeed": _deepspeed}
     return makers[backend.name](backend, model.to(backend.device), optimization)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.common.formatting import joined, plural
+from harness.common.formatting import joined, plural, trained
 from harness.common.text_table import Table, markdown
 from harness.job.declaration import Job
 from harness.records.record_files import write_json, write_text
@@ -31,7 +31,7 @@ def page(record: Mapping[str, Any]) -> str:
     from harness.analysis.verdict import machine
 
     job, rows = record["job"], record["rows"]
-    what = f"{job['preset']} on {job['data']}, global batch {job['global_batch']}, {job['precision']}"
+    what = f"{trained(job)}, global batch {job['global_batch']}, {job['precision']}"
     table = Table(
         id="overhead",
         title="",

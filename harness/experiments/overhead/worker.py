@@ -46,7 +46,7 @@ def time_cell(cell: Cell, base: Job, facts: ProcessFacts) -> tuple[Any, dict[str
     from core_model.training.clock import Clock
     from core_model.training.trainer import Plan, Trainer
     from harness.experiments.overhead import handwritten_loops
-    from harness.worker.model_and_data import build_dataset, build_model, build_optimization, order_of
+    from harness.worker.model_and_data import arrange, build_dataset, build_model, build_optimization, order_of, prepare
 
     job = cell.job(base)
     engine = backends.load(job.backend)
@@ -58,9 +58,9 @@ def time_cell(cell: Cell, base: Job, facts: ProcessFacts) -> tuple[Any, dict[str
         [model.collate([dataset.get(index, epoch) for index, epoch in part]) for part in share]
         for share in (order.rank_share(step, facts.rank, facts.world_size, 1) for step in range(BLOCK))
     ]
-    optimization = build_optimization(job)
-    backend.prepare(model, optimization)
-    by_hand = handwritten_loops.make(backend, twin, optimization)
+    prepare(backend, model, job)
+    arrange(twin, job)
+    by_hand = handwritten_loops.make(backend, twin, build_optimization(job))
     clock = Clock(torch.device(backend.device))
     at = 0
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.checks.traffic import theory
+from harness.common.formatting import trained
 from harness.common.text_table import Table
 from harness.experiments.noted_table import numbered, page, print_page
 from harness.experiments.trainings.cells import Cell
@@ -176,7 +177,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], base: Job) -> str:
     heading = [
         "# Bytes on the wire",
         "",
-        f"{headline(rows)} One worker a node, {size / 1e6:.2f} MB of trainable fp32 weights (preset `{base.preset}`).",
+        headline(rows),
+        f"One worker a node, {size / 1e6:.2f} MB of trainable fp32 weights ({trained(base.to_dict())}).",
         "",
         "- theory: bytes one rank must send a step by ring algorithms, 2(n-1)/n x bytes for an all-reduce;",
         "- handed over: what the engine gave to its collectives in one step, counted at its hooks, by the same rule;",
