@@ -63,10 +63,14 @@ class BackendError(UserError, RuntimeError):
 class LossScale:
     """Dynamic loss scaling for fp16 (Micikevicius et al., 2018), one rule for every engine.
 
-    The scale starts at ``2**initial_power``, is halved after `hysteresis` overflows in a row of budget, doubles
-    after `window` steps without overflow and never falls below `floor`. The defaults are those of the study's
-    DeepSpeed file. ``torch.amp.GradScaler`` with ``growth_interval=window, growth_factor=2, backoff_factor=0.5``
-    is the same rule when ``hysteresis == 1``.
+    ``torch.amp.GradScaler`` with ``growth_interval=window, growth_factor=2, backoff_factor=0.5`` is the same rule where
+    `hysteresis` is 1. The defaults are those of the NCHC study's DeepSpeed file.
+
+    Args:
+        initial_power: the first scale is 2 to this power.
+        window: the scale doubles after so many consecutive steps without overflow.
+        hysteresis: it is halved at the overflow that uses up this budget, which is refilled when the scale doubles.
+        floor: it never falls below this.
     """
 
     initial_power: Annotated[int, Field(ge=0, le=126, description="The first scale is 2 to this power.")] = 12
@@ -77,11 +81,17 @@ class LossScale:
 
 @declared(BackendError)
 class Optimization:
-    """What is optimized how: shared by every engine, part of the equivalence contract.
+    """What is optimized and how: shared by every engine, part of the equivalence contract.
 
-    precision: the arithmetic type. precision_mode: ``matched`` = autocast over fp32 master weights, the same
-    rule in every engine; ``native`` = the engine's own way (DeepSpeed: half-precision model with fp32 masters).
-    accumulation: micro-batches per optimizer step and rank. clip_norm: global L2 norm, None = no clipping.
+    Args:
+        optimizer, betas, eps, weight_decay, momentum: torch's class and its arguments; momentum is SGD's.
+        lr, schedule, warmup_steps, total_steps: see `lr_at`; steps are optimizer steps.
+        clip_norm: limit of the gradient's global L2 norm; None = no clipping.
+        accumulation: micro-batches per optimizer step and rank.
+        precision: the arithmetic type.
+        precision_mode: ``matched`` = autocast over fp32 master weights, the same rule in every engine; ``native`` = the
+            engine's own way (DeepSpeed: half-precision weights with fp32 masters).
+        loss_scale: the rule of fp16; not used for other precisions.
     """
 
     optimizer: Optimizer = "adamw"
@@ -98,11 +108,13 @@ class Optimization:
     precision: Precision = "fp32"
     precision_mode: PrecisionMode = "matched"
     loss_scale: LossScale = field(default_factory=LossScale)
-    activation_checkpointing: bool = False
-    compile: bool = False
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of optimizer step `step` (0-based): linear warm-up, then constant, linear or cosine to 0."""
+        """The learning rate of one optimizer step: linear warm-up, then linear or by a cosine to 0; or constant.
+
+        Args:
+            step: number of the optimizer step, from 0.
+        """
         if self.schedule == "constant":
             return self.lr
         if step < self.warmup_steps:
@@ -118,9 +130,12 @@ class Optimization:
 class StepReport:
     """What one optimizer step did. Tensors stay on the device: reading them is the only host synchronization.
 
-    losses: each loss part by name, this rank's mean over its micro-batches, 0-dim fp32 (``loss`` is the total).
-    grad_norm: global L2 norm of the averaged gradient before clipping, or None where the engine hides it.
-    loss_scale: fp16 scale used in this step (1.0 otherwise). skipped: True where an overflow dropped the step.
+    Args:
+        losses: each loss part by name, this rank's mean over its micro-batches, 0-dim fp32; ``loss`` is the total.
+        grad_norm: global L2 norm of the averaged gradient before clipping; None where the engine hides it.
+        loss_scale: fp16 scale used in this step, 1.0 otherwise.
+        skipped: True where an overflow dropped the step.
+        lr: learning rate of the step.
     """
 
     losses: Mapping[str, torch.Tensor]
@@ -132,7 +147,13 @@ class StepReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Availability:
-    """Whether an engine can be used here, and if not, why and what to do (one line)."""
+    """Whether an engine can be used here.
+
+    Args:
+        usable: whether it can.
+        reason: where not, why and what to do, in one line.
+        version: of the engine, where it is installed.
+    """
 
     usable: bool
     reason: str = ""
@@ -164,7 +185,8 @@ class Backend(ABC):
     The model given to `prepare` is a ``torch.nn.Module`` whose ``forward(micro_batch)`` returns a dict of 0-dim
     tensors with the key ``loss``: the MEAN over the samples of the micro-batch of a per-sample loss. Because each
     sample weighs the same, any split of a global batch over ranks and micro-batches gives the same gradient; that
-    is what makes engines and world sizes comparable.
+    is what makes engines and world sizes comparable. What is done to the model itself (recomputed activations, compiled
+    blocks, the storage of frozen parts) has been done before: no engine knows of it.
     """
 
     name: ClassVar[str]
@@ -173,7 +195,14 @@ class Backend(ABC):
     def __init__(
         self, settings: EngineSettings, facts: ProcessFacts, *, device: str = "auto", timeout_s: float = 300.0
     ) -> None:
-        """Joins the process group. `device`: ``auto``, ``cpu`` or ``cuda``. Every wait is limited by `timeout_s`."""
+        """Joins the process group.
+
+        Args:
+            settings: of the engine's own class `Settings`.
+            facts: which rank this process is.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            timeout_s: limit of every wait for other ranks, in seconds.
+        """
         self.settings = settings
         self.facts = facts
         self.timeout_s = timeout_s
@@ -206,9 +235,17 @@ class Backend(ABC):
     def check_job(
         cls, settings: EngineSettings, optimization: Optimization, *, world_size: int, micro_batch: int, launcher: str
     ) -> None:
-        """Raises BackendError for what this engine cannot do, before anything is started: called where a job is
-        launched, without ranks. launcher: as the ranks will see it (`ProcessFacts.launcher`). micro_batch: 0 where it
-        changes in the run."""
+        """Checks a job before anything is started: called where it is launched, without ranks.
+
+        Args:
+            settings, optimization: of the job.
+            world_size: number of workers.
+            micro_batch: samples a rank and forward pass; 0 where it changes in the run.
+            launcher: as the ranks will see it (`ProcessFacts.launcher`).
+
+        Raises:
+            BackendError: for what this engine cannot do.
+        """
 
     @classmethod
     def candidates(cls, settings: EngineSettings, situation: Situation) -> tuple[Candidate, ...]:
@@ -224,11 +261,15 @@ class Backend(ABC):
     @abstractmethod
     def prepare(self, model: torch.nn.Module, optimization: Optimization) -> None:
         """Moves `model` to the device, gives rank 0's weights to every rank, builds optimizer, schedule, precision,
-        accumulation, clipping and sharding. Call once."""
+        accumulation, clipping and sharding. Call once. Raises BackendError for a job that the engine cannot do."""
 
     @abstractmethod
     def train_step(self, micro_batches: Sequence[Any]) -> StepReport:
-        """One whole optimizer step over this rank's `accumulation` micro-batches (already on the device)."""
+        """One whole optimizer step.
+
+        Args:
+            micro_batches: this rank's, as many as the job accumulates over, on the device.
+        """
 
     @property
     @abstractmethod
@@ -261,17 +302,24 @@ class Backend(ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Engine-native state for resume (weights, optimizer, scaler, step counter) into an existing empty folder.
-        Collective."""
+        """Writes the engine's own state for resume (weights, optimizer, scaler, step counter). Collective.
+
+        Args:
+            folder: exists and is empty.
+        """
 
     @abstractmethod
     def load(self, folder: Path) -> None:
-        """The reverse of `save`, after `prepare`, on the same engine and world size. Collective."""
+        """The reverse of `save`, after `prepare`. Collective.
+
+        Raises:
+            BackendError: for the state of another engine, world size or training, and for damaged files.
+        """
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What was REALLY used: engine and library versions, controller, wire dtype, bucket sizes, ZeRO stage,
-        optimizer class, communication library. JSON-serializable; called after `prepare`."""
+        """What was really used, whatever was asked for: versions of engine and libraries, controller, type on the wire,
+        bucket sizes, ZeRO stage, optimizer class, communication library. JSON types; called after `prepare`."""
 
     @abstractmethod
     def close(self) -> None:

@@ -22,12 +22,17 @@ def unit_range(images: torch.Tensor) -> torch.Tensor:
 class Sample:
     """One picture with its defect mask and its conversation.
 
-    id: unique and stable in the data set (``train/good/000#3`` is the 4th simulated variant of a file); metrics drop
-    repeats by it. image: (3, S, S), uint8 0..255 as the data sets give it, or floating in [0, 1]; not normalized (the
-    encoder does that, on its device). mask: (1, S, S), uint8 or floating, 1 = defect. turns: (question, answer) pairs;
-    the loss is on answers only. place: name of the 3x3 grid cell(s) of the defect ("" = none). kind: defect kind
-    ("good", "blowhole", "poisson", ...). has_mask: False where the picture is defective and nobody has drawn the
-    defect: `mask` is empty then, `place` "", and neither says anything.
+    Args:
+        id: unique and stable in the data set (``train/good/000#3`` is the 4th simulated variant of a file); metrics
+            drop repeats by it.
+        image: (3, S, S), uint8 0..255 as the data sets give it, or floating in [0, 1]; not normalized (the encoder does
+            that, on its device).
+        mask: (1, S, S), uint8 or floating, 1 = defect.
+        turns: (question, answer) pairs; the loss is on answers only.
+        place: name of the 3x3 grid cell(s) of the defect ("" = none).
+        kind: defect kind ("good", "blowhole", "poisson", ...).
+        has_mask: False where the picture is defective and nobody has drawn the defect: `mask` is empty then, `place`
+            "", and neither says anything.
     """
 
     id: str
@@ -68,10 +73,13 @@ class TensorBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch(TensorBatch):
-    """B samples, stacked. token_ids: int64 (B, T) question and answer tokens padded on the right with the pad id;
-    labels: int64 (B, T), -100 where there is no loss (everything but the answers); lengths: int64 (B,) true lengths.
-    extras: anything else; tensors in it move with the batch (the collator leaves the answers' places there).
-    The image and prompt embeddings are put in front by the model: see `core_model.language.model`.
+    """B samples, stacked. The model puts the embeddings of picture and prompts before the tokens.
+
+    Args:
+        token_ids: int64 (B, T) question and answer tokens padded on the right with the pad id.
+        labels: int64 (B, T), -100 where there is no loss (everything but the answers).
+        lengths: int64 (B,) true lengths.
+        extras: anything else; tensors in it move with the batch (the collator leaves the answers' places there).
     """
 
     ids: tuple[str, ...]

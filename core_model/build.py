@@ -42,9 +42,14 @@ def build(
 ) -> nn.Module:
     """The model of a preset, on `device`, ready for `Backend.prepare`.
 
-    image_size: side in pixels, 0 = the preset's. random_weights: frozen parts with random weights (speed and memory
-    studies). seed: of the trained parts' initial weights, drawn on the CPU: the same on every rank, engine and device.
-    frozen_dtype: storage type of the frozen parts, applied while they are made. Raises ModelError.
+    Args:
+        image_size: side in pixels, 0 = the preset's.
+        random_weights: frozen parts with random weights (speed and memory studies).
+        seed: of the trained parts' initial weights, drawn on the CPU: the same on every rank, engine and device.
+        frozen_dtype: storage type of the frozen parts, applied while they are made.
+
+    Raises:
+        ModelError: for a preset, a field or a size that cannot be built.
     """
     if preset in MODELS:
         module, _, maker = MODELS[preset].partition(":")

@@ -21,20 +21,28 @@ _Count = Annotated[int, Field(ge=1)]
 class ModelSpec:
     """Every choice of a model. The overrides of a job (``--set model.FIELD=VALUE``) replace single fields.
 
-    encoder, language: names of parts (`core_model.pretrained.registry`); ``vit-s14+efficientnet-lite0`` joins two
-    encoders. taps: 0-based encoder blocks whose tokens the decoder reads; second_taps: those of the second encoder.
-    encoder_sizes: sides to which the picture is resampled, a look by the encoder each (`core_model.vision.encoder`); ()
-    = the picture as it is. text: where the features of "normal" and "abnormal" come from: ``tower`` (the encoder's own
-    text tower), ``language`` (the language model encodes the prompt ensembles), ``learned`` (parameters of the
-    decoder). text_width: of the space they live in. decoder_layers, scale, learned_scale: see
-    `core_model.anomalygpt.decoder`.
-    prompt_channels: see `core_model.anomalygpt.prompt_learner`. projection: ``two_stage`` or ``mlp``; joint: width
-    between its two stages. train_projection: off in the paper, which takes PandaGPT's. lora: rank of LoRA on q, k, v,
-    o; 0 = none. pack_on_gpu: the language model computes no padding on GPUs either (`core_model.language.ragged`; on
-    CPUs it never does). prefix_on_gpu: nor, in such rows, the constant text before the picture. join_frozen: on GPUs
-    its frozen projections of one input are one product (`core_model.execution.joined`). losses: fields of
-    `core_model.anomalygpt.losses.LossWeights`. weights: folder of published checkpoints
-    (`core_model.pretrained.published`).
+    Args:
+        encoder, language: names of parts (`core_model.pretrained.registry`); ``vit-s14+efficientnet-lite0`` joins two
+            encoders.
+        taps: 0-based encoder blocks whose tokens the decoder reads.
+        second_taps: those of the second encoder.
+        encoder_sizes: sides to which the picture is resampled, a look by the encoder each
+            (`core_model.vision.encoder`); () = the picture as it is.
+        text: where the features of "normal" and "abnormal" come from: ``tower`` (the encoder's own text tower),
+            ``language`` (the language model encodes the prompt ensembles), ``learned`` (parameters of the decoder).
+        text_width: of the space they live in.
+        decoder_layers, scale, learned_scale: see `core_model.anomalygpt.decoder`.
+        prompt_channels: see `core_model.anomalygpt.prompt_learner`.
+        projection: ``two_stage`` or ``mlp``.
+        joint: width between its two stages.
+        train_projection: off in the paper, which takes PandaGPT's.
+        lora: rank of LoRA on q, k, v, o; 0 = none.
+        pack_on_gpu: the language model computes no padding on GPUs either (`core_model.language.ragged`; on CPUs it
+            never does).
+        prefix_on_gpu: nor, in such rows, the constant text before the picture.
+        join_frozen: on GPUs its frozen projections of one input are one product (`core_model.execution.joined`).
+        losses: fields of `core_model.anomalygpt.losses.LossWeights`.
+        weights: folder of published checkpoints (`core_model.pretrained.published`).
     """
 
     preset: str

@@ -15,9 +15,15 @@ from core_model.errors import ModelError
 
 @dataclass(frozen=True, kw_only=True)
 class StudyVersion:
-    """One column of Table 1. samples: training pictures, 0 = all. aebad, augmentation: data that the version adds.
-    augmented_count: pictures of each MVTec category's train/good after augmentation (Table 3), 0 = none. scale_power,
-    scale_window: of the fp16 loss scale, 0 = not given. share_done: per cent of the planned training that was done."""
+    """One column of Table 1.
+
+    Args:
+        samples: training pictures, 0 = all.
+        aebad, augmentation: data that the version adds.
+        augmented_count: pictures of each MVTec category's train/good after augmentation (Table 3), 0 = none.
+        scale_power, scale_window: of the fp16 loss scale, 0 = not given.
+        share_done: per cent of the planned training that was done.
+    """
 
     name: str
     nodes: tuple[str, ...]

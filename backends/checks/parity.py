@@ -24,8 +24,12 @@ Batches = Callable[[int, int, int, int], Sequence[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One training to compare. label: its name in tables. optimization: fields of `Optimization` (loss_scale: a
-    dict)."""
+    """One training to compare.
+
+    Args:
+        label: its name in tables.
+        optimization: fields of `Optimization` (loss_scale: a dict).
+    """
 
     label: str
     engine: str
@@ -45,8 +49,13 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a cell ended with, the same on every rank. rows: one a step with loss (mean over ranks), grad_norm,
-    loss_scale, skipped, lr. exchange: bytes of the last step, where counted. error: why it did not run, else ""."""
+    """What a cell ended with, the same on every rank.
+
+    Args:
+        rows: one a step with loss (mean over ranks), grad_norm, loss_scale, skipped, lr.
+        exchange: bytes of the last step, where counted.
+        error: why it did not run, else "".
+    """
 
     label: str
     world_size: int
@@ -60,8 +69,12 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What one cell trains. loop: trains `model` on the prepared backend; returns a row a step (loss as the mean over
-    the ranks, grad_norm, loss_scale, skipped, lr) and the bytes exchanged in one step ({} where not counted)."""
+    """What one cell trains.
+
+    Args:
+        loop: trains `model` on the prepared backend; returns a row a step (loss as the mean over the ranks, grad_norm,
+            loss_scale, skipped, lr) and the bytes exchanged in one step ({} where not counted).
+    """
 
     model: torch.nn.Module
     loop: Callable[[Backend], tuple[list[dict[str, Any]], dict[str, Any]]]
@@ -163,10 +176,13 @@ def _to(batch: Any, device: torch.device) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far weights are from a reference. tensor: the name with the largest `relative`.
+    """How far weights are from a reference.
 
-    relative: max over tensors of ||w - r|| / ||r|| (L2). of_movement: the same with ||r - r0||, how far training moved
-    the tensor from its start, below: the harder measure, where a tensor that should not have moved counts in full.
+    Args:
+        tensor: the name with the largest `relative`.
+        relative: max over tensors of ||w - r|| / ||r|| (L2).
+        of_movement: the same with ||r - r0||, how far training moved the tensor from its start, below: the harder
+            measure, where a tensor that should not have moved counts in full.
     """
 
     tensor: str

@@ -128,11 +128,16 @@ def theory(
 ) -> float:
     """Bytes one rank must send in one step, from what `Backend.describe` says.
 
-    gradient_bytes: the trainable gradients in their wire type. weight_bytes: the trainable weights in the type they are
-    gathered in (ZeRO-1/2). gathered_bytes: all weights that ZeRO-3 / FSDP2 gathers before use (frozen ones too where
-    they are sharded; default: weight_bytes). ZeRO-1, 2: reduce-scatter of gradients + all-gather of weights = an
-    all-reduce; ZeRO-2 repeats the reduce-scatter every micro-batch. ZeRO-3: gathers forward and backward every
-    micro-batch, so 3x (Rajbhandari et al., 2020, section 7).
+    Args:
+        gradient_bytes: the trainable gradients in their wire type.
+        weight_bytes: the trainable weights in the type they are gathered in (ZeRO-1/2).
+        gathered_bytes: all weights that ZeRO-3 / FSDP2 gathers before use (frozen ones too where they are sharded;
+            default: weight_bytes).
+
+    Returns:
+        Bytes under ring algorithms. ZeRO-1 and 2: reduce-scatter of gradients + all-gather of weights = an all-reduce;
+        ZeRO-2 repeats the reduce-scatter every micro-batch. ZeRO-3 gathers forward and backward every micro-batch, so
+        3x (Rajbhandari et al., 2020, section 7).
     """
     share, micro = sent_share("all_gather", world_size), int(description.get("accumulation", 1))
     gathered = weight_bytes if gathered_bytes is None else gathered_bytes

@@ -3,7 +3,7 @@
 What DeepSpeed does by itself differs from the other engines in ways that its source shows; each is levelled here and
 written into `describe()["levelled"]`:
 
-- ``engine.backward`` divides by the accumulation steps (trap 2), so the loss is handed over undivided.
+- ``engine.backward`` divides by the accumulation steps, so the loss is handed over undivided.
 - Under ``torch_autocast`` with fp16, ZeRO 1-3 step one torch GradScaler a parameter group, but detect overflow and clip
   BEFORE it unscales: the norm that is clipped is still scaled (so gradients shrink by the scale), and the skipped step
   returns before ``GradScaler.update``, so the scale never falls (deepspeed/runtime/zero/stage_1_and_2.py, step and
@@ -50,7 +50,6 @@ from backends.shared.same_training import of_training
 from backends.shared.step import batch_norm_facts, describe_scale
 from backends.shared.step_parts import (
     LossMeter,
-    arrange,
     build_optimizer,
     check_micro_batches,
     global_norm,
@@ -124,7 +123,6 @@ class DeepSpeedBackend(TorchCollectives, Backend):
     def prepare(self, model: torch.nn.Module, optimization: Optimization) -> None:
         self.optimization = optimization
         self._step = 0
-        arrange(model, optimization)
         self._module: Any = model.to(self.device)
         self._native = optimization.precision != "fp32" and optimization.precision_mode == "native"
         named = trainable(model)
@@ -347,8 +345,6 @@ class DeepSpeedBackend(TorchCollectives, Backend):
             "optimizer": optimizer_facts(getattr(self._inner, "optimizer", self._inner)),
             "clipping": "deepspeed" if optimization.clip_norm is not None else None,
             "accumulation": optimization.accumulation,
-            "activation_checkpointing": optimization.activation_checkpointing,
-            "compile": optimization.compile,
             **zero_facts(self.engine),
             "offload_optimizer": settings.offload_optimizer,
             "offload_param": settings.offload_param,

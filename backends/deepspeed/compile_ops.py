@@ -55,7 +55,10 @@ def build_adam(*, on_cpu: bool, limit_s: float = _LIMIT_S) -> None:
 
 def to_compile(name: str, folder: Path | None = None) -> str:
     """One line where DeepSpeed's extension `name` (cpu_adam, fused_adam) is still to be compiled, "" where it is there.
-    folder: of the extensions; None = the one that the workers will use."""
+
+    Args:
+        folder: of the extensions; None = the one that the workers will use.
+    """
     if any((folder or extensions_folder()).rglob(f"{name}/{name}.so")):
         return ""
     return f"DeepSpeed compiles its optimizer ({name}) on first use: one to three minutes, later runs find it"

@@ -24,18 +24,28 @@ Elements = Annotated[int | None, Field(ge=1)]
 
 @declared(BackendError, "deepspeed: ")
 class DeepSpeedSettings(EngineSettings):
-    """None = DeepSpeed's own default (in brackets).
+    """Settings of DeepSpeed; None = its own default, given in brackets.
 
-    zero_stage: 0 none, 1 optimizer states, 2 and gradients, 3 and parameters are sharded. offload_optimizer,
-    offload_param: none, cpu or nvme (param: stage 3 only). reduce_bucket_size, allgather_bucket_size: ELEMENTS
-    exchanged at a time [5e8]. overlap_comm: reduce while backward goes on [stage 3 only]. reduce_scatter,
-    contiguous_gradients [true]. use_multi_rank_bucket_allreduce [true]: stages 1 and 2 all-reduce buckets and keep
-    a part; false = one reduce to each owner: less traffic, smaller messages. stage3_*: see DeepSpeed's ZeRO-3 page.
-    memory_efficient_linear [true]: stage 3's own linear layer; it keeps no gathered weights for backward, but rounds
-    elsewhere than torch's. communication_data_type: type of gradients on the wire ("" = that of the gradients).
-    optimizer_impl: ``torch`` = the class that all engines use, ``deepspeed`` = FusedAdam or CPUAdam (compiled on first
-    use), ``auto`` = torch in precision mode matched and deepspeed in native. config: a DeepSpeed json of the user's.
-    extra: further keys of that json, merged over it."""
+    Args:
+        zero_stage: what is sharded: 0 nothing, 1 optimizer states, 2 and gradients, 3 and parameters.
+        offload_optimizer, offload_param: none, cpu or nvme (parameters: stage 3 only); pin_memory, nvme_path: how and
+            where to.
+        reduce_bucket_size, allgather_bucket_size: elements, not bytes, exchanged at a time [5e8].
+        overlap_comm: reduce while backward goes on [stage 3 only].
+        reduce_scatter, contiguous_gradients, round_robin_gradients: see DeepSpeed's ZeRO page [true, true, false].
+        use_multi_rank_bucket_allreduce: stages 1 and 2 all-reduce buckets and keep a part; false = one reduce to each
+            owner: less traffic, smaller messages [true].
+        stage3_prefetch_bucket_size, stage3_param_persistence_threshold, stage3_max_live_parameters: see DeepSpeed's
+            ZeRO-3 page.
+        memory_efficient_linear: stage 3's own linear layer, which keeps no gathered weights for backward, but rounds
+            elsewhere than torch's [true].
+        communication_data_type: type of gradients on the wire; "" = that of the gradients.
+        gradient_predivide_factor: splits the averaging before and after the sum.
+        optimizer_impl: ``torch`` = the class that all engines use, ``deepspeed`` = FusedAdam or CPUAdam (compiled on
+            first use), ``auto`` = torch in precision mode matched and deepspeed in native.
+        config: a DeepSpeed json of the user's.
+        extra: further keys of that json, merged over it.
+    """
 
     zero_stage: Annotated[int, Field(ge=0, le=3, description="DeepSpeed's ZeRO stage, 0-3.")] = 2
     offload_optimizer: Offload = "none"
@@ -169,7 +179,7 @@ def _precision(optimization: Optimization, safe_modules: list[str] | None) -> di
 
 
 def optimizer_block(optimization: Optimization) -> dict[str, Any]:
-    """DeepSpeed's own optimizer. ``Adam`` means AdamW there unless adam_w_mode says otherwise (facts.md, trap 1)."""
+    """DeepSpeed's own optimizer. ``Adam`` means AdamW there unless told otherwise (deepspeed/runtime/engine.py)."""
     if optimization.optimizer == "sgd":
         raise BackendError("deepspeed has no SGD of its own: use optimizer_impl=torch with --optimizer sgd")
     params = {

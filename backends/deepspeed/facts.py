@@ -53,7 +53,11 @@ def levelled(settings: DeepSpeedSettings, optimization: Optimization) -> list[st
 
 
 def departures(settings: DeepSpeedSettings, optimization: Optimization, zero: Any) -> list[str]:
-    """How this is not quite the training of the other engines, from DeepSpeed's source. zero: its ZeRO part."""
+    """How this is not quite the training of the other engines, from DeepSpeed's source.
+
+    Args:
+        zero: its ZeRO part.
+    """
     precision, found = optimization.precision, []
     if settings.zero_stage == 3 and precision != "fp32" and zero.memory_efficient_linear:
         found.append(

@@ -23,7 +23,11 @@ _COLUMNS = 7  # hierarchical allreduce, hierarchical allgather, torus, cache, cy
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One setting that the tuner tried. score: bytes exchanged a microsecond, median of five."""
+    """One setting that the tuner tried.
+
+    Args:
+        score: bytes exchanged a microsecond, median of five.
+    """
 
     fusion_threshold_mb: float
     cycle_time_ms: float
@@ -34,7 +38,13 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """best: the sample with the highest score. finished: the tuner ended its search by itself. samples: how many."""
+    """What the search of Horovod's tuner ended with.
+
+    Args:
+        best: the sample with the highest score.
+        finished: the tuner ended its search by itself.
+        samples: how many.
+    """
 
     best: Sample
     samples: int
@@ -53,8 +63,9 @@ def phase(
     """`settings` with the tuner on, writing to `log`. It takes about 5 x steps_per_sample x (warmup + samples + 1)
     steps.
 
-    topology: also search hierarchical and torus reductions and the cache, which multiplies the search by up to 16 and
-    means something on several nodes only.
+    Args:
+        topology: also search hierarchical and torus reductions and the cache, which multiplies the search by up to 16
+            and means something on several nodes only.
     """
     extra: dict[str, Any] = {
         "HOROVOD_AUTOTUNE_WARMUP_SAMPLES": warmup,

@@ -1,9 +1,10 @@
 """Horovod: all-reduce of gradients by a background thread that negotiates, fuses and caches them.
 
-Order of a step (facts.md, trap 5): backward, `synchronize()`, unscale, clip, then the inner optimizer inside
-`skip_synchronize()`. The loss is divided by the accumulation steps here, because ``backward_passes_per_step`` sums and
-does not average (trap 2); the exchange happens once, in the last pass. Initial weights, buffers and optimizer state are
-broadcast here (trap 8). The learning rate is never scaled by the world size (trap 3).
+Order of a step, as Horovod's documentation has it for gradient clipping: backward, `synchronize()`, unscale, clip, then
+the inner optimizer inside `skip_synchronize()`. The loss is divided by the accumulation steps here, because
+``backward_passes_per_step`` sums and does not average; the exchange happens once, in the last pass. Initial weights and
+buffers are broadcast here: Horovod leaves that to its caller. The learning rate is not scaled by the world size, as
+Horovod's examples do: the other engines do not.
 """
 
 from __future__ import annotations

@@ -47,8 +47,13 @@ def micro_parts(global_batch: int, *, rank: int, world_size: int, accumulation: 
 
 @dataclass(frozen=True, kw_only=True)
 class ElasticSummary:
-    """worlds: (first step, world size) of each world that trained, in order. replayed: steps that were trained again
-    after a loss. The same on every rank."""
+    """How an elastic training went, the same on every rank.
+
+    Args:
+        steps: finished optimizer steps.
+        worlds: (first step, world size) of each world that trained, in order.
+        replayed: steps that were trained again after a worker was lost.
+    """
 
     steps: int
     worlds: list[tuple[int, int]] = field(default_factory=list)
@@ -64,20 +69,21 @@ def train(
     on_step: Callable[[int, StepReport], None] | None = None,
     on_world: Callable[[int, int], None] | None = None,
 ) -> ElasticSummary:
-    """Trains optimizer steps 0 to `steps` on whoever is there. Call it before any other collective of the job.
+    """Trains on the workers that there are. Call it before any other collective of the job.
 
-    on_step: called on every rank after a step with its number; a number comes again when its step is replayed.
-    on_world: called on every rank when a world begins, with the next step and the world size; records of later steps
-    are void then.
+    Args:
+        backend: prepared.
+        batches: makes any rank's micro-batches of any step.
+        steps: optimizer steps in all.
+        commit_every: steps between the states that a lost worker costs at most.
+        on_step: called on every rank after a step with its number; a number comes again when its step is replayed.
+        on_world: called on every rank when a world begins, with the next step and the world size; records of later
+            steps are void then.
+
+    Raises:
+        BackendError: where the job is not elastic, or a setting cannot be used in such a job.
     """
-    if not backend.elastic:
-        raise BackendError(
-            "this is not an elastic job: start it with horovodrun --min-np, --max-np and a discovery script"
-        )
-    if backend.settings.num_groups:
-        raise BackendError(
-            "horovod: num_groups broadcasts while it prepares, which an elastic job cannot: leave it at 0"
-        )
+    _check_elastic(backend)
     import horovod.torch as hvd
 
     state = _make_state(backend, hvd)
@@ -99,6 +105,18 @@ def train(
 
     go_on(state)
     return ElasticSummary(steps=backend.step, worlds=list(state.worlds), replayed=state.replayed)
+
+
+def _check_elastic(backend: HorovodBackend) -> None:
+    """Raises BackendError for a job that `train` cannot train."""
+    if not backend.elastic:
+        raise BackendError(
+            "this is not an elastic job: start it with horovodrun --min-np, --max-np and a discovery script"
+        )
+    if backend.settings.num_groups:
+        raise BackendError(
+            "horovod: num_groups broadcasts while it prepares, which an elastic job cannot: leave it at 0"
+        )
 
 
 def _make_state(backend: HorovodBackend, hvd: Any) -> Any:

@@ -13,20 +13,27 @@ from backends.declared import declared
 
 @declared(BackendError, "horovod: ")
 class HorovodSettings(EngineSettings):
-    """None = Horovod's own default (named in brackets).
+    """Settings of Horovod; None = its own default, given in brackets.
 
-    fusion_threshold_mb: MiB of gradients exchanged as one message [128]. cycle_time_ms: how often the background thread
-    looks for ready gradients [1]. cache_capacity: negotiated responses kept [1024]. num_groups: gradients grouped into
-    so many all-reduces (0 = by readiness). compression: ``none`` or ``fp16``, the type on the wire. op: ``average``, or
-    ``adasum`` (arXiv:2006.02924; not the same training, so never comparable with the others).
-    gradient_predivide_factor: splits the averaging before and after the sum. hierarchical_allreduce: reduce inside a
-    node first. async_completion [false]: on a GPU, the stream waits for the exchange, not the host. nccl_streams [1]:
-    exchanges at a time on a GPU. controller: who negotiates, ``gloo`` or ``mpi`` (auto = the launcher's). timeline:
-    file for Horovod's trace; slows the run. autotune: search for fusion and cycle while training; see
-    backends.horovod.autotune for the separate phase. tune_steps: train so many steps first, in processes of their own,
-    with the tuner on, and fix what it found for the run (0 = no). min_np, max_np: an elastic job goes on with so few
-    workers and takes in so many (0 = not elastic); commit_every: steps between the states that it can go back to. What
-    starts the processes acts on these four. extra: further environment variables (HOROVOD_...), set before hvd.init.
+    Args:
+        fusion_threshold_mb: MiB of gradients exchanged as one message [128].
+        cycle_time_ms: how often the background thread looks for ready gradients, ms [1].
+        cache_capacity: negotiated responses kept [1024].
+        num_groups: gradients grouped into so many all-reduces; 0 = by readiness.
+        compression: type on the wire; none = the gradient's own.
+        op: ``average``, or ``adasum`` (arXiv:2006.02924): another training, never comparable with the others.
+        gradient_predivide_factor: splits the averaging before and after the sum.
+        hierarchical_allreduce: reduce inside a node first.
+        async_completion: on a GPU, the stream waits for the exchange, not the host [false].
+        nccl_streams: exchanges at a time on a GPU [1].
+        controller: who negotiates, ``gloo`` or ``mpi``; auto = the launcher's.
+        timeline: file for Horovod's trace; slows the run.
+        autotune, autotune_log: search for fusion and cycle while training, and the file of what was tried.
+        tune_steps: train so many steps first, in processes of their own, with the tuner on, and fix what it found for
+            the run (`backends.horovod.autotune`); 0 = no. The launching side acts on it and on the next three.
+        min_np, max_np: minimum and maximum number of workers of an elastic job; 0 = not elastic.
+        commit_every: optimizer steps between the states that an elastic job can go back to.
+        extra: further environment variables (HOROVOD_...), set before hvd.init.
     """
 
     fusion_threshold_mb: Annotated[float | None, Field(ge=0, le=65536)] = None
@@ -56,7 +63,7 @@ class HorovodSettings(EngineSettings):
             ("op 'adasum'", self.op == "adasum"),
         ):
             if self.num_groups and changed:  # horovod/torch/optimizer.py: grouped all-reduces know of neither
-                raise BackendError(f"horovod: num_groups drops {name} without a word: leave one of them out")
+                raise BackendError(f"horovod: num_groups ignores {name}: leave one of them out")
         if self.tune_steps and self.autotune:
             raise BackendError("horovod: autotune tunes while it trains, tune_steps before: leave one of them out")
         for name in self.extra:

@@ -42,7 +42,7 @@ def _finalize_mpi() -> None:
     """What mpirun wants of every rank that ends well and has started MPI: else it ends with 1 ("exiting improperly").
 
     Only where mpi4py has started it (`backends.torch.rendezvous`); Horovod's shutdown ends what Horovod started. It
-    waits for the other ranks, but not for ever: SIGALRM then ends this process. After a failure nobody may wait.
+    waits for the other ranks, at most `_MPI_LIMIT_S`: SIGALRM then ends this process. After a failure it is not called.
     """
     loaded = sys.modules.get("mpi4py.MPI")
     if loaded is None or not loaded.Is_initialized() or loaded.Is_finalized():

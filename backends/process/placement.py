@@ -1,4 +1,4 @@
-"""Which ranks share a machine, where no launcher says it: every rank tells the others its machine's name.
+"""Which ranks share a machine, where no launcher says it: ranks exchange the names of their machines.
 
 Kubernetes operators and hand-written Slurm lines set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT but no LOCAL_RANK.
 Without it every rank would take the first GPU of its machine.
@@ -18,10 +18,15 @@ MEETING_LIMIT_S = 120.0
 
 
 def placed(facts: ProcessFacts, limit_s: float = MEETING_LIMIT_S) -> ProcessFacts:
-    """`facts` with local rank and size; asks the other ranks, within `limit_s` seconds, only where they are not known.
+    """`facts` with local rank and size; asks the other ranks only where they are not known.
 
-    The store that they met at is kept for `process_group.join`. Raises RankError where a rank does not appear, appears
-    twice, or rank 0 cannot be reached.
+    The store that they met at is kept for `backends.torch.rendezvous.join`.
+
+    Args:
+        limit_s: of the waiting, in seconds.
+
+    Raises:
+        RankError: where a rank does not appear, appears twice, or rank 0 cannot be reached.
     """
     if facts.is_placed:
         return facts

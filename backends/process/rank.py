@@ -100,11 +100,15 @@ UNKNOWN = -1
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessFacts:
-    """Rank 0..world_size-1 over all nodes; local_rank 0..local_size-1 on this node; who started it (``env``: RANK and
-    WORLD_SIZE were set by hand, ``none``: nobody).
+    """Which rank this process is, and who started it.
 
-    local_rank, local_size: UNKNOWN where the environment says only where rank 0 is: `backends.process.placement.placed`
-    asks the other ranks.
+    Args:
+        rank, world_size: 0 to world_size - 1 over all nodes.
+        local_rank, local_size: 0 to local_size - 1 on this node; UNKNOWN where the environment says only where rank 0
+            is: `backends.process.placement.placed` asks the other ranks.
+        launcher: who started it; ``env``: RANK and WORLD_SIZE were set by hand, ``none``: no launcher.
+        hostname: of this node.
+        master_addr, master_port: where rank 0 listens, where the launcher says it.
     """
 
     rank: int = 0
@@ -143,7 +147,11 @@ class _Found:
 def detect(environ: Mapping[str, str] | None = None, local_rank: int | None = None) -> ProcessFacts:
     """The facts of this process from `environ` (default: os.environ); a lone process is rank 0 of 1.
 
-    local_rank: from the worker's command line, where deepspeed and torch.distributed.launch put it. Raises RankError.
+    Args:
+        local_rank: from the worker's command line, where deepspeed and torch.distributed.launch put it.
+
+    Raises:
+        RankError: where the environment is not complete, not possible or contradicts itself.
     """
     env = {name: text for name, text in (os.environ if environ is None else environ).items() if text.strip()}
     if local_rank is not None and env.setdefault("LOCAL_RANK", str(local_rank)) != str(local_rank):
@@ -159,8 +167,8 @@ def detect(environ: Mapping[str, str] | None = None, local_rank: int | None = No
 
 
 def _trust(found: _Found) -> int:
-    """A complete set counts before one with a local rank, and that before a mere pair, of which a lone rank's tells
-    least: an engine leaves one in the environment of its process."""
+    """A complete set counts before one with a local rank, and that before a mere pair. A pair that says rank 0 of 1
+    counts least: an engine leaves one in the environment of its process."""
     if found.is_complete:
         return 3
     return 0 if found.size == 1 else 1 if found.local_rank is None else 2

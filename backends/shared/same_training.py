@@ -1,6 +1,6 @@
 """What a checkpoint and the job that resumes it must share, whatever the engine: all that decides the arithmetic.
 
-Resumed with another precision, optimizer or schedule, a run would go on without a word as a mixture that no record
+Resumed with another precision, optimizer or schedule, a run would go on unnoticed as a mixture that no record
 describes. What decides speed and memory alone (buckets, offload, recomputation, compiling) may change.
 """
 
@@ -18,10 +18,14 @@ REMEDY = "resume with what it was saved with, or start another run: leave resume
 
 
 def of_training(optimization: Optimization) -> dict[str, Any]:
-    """The part of the optimization that decides the arithmetic. Of a constant schedule, neither its warm-up nor its end
-    is part of it; of another precision than fp16, the rule of the loss scale is not."""
+    """The part of the optimization that decides the arithmetic.
+
+    Returns:
+        Field -> value, JSON types. Of a constant schedule, neither warm-up nor the number of steps is part of it; of
+        another precision than fp16, the rule of the loss scale is not.
+    """
     facts = asdict(optimization)
-    left_out = {"activation_checkpointing", "compile"}
+    left_out = set()
     if optimization.precision != "fp16":
         left_out.add("loss_scale")
     if optimization.schedule == "constant":

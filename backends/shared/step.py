@@ -22,7 +22,6 @@ from backends.shared.loss_scale import DynamicScale
 from backends.shared.same_training import TRAINING, of_training
 from backends.shared.step_parts import (
     LossMeter,
-    arrange,
     autocast,
     build_optimizer,
     check_micro_batches,
@@ -46,7 +45,6 @@ class StepBackend(Backend):
     def prepare(self, model: torch.nn.Module, optimization: Optimization) -> None:
         self.optimization = optimization
         self._step = 0
-        arrange(model, optimization)
         self._model: Any = model.to(self.device)
         self._callable: Any = self._model
         self.broadcast_model(self._model)
@@ -96,6 +94,19 @@ class StepBackend(Backend):
                 parameter.grad = torch.zeros_like(parameter)
         return gradients(self._parameters.values())
 
+    def local_weights(self) -> dict[str, torch.Tensor]:
+        """What this rank holds of the trained weights by name, as plain tensors that share their memory: all of them,
+        or its shards."""
+        return {name: parameter.detach() for name, parameter in self._parameters.items()}
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """The optimizer's ``state_dict`` with what this rank holds of it as plain tensors, for a checkpoint."""
+        return self._optimizer.state_dict()
+
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        """The reverse of `optimizer_state`."""
+        self._optimizer.load_state_dict(state)
+
     def all_reduce_gradients(self) -> None:
         """When it returns, the gradients are the mean over all ranks. An engine that exchanges them in the backward
         pass waits here until that has ended."""
@@ -105,16 +116,26 @@ class StepBackend(Backend):
         return overflow
 
     def clip_gradients(self, grads: list[torch.Tensor]) -> torch.Tensor:
-        """Scales the gradients in place to a global L2 norm of at most the job's `clip_norm`. grads: as
-        `local_gradients` gives them. Returns the norm before (0-dim fp32), without a wait for the device."""
+        """Scales the gradients in place to a global L2 norm of at most the job's `clip_norm`.
+
+        Args:
+            grads: as `local_gradients` gives them.
+
+        Returns:
+            The norm before, 0-dim fp32, without a wait for the device.
+        """
         norm = global_norm(grads, self.device)
         if self.optimization.clip_norm is not None:
             clip_grads_with_norm_(self._parameters.values(), self.optimization.clip_norm, norm)
         return norm
 
     def optimizer_step(self, overflow: torch.Tensor | None) -> None:
-        """Updates the weights. overflow: 0-dim bool, True where an fp16 gradient is not finite and the step is to be
-        skipped; None where that cannot be (fp32, bf16)."""
+        """Updates the weights.
+
+        Args:
+            overflow: 0-dim bool, True where an fp16 gradient is not finite and the step is to be skipped; None where
+                that cannot be (fp32, bf16).
+        """
         if overflow is None:
             self._optimizer.step()
         else:
@@ -194,9 +215,9 @@ class StepBackend(Backend):
             "world_size": self.world_size,
             TRAINING: self._training(),
             "step": self._step,
-            "weights": {name: p.detach().cpu() for name, p in self._parameters.items()},
+            "weights": {name: value.cpu() for name, value in self.local_weights().items()},
             "buffers": buffers,
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self.optimizer_state(),
             "scale": self._scale.state() if self._scale is not None else None,
         }
 
@@ -210,19 +231,14 @@ class StepBackend(Backend):
                 "the checkpoint was trained in another precision: resume with the precision it was saved with"
             )
         with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                if parameter.shape != state["weights"][name].shape:
+            for name, value in self.local_weights().items():
+                if value.shape != state["weights"][name].shape:
                     raise BackendError(f"the checkpoint is of another model: tensor '{name}' has another shape")
-                parameter.copy_(state["weights"][name])
-        self._load_rest(state)
-
-    def _load_rest(self, state: dict[str, Any]) -> None:
-        """All but the weights: buffers, optimizer, loss scale, step."""
-        with torch.no_grad():
+                value.copy_(state["weights"][name])
             for name, buffer in self._model.named_buffers():
                 if name in state["buffers"]:
                     buffer.copy_(state["buffers"][name])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self.load_optimizer_state(state["optimizer"])
         # A step that was cut, say by a peer's death between backward and exchange, has left its gradients: the next
         # backward pass would add to them.
         self._optimizer.zero_grad()
@@ -246,8 +262,6 @@ class StepBackend(Backend):
             "optimizer": optimizer_facts(self._optimizer),
             "clipping": "torch" if optimization.clip_norm is not None else None,
             "accumulation": optimization.accumulation,
-            "activation_checkpointing": optimization.activation_checkpointing,
-            "compile": optimization.compile,
             "zero_stage": None,
             "trainable_parameters": sum(p.numel() for p in self._parameters.values()),
             "loss_scale_rule": describe_scale(self._scale),

@@ -25,21 +25,6 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return found
 
 
-def arrange(model: torch.nn.Module, optimization: Optimization) -> None:
-    """Asks the model to recompute its activations in backward and to compile its blocks, where the job says so. Before
-    an engine takes the model. Raises BackendError where it cannot."""
-    name = type(model).__name__
-    if optimization.activation_checkpointing:
-        switch = getattr(model, "set_activation_checkpointing", None)
-        if switch is None:
-            raise BackendError(f"{name} cannot recompute activations: leave activation checkpointing off")
-        switch(True)
-    if optimization.compile:
-        compile_blocks = getattr(model, "compile_blocks", None)
-        if compile_blocks is None or not compile_blocks():
-            raise BackendError(f"{name} has no block that can be compiled: leave compile off")
-
-
 def optimizer_class(optimization: Optimization) -> type[torch.optim.Optimizer]:
     """torch's class for the job's optimizer."""
     return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimization.optimizer]

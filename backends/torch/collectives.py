@@ -24,7 +24,7 @@ class TorchCollectives:
     def check_job(
         cls, settings: EngineSettings, optimization: Optimization, *, world_size: int, micro_batch: int, launcher: str
     ) -> None:
-        """See `Backend.check_job`. horovodrun's own controller tells ranks nothing that torch could meet by."""
+        """See `Backend.check_job`. horovodrun with gloo gives its ranks no address at which torch could meet."""
         if world_size > 1 and launcher == "horovodrun":
             raise BackendError(
                 "horovodrun (gloo) does not tell its ranks where rank 0 is: use --launcher torchrun, deepspeed, mpirun "

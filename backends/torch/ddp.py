@@ -37,10 +37,17 @@ WIRE_HOOKS = {"none": None, "fp16": "fp16_compress_hook", "bf16": "bf16_compress
 
 @declared(BackendError, "ddp: ")
 class DdpSettings(EngineSettings):
-    """bucket_cap_mb: gradients are exchanged in buckets of this size (MiB) while backward goes on (None = torch's own:
-    25 after a first one of 1). gradient_as_bucket_view: gradients live in the buckets, one copy less. static_graph: the
-    same parameters take part in every step (also allows parameters that never do). compression: type on the
-    wire (none = the gradient's own). extra: passed to DistributedDataParallel as they are."""
+    """Settings of DistributedDataParallel.
+
+    Args:
+        bucket_cap_mb: gradients are exchanged in buckets of this size, MiB, while backward goes on; None = torch's own:
+            25 after a first one of 1.
+        gradient_as_bucket_view: gradients live in the buckets, one copy less.
+        static_graph: the same parameters take part in every step; also allows parameters that never do.
+        find_unused_parameters: look in every step for parameters that take no part.
+        compression: type on the wire; none = the gradient's own.
+        extra: passed to DistributedDataParallel as it is.
+    """
 
     bucket_cap_mb: Annotated[float | None, Field(gt=0, le=65536)] = None
     gradient_as_bucket_view: bool = True

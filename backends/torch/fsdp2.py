@@ -1,8 +1,8 @@
 """torch FSDP2 (``fully_shard``): what users would pick instead of ZeRO-3.
 
 Trainable parameters, their gradients and the optimizer state are sharded over the ranks; frozen parameters are left
-whole on every rank, so that they are never exchanged. On the CPU, gloo has no averaging reduce-scatter (it sums in
-silence, facts.md trap 11), so the exchange is forced to sums with a division of its own.
+whole on every rank, so that they are never exchanged. On the CPU, gloo's reduce-scatter sums where an average is asked
+for and raises no error, so the exchange is set to a sum and a division of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, cast
 import torch
 import torch.distributed as dist
 from pydantic import Field
+from torch.utils._pytree import tree_map
 
 from backends.base import Availability, BackendError, EngineSettings, Optimization, check_extra
 from backends.checks.traffic import Exchange, counting_torch
@@ -33,13 +34,20 @@ from backends.tuning import Candidate, Situation
 
 @declared(BackendError, "fsdp2: ")
 class Fsdp2Settings(EngineSettings):
-    """reshard_after_forward: free the whole parameters after forward and gather them again in backward (ZeRO-3), or
-    keep them (ZeRO-2's traffic). wrap_min_parameters: blocks of a ModuleList, and linear or convolution layers outside
-    of them, with at least so many trainable parameters are gathered on their own; the rest with the root. cpu_offload:
-    shards and optimizer state live on the CPU. forward_prefetch: groups whose weights are asked for before the current
-    one computes (0 = as torch does it: the next one while this one computes); the order is that of their definition.
-    gather_dtype: ``bf16`` gathers weights in bf16, and rounds norms and biases with them ("" = fp32; only where
-    the job computes in bf16). extra: passed to ``fully_shard`` as they are."""
+    """Settings of FSDP2.
+
+    Args:
+        reshard_after_forward: free the whole parameters after forward and gather them again in backward (ZeRO-3), or
+            keep them (ZeRO-2's traffic).
+        wrap_min_parameters: blocks of a ModuleList, and linear or convolution layers outside of them, with at least so
+            many trainable parameters are gathered on their own; the rest with the root.
+        cpu_offload: shards and optimizer state live on the CPU.
+        forward_prefetch: groups whose weights are asked for before the current one computes, in the order of their
+            definition; 0 = as torch does it: the next one while this one computes.
+        gather_dtype: ``bf16`` gathers weights in bf16, and rounds norms and biases with them, where the job computes in
+            bf16; "" = fp32.
+        extra: passed to ``fully_shard`` as it is.
+    """
 
     reshard_after_forward: bool = True
     wrap_min_parameters: Annotated[int, Field(ge=0)] = 1_000_000
@@ -180,42 +188,34 @@ class Fsdp2Backend(TorchCollectives, StepBackend):
     def _shard_name(self) -> str:
         return f"state-{self.rank}-of-{self.world_size}.pt"
 
-    def _state(self) -> dict[str, Any]:
-        state = super()._state()
-        state["weights"] = {name: _local(p.detach()).cpu() for name, p in self._parameters.items()}
-        moments = state["optimizer"]["state"]
-        state["optimizer"]["state"] = {
-            key: {name: _local(value).cpu() if torch.is_tensor(value) else value for name, value in entry.items()}
-            for key, entry in moments.items()
-        }
-        return state
+    def local_weights(self) -> dict[str, torch.Tensor]:
+        return {name: _local(parameter.detach()) for name, parameter in self._parameters.items()}
 
-    def _load_state(self, state: dict[str, Any]) -> None:
-        """Puts this rank's plain shards back behind the sharded parameters."""
+    def optimizer_state(self) -> dict[str, Any]:
+        return tree_map(lambda leaf: _local(leaf).cpu() if torch.is_tensor(leaf) else leaf, super().optimizer_state())
+
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Puts this rank's plain shards back behind tensors that are sharded as their weights are.
+
+        torch.distributed.checkpoint.state_dict is not used for it: it steps a fresh optimizer once, with zero
+        gradients, to have a state that it can fill, and is no shorter. The files of torch.distributed.checkpoint
+        unpickle whatever they hold; ours load nothing but tensors and plain containers.
+        """
         from torch.distributed.tensor import DTensor
 
-        if set(state["weights"]) != set(self._parameters):
-            odd = sorted(set(state["weights"]) ^ set(self._parameters))[0]
-            raise BackendError(f"the checkpoint is of another model: it differs in tensor '{odd}'")
-        ordered = list(self._parameters.values())
-        for index, entry in state["optimizer"]["state"].items():
-            like = ordered[int(index)]
+        weights = list(self._parameters.values())
+        for index, entry in state["state"].items():
+            weight = weights[int(index)]
             for name, value in entry.items():
-                if torch.is_tensor(value) and value.shape == _local(like).shape and value.dim() > 0:
+                if torch.is_tensor(value) and value.shape == _local(weight).shape and value.dim() > 0:
                     entry[name] = DTensor.from_local(
-                        value.to(_local(like).device),
-                        like.device_mesh,
-                        like.placements,
-                        shape=like.shape,
-                        stride=like.stride(),
+                        value.to(_local(weight).device),
+                        weight.device_mesh,
+                        weight.placements,
+                        shape=weight.shape,
+                        stride=weight.stride(),
                     )
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                local = _local(parameter)
-                if local.shape != state["weights"][name].shape:
-                    raise BackendError(f"the checkpoint is of another model: tensor '{name}' has another shape")
-                local.copy_(state["weights"][name])
-        self._load_rest(state)
+        super().load_optimizer_state(state)
 
     def describe(self) -> dict[str, Any]:
         native = self.optimization.precision_mode == "native" and self.optimization.precision != "fp32"

@@ -54,8 +54,11 @@ class Surroundings(nn.Module):
 class ContextDecoder(nn.Module):
     """Log odds of "abnormal" at every place of the finest grid, one map for all tapped blocks.
 
-    channels: token width of each tapped block. width: of the text space. dropout: chance inside the residual branches.
-    scale, learned_scale, learned_text: as of `core_model.anomalygpt.decoder.ImageDecoder`.
+    Args:
+        channels: token width of each tapped block.
+        width: of the text space.
+        dropout: chance inside the residual branches.
+        scale, learned_scale, learned_text: as of `core_model.anomalygpt.decoder.ImageDecoder`.
     """
 
     def __init__(

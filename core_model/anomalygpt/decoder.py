@@ -115,9 +115,12 @@ class Adapter(nn.Module):
 class ImageDecoder(nn.Module):
     """Log odds of "abnormal" at every patch, for each tapped block.
 
-    channels: token width of each tapped block. width: of the text space. scale: factor on the cosine (100 in the
-    paper); `learned_scale` makes it a parameter that starts there. learned_text: two text vectors a block are
-    parameters, for presets without a text tower; otherwise the text features are given to `forward`.
+    Args:
+        channels: token width of each tapped block.
+        width: of the text space.
+        scale: factor on the cosine (100 in the paper); `learned_scale` makes it a parameter that starts there.
+        learned_text: two text vectors a block are parameters, for presets without a text tower; otherwise the text
+            features are given to `forward`.
     """
 
     def __init__(
@@ -150,8 +153,10 @@ class ImageDecoder(nn.Module):
     ) -> list[Tensor]:
         """One (B, h, w) fp32 tensor of log odds a block.
 
-        tokens: (B, N, C_k) a block. grids: (h, w) a block, N = h * w. text: (B, 2, width), [normal, abnormal], unit
-        length; None where the decoder has learned its own.
+        Args:
+            tokens: (B, N, C_k) a block.
+            grids: (h, w) a block, N = h * w.
+            text: (B, 2, width), [normal, abnormal], unit length; None where the decoder has learned its own.
         """
         results = []
         for index, (adapter, block, grid) in enumerate(zip(self.adapters, tokens, grids, strict=True)):

@@ -21,11 +21,14 @@ _Weight = Annotated[float, Field(ge=0)]
 
 @declared(ModelError, "model.losses: ")
 class LossWeights:
-    """What is added up. The first four fields are the paper's (all 1, gamma 2); the rest is the study's future work.
+    """Weights of the parts of the loss.
 
-    verdict_weight: weight of an answer's first token (Yes or No) against its other tokens (weighted cross-entropy).
-    defective_weight: weight of a defective sample's cross-entropy against a good one's.
-    map_loss: ``focal`` or ``combined_focal``, which balances defect and background and adapts its gamma.
+    The first four fields are the paper's (all 1, gamma 2); the others are named as future work by the NCHC study.
+
+    Args:
+        verdict_weight: weight of an answer's first token (Yes or No) against its other tokens (weighted cross-entropy).
+        defective_weight: weight of a defective sample's cross-entropy against a good one's.
+        map_loss: ``focal`` or ``combined_focal``, which balances defect and background and adapts its gamma.
     """
 
     cross_entropy: _Weight = 1.0
@@ -42,8 +45,11 @@ def token_cross_entropy(
 ) -> Tensor:
     """Cross-entropy (samples,): the (weighted) mean over each sample's own answer tokens.
 
-    logits: (M, vocab) at the M places whose next token is learned; labels: (M,); rows: (M,) sample index of each place;
-    weights: (M,) or None = 1.
+    Args:
+        logits: (M, vocab) at the M places whose next token is learned.
+        labels: (M,).
+        rows: (M,) sample index of each place.
+        weights: (M,) or None = 1.
     """
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     weights = torch.ones_like(losses) if weights is None else weights.to(losses.dtype)
@@ -54,7 +60,10 @@ def token_cross_entropy(
 def focal(logits: Tensor, masks: Tensor, gamma: float | Tensor = 2.0) -> Tensor:
     """Mean over pixels of -(1 - p)^gamma log p, p the probability given to the true class; shape (B, ...).
 
-    logits: (B, ..., H, W), log odds of "defect"; masks: broadcastable, 1 = defect. gamma: number or (B, ...).
+    Args:
+        logits: (B, ..., H, W), log odds of "defect".
+        masks: broadcastable, 1 = defect.
+        gamma: number or (B, ...).
     """
     return _focal_pixels(logits.float(), masks.float(), gamma).mean(dim=(-2, -1))
 

@@ -38,14 +38,21 @@ CHUNK = 16_384  # bank rows compared at once: bounds the similarity matrix to (B
 class MemoryOptions:
     """How the memory is made and used.
 
-    rotations: degrees, multiples of 90. distance: ``cosine`` or ``l2``. blocks: which of the tapped blocks, by their
-    place in the list, () = all. combination: ``memory`` alone or ``both``. weight: of the memory's calibrated map
-    beside the decoder's in ``both``. limit: most tokens kept of a category and block, evenly chosen (0 = all).
-    coreset: share of the tokens kept, those that leave none far from a kept one (0 = all). neighbourhood: a token is
-    the mean over this many patches squared around it (1 = itself). joined: the blocks are one long token, compared at
-    once, where otherwise each block finds a neighbour of its own. balanced: each block's distances in units of those
-    that good pictures have among themselves, before the mean over blocks. smooth: standard deviation in pixels of a
-    Gaussian over the map (0 = none). score: rule of `core_model.anomalygpt.scoring` for this memory, "" = the model's.
+    Args:
+        rotations: degrees, multiples of 90.
+        distance: ``cosine`` or ``l2``.
+        blocks: which of the tapped blocks, by their place in the list, () = all.
+        combination: ``memory`` alone or ``both``.
+        weight: of the memory's calibrated map beside the decoder's in ``both``.
+        limit: most tokens kept of a category and block, evenly chosen (0 = all).
+        coreset: share of the tokens kept, those that leave none far from a kept one (0 = all).
+        neighbourhood: a token is the mean over this many patches squared around it (1 = itself).
+        joined: the blocks are one long token, compared at once, where otherwise each block finds a neighbour of its
+            own.
+        balanced: each block's distances in units of those that good pictures have among themselves, before the mean
+            over blocks.
+        smooth: standard deviation in pixels of a Gaussian over the map (0 = none).
+        score: rule of `core_model.anomalygpt.scoring` for this memory, "" = the model's.
     """
 
     rotations: tuple[int, ...] = ROTATIONS

@@ -33,9 +33,12 @@ TRAINED_PARTS = ("decoder", "prompt_learner", "projection")
 class AnomalyGPT(nn.Module):
     """The whole model. Built by `core_model.build.build`.
 
-    encoder, language: frozen (but for LoRA, if any). decoder, prompt_learner, projection: trained. text: features of
-    "normal" and "abnormal" a category, None where the decoder learns its own. image_size: side of the pictures, pixels.
-    detach_map: the answer's loss does not reach the decoder through the map.
+    Args:
+        encoder, language: frozen (but for LoRA, if any).
+        decoder, prompt_learner, projection: trained.
+        text: features of "normal" and "abnormal" a category, None where the decoder learns its own.
+        image_size: side of the pictures, pixels.
+        detach_map: the answer's loss does not reach the decoder through the map.
     """
 
     supports_maps = True
@@ -157,8 +160,11 @@ class AnomalyGPT(nn.Module):
         *,
         features: Features | None = None,
     ) -> Tensor:
-        """(B, S, S) fp32, larger = more anomalous. Without memory: the decoder's, in [0, 1]. memory: good pictures;
-        its own options say whether its map stands alone or is added to the decoder's."""
+        """(B, S, S) fp32, larger = more anomalous. Without memory: the decoder's, in [0, 1].
+
+        Args:
+            memory: good pictures; its own options say whether its map stands alone or is added to the decoder's.
+        """
         side = images.shape[-1]
         features = features if features is not None else self.features(images)
         if memory is not None and not memory.uses_decoder:
@@ -200,11 +206,15 @@ class AnomalyGPT(nn.Module):
         seed: int = 0,
         use_cache: bool = True,
     ) -> list[str]:
-        """Answers to one question a picture. histories: earlier (question, answer) turns a picture.
+        """Answers to one question a picture.
 
-        maps: (B, S, S) probabilities that the prompt learner reads instead of the decoder's (few-shot use). Greedy
-        where temperature is 0. features: of these pictures, if they are known already. openings: the beginning of each
-        answer, such as "No, there is no defect"; the language model goes on from there.
+        Args:
+            histories: earlier (question, answer) turns a picture.
+            maps: (B, S, S) probabilities that the prompt learner reads instead of the decoder's (few-shot use).
+            temperature: 0 = greedy.
+            features: of these pictures, if they are known already.
+            openings: the beginning of each answer, such as "No, there is no defect"; the language model goes on from
+                there.
         """
         if not len(images) == len(categories) == len(questions):
             counts = f"{len(images)} pictures, {len(categories)} categories, {len(questions)} questions"

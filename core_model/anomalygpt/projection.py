@@ -40,7 +40,11 @@ PROJECTIONS = {"two_stage": TwoStageProjection, "mlp": MLPProjection}
 
 
 def projection(name: str, *, embedding: int, joint: int, width: int) -> nn.Module:
-    """The projection called `name`. embedding: width of the encoder's output, 0 where it is `joint` already."""
+    """The projection called `name`.
+
+    Args:
+        embedding: width of the encoder's output, 0 where it is `joint` already.
+    """
     if name not in PROJECTIONS:
         raise ModelError(f"unknown projection '{name}': choose one of {', '.join(PROJECTIONS)}")
     return PROJECTIONS[name](embedding, joint, width)

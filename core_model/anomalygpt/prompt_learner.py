@@ -15,12 +15,14 @@ MAP_PROMPTS = 9  # a 5x5 convolution without padding on the 7x7 bottom of the st
 class PromptLearner(nn.Module):
     """9 learned base prompts, and 9 prompts made of the map by convolutions.
 
-    Stages of 3x3 convolution, ReLU and 2x2 max pooling widen 1 channel to ``channels`` and halve the side each, down
-    to 7x7; a 5x5 convolution to the language model's width then leaves 3x3 places = 9 vectors, one for each place of
-    the 3x3 grid that answers name. A map of another side than 7 * 2^stages is resampled first.
+    Stages of 3x3 convolution, ReLU and 2x2 max pooling widen 1 channel to ``channels`` and halve the side each, down to
+    7x7; a 5x5 convolution to the language model's width then leaves 3x3 places = 9 vectors, one for each place of the
+    3x3 grid that answers name. A map of another side than 7 * 2^stages is resampled first.
 
-    channels: (4, 16, 64, 256, 1024) in the paper. prompt_std: standard deviation of the base prompts at the start; the
-    standard deviation of the language model's embeddings keeps the vectors in the range it knows.
+    Args:
+        channels: (4, 16, 64, 256, 1024) in the paper.
+        prompt_std: standard deviation of the base prompts at the start; the standard deviation of the language model's
+            embeddings keeps the vectors in the range it knows.
     """
 
     def __init__(
@@ -59,7 +61,11 @@ class PromptLearner(nn.Module):
         return MAP_PROMPTS + self.base_prompts.shape[0]
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, 9 + 9, width): base prompts first. maps: (B, S, S) probabilities of "defect"."""
+        """(B, 9 + 9, width): base prompts first.
+
+        Args:
+            maps: (B, S, S) probabilities of "defect".
+        """
         x = maps[:, None]
         if x.shape[-1] != self.input_side:
             size = (self.input_side, self.input_side)

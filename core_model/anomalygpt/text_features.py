@@ -39,7 +39,9 @@ def sentences(category: str) -> tuple[list[str], list[str]]:
 class TextFeatures:
     """Caches the (2, width) features of each category. Not a module: it holds no weights and travels with no state.
 
-    encode: sentences -> (len, width), run without gradient. centred: see above.
+    Args:
+        encode: sentences -> (len, width), run without gradient.
+        centred: see above.
     """
 
     def __init__(self, encode: Callable[[list[str]], Tensor], *, centred: bool) -> None:

@@ -33,10 +33,16 @@ def open_dataset(
 ) -> Dataset:
     """The data set that `spec` names: ``textures``, ``LAYOUT:DIR`` (one category or several), or such joined by ``+``.
 
-    split: ``train``, ``val`` (needs option ``holdout`` or ``folds``) or ``test``. simulation: a recipe of
-    `core_model.data.defects.RECIPES`, "" = the default. options: fields of `DataOptions`.
-    Every file of the split is looked at (headers, and a few masks), so that a job fails before it starts. Raises
-    DataError.
+    Args:
+        split: ``train``, ``val`` (needs option ``holdout`` or ``folds``) or ``test``.
+        simulation: a recipe of `core_model.data.defects.RECIPES`, "" = the default.
+        image_size: side that pictures are brought to, pixels.
+        seed: of the order and of the simulated defects.
+        options: fields of `DataOptions`.
+
+    Raises:
+        DataError: for what is wrong with the folder. Every file of the split is looked at (headers, and a few masks),
+            so that a job fails before it starts.
     """
     if split not in SPLITS:
         raise DataError(f"unknown split '{split}': choose one of {', '.join(SPLITS)}")
@@ -45,21 +51,13 @@ def open_dataset(
     recipe = recipe_named(simulation)
     chosen = options if isinstance(options, DataOptions) else DataOptions.from_mapping(options or {})
     layouts = read_sources(spec)
-    available = sorted({category for layout in layouts for category in layout.categories})
-    unknown = sorted(set(chosen.categories) - set(available))
-    if unknown:
-        raise DataError(f"'{spec}' has no category '{unknown[0]}': it has {', '.join(available)}")
-
+    _check_categories(spec, layouts, chosen)
     if split == "test":
         pictures = _test_pictures(spec, [picture for layout in layouts for picture in layout.test], chosen)
         entries = test_entries(pictures, chosen)
     else:
         pictures, entries = _good(spec, layouts, chosen, split)
-    if chosen.white:
-        pictures = [
-            replace(picture, white=chosen.white) if isinstance(picture, FilePicture) else picture
-            for picture in pictures
-        ]
+    pictures = _with_white(pictures, chosen.white)
     questions = check(picture for picture in pictures if isinstance(picture, FilePicture))
     return Dataset(
         layouts,
@@ -72,6 +70,21 @@ def open_dataset(
         options=chosen,
         questions=questions,
     )
+
+
+def _check_categories(spec: str, layouts: Sequence[Layout], options: DataOptions) -> None:
+    """Raises DataError for a wanted category that is not there."""
+    available = sorted({category for layout in layouts for category in layout.categories})
+    unknown = sorted(set(options.categories) - set(available))
+    if unknown:
+        raise DataError(f"'{spec}' has no category '{unknown[0]}': it has {', '.join(available)}")
+
+
+def _with_white(pictures: list[Picture], white: float) -> list[Picture]:
+    """The pictures, those in files with the value that is white in them (0: by the file's type)."""
+    if not white:
+        return pictures
+    return [replace(picture, white=white) if isinstance(picture, FilePicture) else picture for picture in pictures]
 
 
 def _good(spec: str, layouts: Sequence[Layout], options: DataOptions, split: str) -> tuple[list[Picture], list[Entry]]:

@@ -38,9 +38,11 @@ class GlobalBatches:
     """The endless sequence of global batches: epoch after epoch, each a fresh permutation of all samples.
 
     A batch may straddle two epochs, so each sample is used exactly once an epoch whatever the batch size.
-    dataset: number of samples, or their ids (which then enter the fingerprint). groups: sizes of consecutive groups of
-    samples that take turns, a whole batch each (pictures, then general conversations), each with epochs of its own;
-    empty = one group.
+
+    Args:
+        dataset: number of samples, or their ids (which then enter the fingerprint).
+        groups: sizes of consecutive groups of samples that take turns, a whole batch each (pictures, then general
+            conversations), each with epochs of its own; empty = one group.
     """
 
     def __init__(

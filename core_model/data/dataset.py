@@ -30,11 +30,15 @@ JUDGED_PICTURES = 8  # of a category, to see whether it shows objects on a groun
 class Dataset:
     """Map-style: ``get(index, epoch)`` is a pure function of (seed, epoch, the sample's id), whoever calls it.
 
-    split: ``train`` (good pictures, some given a simulated defect, a new one every epoch), ``val`` (held-out good
-    pictures, each as it is and with simulated defects that never change) or ``test`` (real pictures and masks).
-    pictures: those that the entries point to. groups: sizes of the consecutive groups of samples that take turns in
-    training (`core_model.data.batches.GlobalBatches`): one, or pictures and general conversations.
-    questions: what the check of the files found doubtful, a line each.
+    Args:
+        split: ``train`` (good pictures, some given a simulated defect, a new one every epoch), ``val`` (held-out good
+            pictures, each as it is and with simulated defects that never change) or ``test`` (real pictures and masks).
+        pictures: those that the entries point to.
+        entries: what the samples are.
+        questions: what the check of the files found doubtful, a line each.
+
+    Attribute `groups`: sizes of the consecutive groups of samples that take turns in training
+    (`core_model.data.batches.GlobalBatches`): one, or pictures and general conversations.
     """
 
     def __init__(

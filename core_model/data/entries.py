@@ -14,8 +14,13 @@ from core_model.data.splits import by_category
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One sample to be. position: of its picture in the data set. copy: 0 = the picture itself; above, in ``train`` and
-    ``test`` an augmented copy, in ``val`` a simulated defect. turns: of a general conversation; None otherwise."""
+    """Description of a sample that has not been loaded yet.
+
+    Args:
+        position: of its picture in the data set.
+        copy: 0 = the picture itself; above, in ``train`` and ``test`` an augmented copy, in ``val`` a simulated defect.
+        turns: of a general conversation; None otherwise.
+    """
 
     id: str
     position: int

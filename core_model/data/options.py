@@ -17,20 +17,23 @@ _Count = Annotated[int, Field(ge=0)]
 
 @declared(DataError, "data option ")
 class DataOptions:
-    """Which pictures:
-    categories: use these only; empty = all. domains: of AeBAD, use these only in testing; empty = all.
-    limit: at most this many training pictures, spread over the categories (the study's V1: 10,000); 0 = all.
+    """Which pictures are used, which are kept out of training, and what is done to them.
 
-    What is kept out of training for ``split="val"`` (give one of the two):
-    holdout: a share of train/good. folds, fold: fold number `fold` (from 0) of `folds`, for cross-validation.
-    variants: simulated defects that a held-out picture gets in ``val``, beside the picture as it is.
-
-    What is done to them:
-    defective_share: chance that a training picture is given a defect. foreground: draw defects on the object where a
-    category shows objects on a plain ground. augment: the study's type-2 augmentation, ``v4`` (none), ``v5`` or ``v6``;
-    augment_like: the row of its table for categories that have none. instructions: json file of general visual
-    instructions, which then take every second global batch. cache_mib: memory for decoded pictures, a process. white:
-    value that is white in pictures of more than 8 bits (4095 of 12 bits); 0 = the highest of the file's type.
+    Args:
+        categories: use these only; empty = all.
+        domains: of AeBAD, use these only in testing; empty = all.
+        limit: at most this many training pictures, spread over the categories (V1 of the NCHC study: 10,000); 0 = all.
+        holdout: this share of train/good is the split ``val``, not trained on. Give this or folds.
+        folds, fold: fold number `fold` (from 0) of `folds` is the split ``val``, for cross-validation.
+        variants: simulated defects that a held-out picture gets in ``val``, beside the picture as it is.
+        defective_share: chance that a training picture is given a defect.
+        foreground: draw defects on the object where a category shows objects on a plain ground.
+        augment: the NCHC study's type-2 augmentation, ``v4`` (none), ``v5`` or ``v6``.
+        augment_like: the row of its table for categories that have none.
+        instructions: json file of general visual instructions, which then take every second global batch.
+        cache_mib: memory for decoded pictures, a process.
+        white: value that is white in pictures of more than 8 bits (4095 of 12 bits); 0 = the highest of the file's
+            type.
     """
 
     categories: tuple[str, ...] = ()

@@ -115,7 +115,11 @@ def training_turns(
     category: str, place: str, kind: str, share: float, rng: np.random.Generator
 ) -> tuple[tuple[str, str], ...]:
     """One or two turns about a training picture: the judgement with its place first, then in 40 % of the cases a
-    follow-up. share: defective pixels as a share of the picture."""
+    follow-up.
+
+    Args:
+        share: defective pixels as a share of the picture.
+    """
     words = {"category": readable(category), "place": place}
 
     def pick(texts: tuple[str, ...]) -> str:

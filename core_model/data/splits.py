@@ -16,8 +16,9 @@ def divide(
 ) -> tuple[list[Picture], list[Picture]]:
     """(kept for training, held out), category by category.
 
-    share: this part is held out, at least one picture of a category that has two. folds: every picture is held out in
-    exactly one of the `folds` folds; this is fold number `fold`.
+    Args:
+        share: this part is held out, at least one picture of a category that has two.
+        folds: every picture is held out in exactly one of the `folds` folds; this is fold number `fold`.
     """
     held_out: set[str] = set()
     for of_category in by_category(pictures).values():

@@ -313,12 +313,7 @@ class LanguageModel(nn.Module):
         """
         device = picture.device
         embeddings, lengths = self._asked(picture, prompts, questions)
-        padding = lengths.max() - lengths
-        padded = _Padded(
-            length=embeddings.shape[1],
-            ends=(embeddings.shape[1] - padding).to(device),
-            alike=not bool(padding.any()),
-        )
+        padded = _Padded.of(embeddings.shape[1], lengths, device)
         draw = torch.Generator(device="cpu").manual_seed(seed)
         cache = None
         if use_cache:
@@ -367,6 +362,12 @@ class _Padded:
     length: int
     ends: Tensor
     alike: bool
+
+    @classmethod
+    def of(cls, length: int, lengths: Tensor, device: torch.device) -> _Padded:
+        """lengths: (B,) tokens of each question, on the host."""
+        padding = lengths.max() - lengths
+        return cls(length=length, ends=(length - padding).to(device), alike=not bool(padding.any()))
 
     def next(self, step: int) -> dict[str, Tensor | None]:
         """Arguments for the answers' token number `step` alone, the others being in the cache."""

@@ -37,9 +37,16 @@ class TrainingDivergedError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How long to train and how often to speak. Steps are optimizer steps. start_step > 0, start_s: when resumed, the
-    steps finished and the seconds that they took. scaled: the loss is scaled (fp16), so that it may overflow in a step
-    which is then skipped."""
+    """How long to train, and how often to report. Steps are optimizer steps.
+
+    Args:
+        steps: to train, those before a resumption among them.
+        start_step, start_s: of a resumed run, the steps finished and the seconds that they took.
+        scaled: the loss is scaled (fp16), so that it may overflow in a step which is then skipped.
+        log_every: steps between two exchanges of losses and times.
+        checkpoint_every: steps between two checkpoints; 0 = none.
+        samples_per_step, steps_per_epoch: of all ranks together, for the rows.
+    """
 
     steps: int
     start_step: int = 0
@@ -63,11 +70,12 @@ class _Pending:
 class Trainer:
     """Runs `plan` on `backend`.
 
-    batches: yields, per optimizer step, this rank's list of micro-batches (anything with ``to(device)``).
-    on_rows: called on rank 0 with the window's rows (see `harness.records.record_files` for their keys).
-    on_checkpoint: called on EVERY rank with the number of finished steps.
-    before_step, after_step: called on every rank with the step number, outside the timed region (faults, profiles);
-    the latter at the step's own end, before anything is flushed or saved.
+    Args:
+        batches: yields, per optimizer step, this rank's list of micro-batches (anything with ``to(device)``).
+        on_rows: called on rank 0 with the window's rows (see `harness.records.record_files` for their keys).
+        on_checkpoint: called on EVERY rank with the number of finished steps.
+        before_step, after_step: called on every rank with the step number, outside the timed region (faults, profiles);
+            the latter at the step's own end, before anything is flushed or saved.
     """
 
     def __init__(
@@ -119,7 +127,12 @@ class Trainer:
         return step
 
     def note(self, step: int, report: StepReport, begin: Any, data_s: float) -> None:
-        """Puts a step that ends now into the window. begin: its first mark. data_s: seconds it waited for its batch."""
+        """Puts a step that ends now into the window.
+
+        Args:
+            begin: its first mark.
+            data_s: seconds it waited for its batch.
+        """
         end = self.clock.mark()
         self._pending.append(_Pending(step=step, report=report, begin=begin, end=end, data_s=data_s))
         if self.after_step is not None:

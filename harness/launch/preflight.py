@@ -109,7 +109,7 @@ def _check_weights(job: Job) -> None:
 
 
 def _check_model(job: Job) -> None:
-    """A preset as it is can be built; what is changed in it is built without weights."""
+    """A preset as it is can be built; what is changed in it is built without weights, and arranged as the job says."""
     from core_model.models import MODELS
 
     if source_of(job.preset) is not None:
@@ -118,16 +118,19 @@ def _check_model(job: Job) -> None:
         from core_model.presets import spec
 
         spec(job.preset, overrides=dict(job.model), version=job.version)
-    if not (job.model or job.image_size or job.version):
+    if not (job.model or job.image_size or job.version or job.compile or job.activation_checkpointing):
         return
     from core_model.build import outline
+    from harness.worker.model_and_data import arrange
 
-    outline(
+    made = outline(
         job.preset,
         image_size=job.image_size,
         overrides=dict(job.model),
         version=job.version,
     )
+    if made is not None:
+        arrange(made, job)
 
 
 def _check_capacity(job: Job) -> None:

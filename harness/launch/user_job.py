@@ -33,7 +33,9 @@ def check_user_job(job: Job, *, deterministic: bool = False) -> None:
     source = source_of(job.preset)
     if source is None:
         return
-    key = (job.preset, repr(sorted(job.model.items())), job.data, job.random_weights, job.device, _content(source))
+    arranged = (job.activation_checkpointing, job.compile)
+    built = (job.preset, repr(sorted(job.model.items())), job.data, job.random_weights, job.device, *arranged)
+    key = (*built, _content(source))
     first = key not in _tried
     if first:
         _tried[key] = _try(job, source)

@@ -61,7 +61,7 @@ def _tune(job: Job, facts: ProcessFacts, log: Path) -> None:
     import backends
     from backends.horovod.autotune import fixed, phase, tune
     from backends.horovod.settings import HorovodSettings
-    from harness.worker.model_and_data import build_dataset, build_loader, build_model, build_optimization
+    from harness.worker.model_and_data import build_dataset, build_loader, build_model, prepare
 
     began = time.perf_counter()
     torch.set_num_threads(job.threads)
@@ -79,7 +79,7 @@ def _tune(job: Job, facts: ProcessFacts, log: Path) -> None:
         emulate(model, job.emulate_compute_ms / job.accumulation)
     dataset = build_dataset(job, model, "train")
     model.prepare_text(dataset.categories)
-    backend.prepare(model, build_optimization(job))
+    prepare(backend, model, job)
     batches = iter(build_loader(job, facts, model, dataset, steps=job.tune_steps))
     outcome = tune(
         backend,

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from backends.base import LossScale, Optimization
+from backends.base import Backend, LossScale, Optimization
 from backends.process.rank import ProcessFacts
 from core_model.build import build
 from core_model.data import open_dataset
 from core_model.data.batches import BatchLoader, GlobalBatches
-from core_model.user_job.source import source_of
+from core_model.user_job.source import label_of, source_of
 from harness.job.declaration import Job, JobError
 from harness.records.record_files import WEIGHTS
 
@@ -93,9 +93,29 @@ def build_optimization(job: Job) -> Optimization:
         precision=job.precision,
         precision_mode=job.precision_mode,
         loss_scale=LossScale(**job.loss_scale),
-        activation_checkpointing=job.activation_checkpointing,
-        compile=job.compile,
     )
+
+
+def arrange(model: Any, job: Job) -> None:
+    """Lets `model` recompute its activations in the backward pass and torch.compile have its blocks, where the job says
+    so. Before an engine takes the model: engines hang their hooks on what they find.
+
+    Raises:
+        JobError: where the model cannot.
+    """
+    name = label_of(job.preset)
+    if job.activation_checkpointing:
+        if not hasattr(model, "set_activation_checkpointing"):
+            raise JobError(f"{name} cannot recompute activations: leave --activation-checkpointing out")
+        model.set_activation_checkpointing(True)
+    if job.compile and not (hasattr(model, "compile_blocks") and model.compile_blocks()):
+        raise JobError(f"{name} has none of this project's transformer blocks, which --compile is for: leave it out")
+
+
+def prepare(backend: Backend, model: Any, job: Job) -> None:
+    """Hands the job's model to its engine, arranged as the job says: where every training begins."""
+    arrange(model, job)
+    backend.prepare(model, build_optimization(job))
 
 
 def order_of(job: Job, dataset: Any) -> GlobalBatches:

@@ -33,12 +33,13 @@ def _tried(job: Job, *, rank: int) -> dict[str, Any]:
     import torch
 
     from core_model.user_job.checks import Findings, check
-    from harness.worker.model_and_data import build_model, trainable_weights, weights_digest
+    from harness.worker.model_and_data import arrange, build_model, trainable_weights, weights_digest
 
     torch.set_num_threads(max(1, job.threads))
     source = source_of(job.preset)
     if source is not None and source.file is None:  # a model of ours: tried without a weight
         model = build_model(job, device="meta")
+        arrange(model, job)
         noisy = bool(model.job.facts["draws_random_numbers"])
         return {"findings": asdict(Findings(samples=len(model.own_dataset()), noisy=noisy))}
     model = build_model(job)
@@ -56,6 +57,7 @@ def _tried(job: Job, *, rank: int) -> dict[str, Any]:
     except torch.OutOfMemoryError:
         text = f"{model.source.label}: too large to be tried on one GPU: its loss and gradients were not checked"
         findings = {"samples": len(dataset), "noisy": False, "notes": [text], "hints": dict(model.job.optimizer)}
+    arrange(model, job)  # the last: what has been tried is the job as it is written
     return told | {"findings": findings}
 
 

@@ -1,7 +1,7 @@
 """Worker of the parallel tests: trains the cells of a JSON file and writes what came out. Run under a real launcher.
 
 ``... cells.py SPEC.json``: SPEC = {"cells": [fields of Cell], "output": folder, "overflow_step": int or null, "spare":
-bool, "device": "cpu" unless given, "register": {engine: ["module:Class", folder]}}.
+bool, "recompute": bool, "device": "cpu" unless given, "register": {engine: ["module:Class", folder]}}.
 Rank 0 writes ``<output>/<index>.pt`` (weights, initial) and ``<output>/outcomes.json``.
 """
 
@@ -35,6 +35,11 @@ def main() -> None:
         sys.path.insert(0, folder)
         backends.REGISTRY[name] = place
 
+    def make() -> Tiny:
+        model = Tiny(spare=bool(spec.get("spare")))
+        model.set_activation_checkpointing(bool(spec.get("recompute")))
+        return model
+
     def planted(step: int, rank: int, world_size: int, accumulation: int) -> list:
         micro = batches(step, rank, world_size, accumulation)
         if step == overflow and rank == world_size - 1:  # one rank only: the others must learn of it
@@ -45,7 +50,7 @@ def main() -> None:
     cells = [Cell(**cell) for cell in spec["cells"]]
     outcomes = run_cells(
         cells,
-        lambda: Tiny(spare=bool(spec.get("spare"))),
+        make,
         planted,
         facts=facts,
         device=spec.get("device", "cpu"),

@@ -43,8 +43,12 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def questioned(paths: Sequence[Path], root_of: int = 3) -> str:
-    """One line about masks that cover more than half of their picture, as an inverted one does; "" where none does.
-    Up to SAMPLE of them are decoded. root_of: how many parts of the path name the mask."""
+    """One line about masks that cover more than half of their picture, as an inverted one does; "" where none does. Up
+    to SAMPLE of them are decoded.
+
+    Args:
+        root_of: how many parts of the path name the mask.
+    """
     shares: dict[Path, float] = {}
     looked_at = 0  # pixels
     for path in list(paths)[:: max(1, -(-len(paths) // SAMPLE))]:

@@ -58,7 +58,13 @@ _WEBP_LOSSLESS, _WEBP_HEAD = b"VP8L", 64  # the chunk that says so stands in the
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """size: (width, height) of the upright picture. deep: more than 8 bits a value. turned: has an orientation."""
+    """What a picture file says of itself before it is decoded.
+
+    Args:
+        size: (width, height) of the upright picture.
+        deep: more than 8 bits a value.
+        turned: has an orientation.
+    """
 
     size: tuple[int, int]
     deep: bool
@@ -67,8 +73,13 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True)
 class Raster:
-    """The values of a file, upright. values: (H, W) or (H, W, 3) RGB, uint8 or, of a deep file, the file's own type.
-    alpha: (H, W) of the same type where the file has transparency. lossy: compression may have changed values."""
+    """The values of a file, upright.
+
+    Args:
+        values: (H, W) or (H, W, 3) RGB, uint8 or, of a deep file, the file's own type.
+        alpha: (H, W) of the same type where the file has transparency.
+        lossy: compression may have changed values.
+    """
 
     values: np.ndarray
     alpha: np.ndarray | None
@@ -109,7 +120,14 @@ def header(path: Path, what: str = "image") -> Header:
 
 
 def read(path: Path, what: str = "image", *, colour: bool = True) -> Raster:
-    """Decodes a file. colour: 8-bit grey comes as RGB, too. Raises DataError naming the file."""
+    """Decodes a file.
+
+    Args:
+        colour: 8-bit grey comes as RGB, too.
+
+    Raises:
+        DataError: naming the file.
+    """
     with _told(path, what):
         _regular(path)
         try:

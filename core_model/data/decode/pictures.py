@@ -52,7 +52,11 @@ class Picture(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FilePicture:
-    """A picture in a file. mask_paths: where it has a defect, the files whose union is its mask; none = not drawn."""
+    """A picture in a file.
+
+    Args:
+        mask_paths: where it has a defect, the files whose union is its mask; none = not drawn.
+    """
 
     id: str
     category: str
@@ -82,9 +86,13 @@ class FilePicture:
 
 def read_rgb(path: Path, white: float = 0.0) -> np.ndarray:
     """uint8 (H, W, 3), upright. Grey, palette, CMYK and deep files are brought to it; transparency counts only where
-    all pixels have one colour. white: value that becomes 255 in files of more than 8 bits, 0 = by the type.
+    all pixels have one colour.
 
-    Raises DataError naming the file.
+    Args:
+        white: value that becomes 255 in files of more than 8 bits, 0 = by the type.
+
+    Raises:
+        DataError: naming the file.
     """
     raster = opener.read(path)
     values = raster.values

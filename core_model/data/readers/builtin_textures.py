@@ -32,7 +32,11 @@ SEED = 7
 
 @dataclass(frozen=True, kw_only=True)
 class TexturePicture:
-    """A crop of a photograph, with a defect where `kind` names one. number: of the picture within its kind."""
+    """A crop of a photograph, with a defect where `kind` names one.
+
+    Args:
+        number: of the picture within its kind.
+    """
 
     id: str
     category: str

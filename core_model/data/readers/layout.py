@@ -13,9 +13,15 @@ from core_model.data.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """name: ``mvtec``, ``visa``, ``aebad`` or ``textures``. source: name of the folder, without its path.
-    train: good pictures. test: good and defective pictures. content: sha256 of what the data set consists of. notes:
-    sentences about what lies in the folder and is not read.
+    """What a reader found in a folder.
+
+    Args:
+        name: ``mvtec``, ``visa``, ``aebad`` or ``textures``.
+        source: name of the folder, without its path.
+        train: good pictures.
+        test: good and defective pictures.
+        content: sha256 of what the data set consists of.
+        notes: sentences about what lies in the folder and is not read.
     """
 
     name: str

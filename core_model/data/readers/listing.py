@@ -24,7 +24,11 @@ MASK_ENDINGS = ("_mask", "-mask", "_gt", "-gt", "_ground_truth", "_label")  # of
 
 
 class LeftOut:
-    """What a reader passed by. root: names are said relative to it."""
+    """What a reader passed by.
+
+    Args:
+        root: names are said relative to it.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -47,7 +51,11 @@ class LeftOut:
         return name.encode("utf-8", "backslashreplace").decode()  # it goes into records
 
     def folder(self, path: Path, why: str) -> None:
-        """A folder that is not read, if it holds pictures. why: ends the sentence."""
+        """A folder that is not read, if it holds pictures.
+
+        Args:
+            why: ends the sentence.
+        """
         count = sum(len(pictures) for pictures in _walk_folders(path, None, ()))
         if count:
             self.say(f"{self.name(path)}: {plural(count, 'picture')} left out: {why}")
@@ -144,5 +152,9 @@ def _refuse_masks(pictures: Sequence[Path]) -> None:
 
 
 def plural(count: int, noun: str, many: str = "") -> str:
-    """``1 picture``, ``2 pictures``; many: where the plural is not the noun with an s."""
+    """``1 picture``, ``2 pictures``.
+
+    Args:
+        many: the plural, where it is not the noun with an s.
+    """
     return f"{count} {noun if count == 1 else many or noun + 's'}"

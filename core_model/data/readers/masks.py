@@ -26,7 +26,11 @@ _OTHER_NAMES = frozenset(
 
 
 class Masks:
-    """The masks in `folder` (ground_truth). first: the ending of the layout's own names, which wins over others."""
+    """The masks in `folder` (ground_truth).
+
+    Args:
+        first: the ending of the layout's own names, which wins over others.
+    """
 
     def __init__(self, folder: Path, *, first: str = "_mask") -> None:
         self.folder = folder
@@ -37,10 +41,13 @@ class Masks:
         self.any = holds_pictures(folder)
 
     def of(self, picture: Path, place: Path) -> tuple[Path, ...]:
-        """The mask files of `picture`; place: where its masks lie below the folder, such as ``KIND`` or ``KIND/lot1``.
+        """The mask files of `picture`; none where the folder holds no mask at all.
 
-        Empty where the folder holds no mask at all. Raises DataError where only this picture has none, two files could
-        be it, or another picture has the same.
+        Args:
+            place: where its masks lie below the folder, such as ``KIND`` or ``KIND/lot1``.
+
+        Raises:
+            DataError: where only this picture has none, two files could be it, or another picture has the same.
         """
         if not self.any:
             return ()

@@ -111,7 +111,7 @@ def train_rank(job: Job, cell: Cell, out: Path, facts: ProcessFacts, made: Mater
     import torch
 
     import backends
-    from harness.worker.model_and_data import build_optimization, capture_ahead
+    from harness.worker.model_and_data import capture_ahead, prepare
 
     torch.set_num_threads(job.threads)
     if made is None:
@@ -119,7 +119,7 @@ def train_rank(job: Job, cell: Cell, out: Path, facts: ProcessFacts, made: Mater
     settings = backends.settings_from(job.backend, dict(job.engine))
     backend = backends.load(job.backend)(settings, facts, device=job.device, timeout_s=job.timeout_s)
     made = made or material(job, backend.device)
-    backend.prepare(made.model, build_optimization(job))
+    prepare(backend, made.model, job)
     capture_ahead(job, made.model, made.dataset)
     told = _train_blocks(job, facts, backend, made, json.loads((out / "seat.json").read_text()))
     if facts.rank == 0:

@@ -89,7 +89,7 @@ def _train(task: Mapping[str, Any], facts: ProcessFacts, told: dict[str, Any]) -
 
     import backends
     from harness.job.declaration import Job
-    from harness.worker.model_and_data import build_optimization
+    from harness.worker.model_and_data import prepare
 
     job = Job.from_dict(task["job"])
     torch.set_num_threads(job.threads)
@@ -107,7 +107,7 @@ def _train(task: Mapping[str, Any], facts: ProcessFacts, told: dict[str, Any]) -
         told["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         batch = _batch(job, model, facts.rank, device)
         lap("prepare")
-        backend.prepare(model, build_optimization(job))
+        prepare(backend, model, job)
         lap("train")
         losses = []
         for _ in range(job.steps):
@@ -185,10 +185,7 @@ def _model(job: Any, device: Any) -> Any:
     with torch.device("meta"):
         llama = Llama(spec.config())
     llama = materialize(llama, device=device, dtype=torch.float32, seed=job.seed)
-    model = TrainedTransformer(spec, llama.requires_grad_(True).train())
-    if job.activation_checkpointing:
-        model.set_activation_checkpointing(True)
-    return model
+    return TrainedTransformer(spec, llama.requires_grad_(True).train())
 
 
 def _batch(job: Any, model: Any, rank: int, device: Any) -> Any:
