@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from core_model.batch import Batch
 from core_model.execution.cuda_graphs import GraphedPart
 from core_model.execution.flops import Shape, Work, useful_shape
 from core_model.execution.frozen import own_precision
+from core_model.language.answering import Padded, choose
 from core_model.language.dialogue_format import IGNORED, Collator
 from core_model.language.keys_and_values import Prefix
 from core_model.language.packing import Packing, text_places
@@ -313,7 +313,7 @@ class LanguageModel(nn.Module):
         """
         device = picture.device
         embeddings, lengths = self._asked(picture, prompts, questions)
-        padded = _Padded.of(embeddings.shape[1], lengths, device)
+        padded = Padded.of(embeddings.shape[1], lengths, device)
         draw = torch.Generator(device="cpu").manual_seed(seed)
         cache = None
         if use_cache:
@@ -324,7 +324,7 @@ class LanguageModel(nn.Module):
             hidden = self.transformer(embeddings, cache=cache)
             last = hidden[torch.arange(len(questions), device=device), padded.ends - 1]
             for step in range(max_new_tokens):
-                chosen = _choose(self.transformer.logits(last).float(), temperature, top_p, draw)
+                chosen = choose(self.transformer.logits(last).float(), temperature, top_p, draw)
                 for row, token in enumerate(chosen.tolist()):
                     if row in open_rows:
                         answers[row].append(token)
@@ -348,50 +348,6 @@ class LanguageModel(nn.Module):
         return (text.split(self.stop_text)[0] if self.stop_text else text).strip()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Padded:
-    """Questions of different lengths in one batch, padded on the right, whose answers follow behind the padding: which
-    place each token counts as, and which tokens it may see.
-
-    Args:
-        length: tokens before the answers: what stands before the questions, and the longest question.
-        ends: (B,) where each question's padding begins.
-        alike: there is no padding.
-    """
-
-    length: int
-    ends: Tensor
-    alike: bool
-
-    @classmethod
-    def of(cls, length: int, lengths: Tensor, device: torch.device) -> _Padded:
-        """lengths: (B,) tokens of each question, on the host."""
-        padding = lengths.max() - lengths
-        return cls(length=length, ends=(length - padding).to(device), alike=not bool(padding.any()))
-
-    def next(self, step: int) -> dict[str, Tensor | None]:
-        """Arguments for the answers' token number `step` alone, the others being in the cache."""
-        mask = None if self.alike else self._seen(step)[:, None, None]
-        return {"positions": (self.ends + step)[:, None], "mask": mask}
-
-    def all(self, step: int) -> dict[str, Tensor | None]:
-        """Arguments for the whole input up to the answers' token number `step`."""
-        places = self._places(step)
-        behind = places[None] - self.length + self.ends[:, None]
-        positions = torch.where(places[None] < self.length, places[None], behind)
-        causal = places[:, None] >= places[None]
-        itself = torch.eye(len(places), dtype=torch.bool, device=places.device)
-        return {"positions": positions, "mask": causal[None, None] & (self._seen(step)[:, None, None] | itself)}
-
-    def _seen(self, step: int) -> Tensor:
-        """(B, length + step + 1), False for padding."""
-        places = self._places(step)
-        return (places[None] < self.ends[:, None]) | (places[None] >= self.length)
-
-    def _places(self, step: int) -> Tensor:
-        return torch.arange(self.length + step + 1, device=self.ends.device)
-
-
 def answer_places(batch: Batch) -> tuple[Tensor, Tensor]:
     """Rows and columns (M,) of the answer tokens. The collator has found them on the host, so that a training step
     needs no synchronization with the device; other batches are searched here."""
@@ -405,13 +361,3 @@ def _host_lengths(batch: Batch) -> Sequence[int]:
     """Lengths of the texts, without asking the device where the collator has noted them."""
     lengths = batch.extras.get("host_lengths")
     return batch.lengths.tolist() if lengths is None else lengths
-
-
-def _choose(logits: Tensor, temperature: float, top_p: float, draw: torch.Generator) -> Tensor:
-    """Next tokens (B,) on the host: the likeliest, or drawn from the `top_p` nucleus at `temperature`."""
-    if temperature <= 0:
-        return logits.argmax(dim=-1).cpu()
-    probabilities = torch.softmax(logits / temperature, dim=-1).cpu()
-    ordered, order = probabilities.sort(dim=-1, descending=True)
-    ordered[ordered.cumsum(dim=-1) - ordered > top_p] = 0.0
-    return order.gather(1, torch.multinomial(ordered, 1, generator=draw))[:, 0]
