@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> Any:
     """Console entry point: errors a user can cause are one line and exit code 2; a failed job exits with 1."""
     try:
         # What a command ends with by click's Exit comes back as a value here.
-        code = cli.main(args=argv, standalone_mode=False)
+        code = cli.main(args=argv, prog_name="harness", standalone_mode=False)
         if isinstance(code, int) and code:
             sys.exit(code)
     except click.exceptions.Exit as stop:

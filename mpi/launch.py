@@ -16,6 +16,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from mpi.hostfile import Host
 from mpi.launchers import deepspeed, horovodrun, local, mpirun, srun, torchrun
@@ -107,6 +108,16 @@ def environment_of(launch: Launch, environ: Mapping[str, str]) -> dict[str, str]
     return {**{key: value for key, value in kept.items() if key not in RANK_VARIABLES}, **launch.env}
 
 
+class Choices(TypedDict, total=False):
+    """What of a `Plan` is passed on to the launcher as it is given here."""
+
+    master_port: int
+    extra: Sequence[str]
+    start_timeout: int
+    operation_timeout: int
+    elastic: tuple[int, int] | None
+
+
 def command(
     launcher: str,
     worker_argv: Sequence[str],
@@ -114,58 +125,46 @@ def command(
     *,
     scratch: Path,
     network: Network | None = None,
-    master_port: int = 29500,
     env: Mapping[str, str] | None = None,
     environ: Mapping[str, str] | None = None,
-    cwd: str | Path | None = None,
+    cwd: str | Path = ".",
     threads: int = 1,
-    extra: Sequence[str] = (),
-    start_timeout: int = 60,
-    operation_timeout: int = 60,
     tag: str = "",
     root: bool | None = None,
-    elastic: tuple[int, int] | None = None,
     watched: str | Path = "",
+    **choices: Unpack[Choices],
 ) -> Launch:
-    """How `launcher` starts `worker_argv` (interpreter first) on every slot of `hosts`. Nothing is run or written.
+    """How `launcher` starts `worker_argv` on every slot of `hosts`. Nothing is run or written.
 
-    env: variables that every worker must see; they win over those of `environ` (default: this process's), of which
-    `carried` ones go along; secrets in either go by the guards. threads: OMP_NUM_THREADS of a worker. extra: arguments
-    for the launcher itself. tag: the job's name in the process environment (default: a new one). operation_timeout:
-    seconds that a lost peer may hold up a Horovod/gloo operation. elastic, watched: see `Plan`. Raises LaunchError
-    where this launcher cannot start it.
+    Args:
+        launcher: a key of `LAUNCHERS`.
+        worker_argv: one worker's command, the Python interpreter first.
+        env: variables that every worker must see; they win over those of `environ` (default: this process's), of which
+            `carried` ones go along. Secrets in either go by the guards.
+        threads: OMP_NUM_THREADS of a worker.
+        tag: the job's name in the process environment (default: a new one).
+        choices: for the launcher; `Plan` explains them, as it does all the others.
+
+    Raises:
+        LaunchError: this launcher cannot start it.
     """
     environ = os.environ if environ is None else environ
     secrets_found = {**secrets_in(environ), **secrets_in(env or {})}
-    _check(launcher, worker_argv, hosts, extra, secrets_found)
+    _check(launcher, worker_argv, hosts, choices.get("extra", ()), secrets_found)
     network = Network() if network is None else network
     tag = tag or new_tag()
     plan = Plan(
-        worker=tuple(worker_argv),
-        hosts=tuple(hosts),
+        worker=tuple(worker_argv), hosts=tuple(hosts), network=network, scratch=scratch,
         env=_worker_environment(environ, env or {}, network, threads, tag),
-        network=network,
-        master_port=master_port,
-        cwd=str(Path(cwd or ".").absolute()),
-        scratch=scratch,
-        root=os.geteuid() == 0 if root is None else root,
-        extra=tuple(extra),
-        device_ids=_device_ids(environ.get("CUDA_VISIBLE_DEVICES", "")),
-        start_timeout=start_timeout,
-        operation_timeout=operation_timeout,
-        elastic=elastic,
+        cwd=str(Path(cwd).absolute()),
         watched=str(Path(watched).absolute()) if watched else "",
-        programs=programs(worker_argv[0]),
-    )
+        root=os.geteuid() == 0 if root is None else root,
+        device_ids=_device_ids(environ.get("CUDA_VISIBLE_DEVICES", "")), programs=programs(worker_argv[0]), **choices,
+    )  # fmt: skip
     launch = LAUNCHERS[launcher](plan)
+    env = {**plan.env, **launch.env}
     return replace(
-        launch,
-        env={**plan.env, **launch.env},
-        cwd=plan.cwd,
-        hosts=plan.hosts,
-        remote=network.remote,
-        tag=tag,
-        secrets=secrets_found,
+        launch, env=env, cwd=plan.cwd, hosts=plan.hosts, remote=network.remote, tag=tag, secrets=secrets_found
     )
 
 

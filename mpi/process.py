@@ -13,7 +13,6 @@ import os
 import platform
 import queue
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from mpi.failures import explain
 from mpi.guard import end_tagged, tagged
 from mpi.guards import READY_S, Guard, start_guards
 from mpi.launch import environment_of
-from mpi.launchers.base import Launch
+from mpi.launchers.base import Launch, remove_files, write_files
 from mpi.private import mask_bytes
 
 _TAIL_LINES = 400
@@ -109,8 +108,8 @@ def supervise(
 
     timeout: seconds until the job is ended from here, None = never. limit_name: the option that sets it. on_line: gets
     each line of output. on_poll: called about ten times a second; a string that it returns ends the job for that
-    reason. grace: seconds between the polite signal and SIGKILL. Ctrl-C, SIGTERM and SIGHUP are taken as the wish to
-    end the job (main thread only) and reported in the Outcome. Raises OSError where the log cannot be written.
+    reason. grace: seconds between the polite signal and SIGKILL. Ctrl-C, SIGTERM and SIGHUP end the job (main thread
+    only) and are reported in the Outcome. Raises OSError where the log cannot be written.
     """
     started = time.monotonic()
     guards: list[Guard] = []
@@ -121,16 +120,8 @@ def supervise(
         output = _JobOutput(launch, log, log_path, on_line)
         limits = _Limits(output, started, timeout, limit_name, on_poll)
         try:
-            _write_files(launch)
-            with _programs_needed():
-                start_guards(guards, launch, sys.executable)
-            reason = _wait_ready(guards)
-            code = 255 if reason else 0
+            code, reason = 255, _begin(launch, guards, running, readers, output.lines)
             if not reason:
-                for argv in launch.commands:
-                    process, reader = _start(launch, argv, output.lines)
-                    running.append(process)
-                    readers.append(reader)
                 code, reason = _watch(launch, running, guards, output.drain, limits.passed)
         except _InterruptedError as interrupt:
             code, reason = 128 + interrupt.number, interrupt.reason
@@ -144,7 +135,7 @@ def supervise(
                 for reader in readers:
                     reader.join(timeout=2.0)
                 output.drain()
-                _remove_files(launch)
+                remove_files(launch)
     return Outcome(
         returncode=code,
         reason=reason or (explain(output.tail, code) if code else ""),
@@ -153,6 +144,27 @@ def supervise(
         seconds=time.monotonic() - started,
         decided=limits.decided,
     )
+
+
+def _begin(
+    launch: Launch,
+    guards: list[Guard],
+    running: list[subprocess.Popen[bytes]],
+    readers: list[threading.Thread],
+    lines: queue.SimpleQueue[bytes],
+) -> str:
+    """Starts the guards, then the commands with a reader each. Each is put into its list as soon as it has started, so
+    that it is ended whatever comes. Returns the empty string, or one line where a guard does not answer."""
+    write_files(launch)
+    with _programs_needed():
+        start_guards(guards, launch, sys.executable)
+    if reason := _wait_ready(guards):
+        return reason
+    for argv in launch.commands:
+        process, reader = _start(launch, argv, lines)
+        running.append(process)
+        readers.append(reader)
+    return ""
 
 
 class _JobOutput:
@@ -333,25 +345,6 @@ def _clean(guards: list[Guard], tag: str, grace: float) -> int:
     deadline = time.monotonic() + grace + 5.0
     orphans = sum(guard.wait(deadline) or 0 for guard in guards)
     return orphans + end_tagged(tag)
-
-
-def _write_files(launch: Launch) -> None:
-    for path, text in launch.files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        # For this user alone: they hold variables.
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700 if text.startswith("#!") else 0o600)
-        with open(handle, "w") as file:
-            file.write(text)
-
-
-def _remove_files(launch: Launch) -> None:
-    """The launch's own files, and their folder where nothing else is in it."""
-    for path in launch.files:
-        path.unlink(missing_ok=True)
-    for folder in {path.parent for path in launch.files}:
-        if folder.is_dir() and not any(folder.iterdir()):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

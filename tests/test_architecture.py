@@ -110,16 +110,6 @@ LARGE: set[str] = set()  # lines above 400, to be cut
 
 LONG = {  # functions above 50 lines (docstring and signature among them), to be cut; a new one does not come in
     "harness/analysis/caveats.py:_timing",
-    "harness/cluster/doctor_checks.py:_node",
-    "harness/cluster/job_scripts.py:mpijob_manifest",
-    "harness/cluster/job_scripts.py:slurm_script",
-    "harness/commands/experiment/collectives.py:collectives",
-    "harness/commands/experiment/max_model.py:max_model",
-    "harness/commands/tune.py:tune",
-    "harness/inference/evaluation.py:evaluate",
-    "harness/inference/web_page.py:build",
-    "mpi/launch.py:command",
-    "mpi/process.py:supervise",
 }
 
 

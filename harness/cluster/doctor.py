@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from harness.cluster.doctor_checks import CHECKS, Finding, Report, Wanted, bits, rate_limits
+from harness.cluster.doctor_checks import CHECKS, Diagnosis, Report, Wanted, bits, rate_limits
 from mpi import hostfile
 from mpi.sessions import LOGIN_S, Session, in_parallel, measure_link, measure_pairs
 
@@ -116,7 +116,7 @@ def _ask(session: Session, host: hostfile.Host, request: dict[str, Any], patienc
 
 
 def as_dict(
-    reports: Sequence[Report], links: Sequence[dict[str, Any]], findings: Sequence[Finding], seconds: float
+    reports: Sequence[Report], links: Sequence[dict[str, Any]], findings: Sequence[Diagnosis], seconds: float
 ) -> dict[str, Any]:
     """What was found, for `--json`."""
     return {
@@ -131,7 +131,7 @@ def as_dict(
 def print_report(
     reports: Sequence[Report],
     links: Sequence[dict[str, Any]],
-    findings: Sequence[Finding],
+    findings: Sequence[Diagnosis],
     seconds: float,
     *,
     links_measured: bool,
@@ -155,7 +155,7 @@ def print_report(
         elif (check in ("link", "ports") and not links_measured and check == "link") or (
             not reached and check != "ssh"
         ):
-            result = "not looked at"
+            result = "not checked"
         else:
             result = "[green]ok[/green]"
         table.add_row(check, what + _aside(check, reached, links), result)

@@ -12,9 +12,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from harness.commands.list_types import COUNTS, ENGINES, Counts
-from harness.commands.options import results_option
+from harness.commands.options import dry_run_option, results_option
 from harness.job.declaration import JobError
-from harness.job.options import job_values, results_root, shared_job_options
+from harness.job.options import OF_THE_STUDY, check_no_engine_settings, job_options_without, job_values, results_root
 from harness.protocol.console import tell
 from harness.records.locks import holder_of
 from harness.study import shipped
@@ -44,8 +44,7 @@ def study_from_options(options: Mapping[str, Any]) -> Study:
     declared, name = options.pop("declared", None), options.pop("study", None)
     if name and name.endswith((".toml", ".json")):
         raise JobError(f"--study names the folder in results/: write a study's file as `harness compare {name}`")
-    if any(text.startswith("engine.") for text in options.get("settings") or ()):
-        raise JobError("write an engine's settings behind its name: --backends deepspeed:zero_stage=1,horovod")
+    check_no_engine_settings(options.get("settings") or ())
     job = job_values(options)
     if declared and declared.endswith(".json"):
         if job or given or name:
@@ -69,31 +68,33 @@ def study_from_options(options: Mapping[str, Any]) -> Study:
     "--seeds", metavar="LIST", type=Counts(least=0), help="Seeds of the repeats (default: --seed, --seed + 1, ...)."
 )
 @click.option(
-    "--until", metavar="SHARE", help=f"Duels go on until each asked interval is within ±SHARE (default {UNTIL})."
+    "--until", metavar="SHARE", help=f"Duels go on until each difference is known to ±SHARE (default {UNTIL})."
 )
-@click.option("--budget", metavar="TIME", help=f"Time of the duels, beside the runs; 0: no duels (default {BUDGET}).")
+@click.option(
+    "--budget", metavar="TIME", help=f"Time for the duels after the runs: 90s, 10m; 0 = no duels (default {BUDGET})."
+)
 @click.option(
     "--tuned",
     type=click.Path(),
-    help="tuned.toml of `harness tune`: every engine in it runs as it comes and with its tuned settings.",
+    help="tuned.toml of `harness tune`: every engine in it runs with its defaults and with its tuned settings.",
 )
 @click.option("--study", metavar="NAME", help="Folder in results/ (default: the study's own name).")
-@shared_job_options
+@job_options_without(*OF_THE_STUDY)
 @results_option
 @click.option("--retry-failed", is_flag=True, help="Run failed cells again; their records are replaced.")
 @click.option(
     "--take-turns",
     is_flag=True,
-    help="Processes start once a study, all at the same time, and wait for their turns: fast, where memory holds all.",
+    help="Start all processes of the study at once and let them wait for their turns: faster, if all fit in memory.",
 )
 @click.option(
     "--concurrent",
     type=click.IntRange(min=1),
     default=1,
     metavar="N",
-    help="N runs at a time: for quality on a machine with room; their times are never shown.",
+    help="N runs at a time, if only quality is of interest: their times are never shown.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be run and how long it takes; start nothing.")
+@dry_run_option
 def compare(
     results: str | None,
     retry_failed: bool,

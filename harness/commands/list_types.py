@@ -6,7 +6,9 @@ from collections.abc import Collection
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+import backends
 from harness.job.declaration import JobError
 from harness.job.engines import split_engines
 from harness.job.options import names_in
@@ -14,6 +16,12 @@ from harness.job.options import names_in
 
 def _flag(param: click.Parameter | None) -> str:
     return param.opts[0] if param is not None else "option"
+
+
+def _completed(known: Collection[str], incomplete: str) -> list[CompletionItem]:
+    """What may follow the last comma of `incomplete`, each behind what is written before it."""
+    head, comma, last = incomplete.rpartition(",")
+    return [CompletionItem(f"{head}{comma}{name}") for name in known if name.startswith(last)]
 
 
 class Counts(click.ParamType):
@@ -50,6 +58,9 @@ class Names(click.ParamType):
             raise JobError(f"{_flag(param)} '{value}': choose of {', '.join(self.known)}")
         return found
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return _completed(self.known, incomplete)
+
 
 class Engines(click.ParamType):
     """Engines as `harness.job.engines` writes them, as a list[str], each still as it was written."""
@@ -58,6 +69,9 @@ class Engines(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
         return split_engines(value) if isinstance(value, str) else list(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return _completed(backends.names(), incomplete)
 
 
 COUNTS = Counts()

@@ -22,13 +22,23 @@ accumulation_option = click.option(
     "--accumulation", metavar="LIST", type=COUNTS, default="1", show_default=True, help="Accumulation steps: 1,4."
 )
 precision_option = click.option(
-    "--precision", metavar="LIST", type=PRECISIONS, default="fp32", show_default=True, help="Of fp32, bf16, fp16."
+    "--precision",
+    metavar="LIST",
+    type=PRECISIONS,
+    default="fp32",
+    show_default=True,
+    help="Precisions, of fp32, bf16, fp16.",
 )
 precision_mode_option = click.option(
-    "--precision-mode", metavar="LIST", type=MODES, default="matched", show_default=True, help="Of matched, native."
+    "--precision-mode",
+    metavar="LIST",
+    type=MODES,
+    default="matched",
+    show_default=True,
+    help="Precision modes, of matched, native.",
 )
 device_option = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where it trains."
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be run; start nothing.")
@@ -62,6 +72,6 @@ def study_option(default: str, *, optional: bool = False) -> Callable[[_F], _F]:
 
 def time_limit_option(command: _F) -> _F:
     """--time-limit of a command that launches, but does not have the options of a job: the limit of one launch."""
-    text = "Seconds after which a launch is ended and counts as failed; 0 = no limit."
+    text = "Limit of one launch, which is then ended and counts as failed: 90s, 10m; 0 = none."
     kind = FieldType("time_limit_s", "--time-limit")
-    return click.option("--time-limit", "time_limit_s", type=kind, default=0.0, show_default=True, help=text)(command)
+    return click.option("--time-limit", "time_limit_s", type=kind, default="0", show_default=True, help=text)(command)

@@ -12,19 +12,25 @@ from typing import Any
 import click
 
 from harness.commands.list_types import ENGINES
-from harness.commands.number_types import COUNT
+from harness.commands.number_types import COUNT, TIME_OR_NONE
 from harness.commands.options import json_option, results_option
 from harness.job.declaration import Job, JobError
-from harness.job.options import job_values, results_root, share_evenly, shared_job_options
+from harness.job.options import OF_THE_STUDY, job_options_without, job_values, results_root, share_evenly
 from harness.protocol.console import tell
 
 
 @click.command()
-@shared_job_options
+@job_options_without(*OF_THE_STUDY)
 @click.option("--gpus", metavar="COUNTxKIND", help="GPUs that are not here: 8x80GB, 4xH200. Nothing is measured then.")
 @click.option("--workers", type=COUNT, help="Workers on this machine's kind of device (default: one a GPU; 2 cores).")
 @click.option("--backends", metavar="LIST", type=ENGINES, help="Engines with settings (default: all, as they come).")
-@click.option("--budget", default="5m", show_default=True, help="Time of duels on this machine; 0 = none.")
+@click.option(
+    "--budget",
+    type=TIME_OR_NONE,
+    default="5m",
+    show_default=True,
+    help="Time of duels on this machine: 90s, 5m; 0 = none.",
+)
 @click.option("--score", is_flag=True, help="Score every recorded study, write docs/recommend.md, and end.")
 @results_option
 @json_option
@@ -43,13 +49,11 @@ def recommend(**options: Any) -> None:
     from harness.experiments.recommend.recommend import Question, canonical
     from harness.experiments.recommend.recommend import recommend as answer_of
     from harness.experiments.recommend.sizing import sized
-    from harness.job.quantities import seconds
     from harness.launch.user_job import check_user_job
 
-    gpus, workers, engines, budget = (options.pop(name) for name in ("gpus", "workers", "backends", "budget"))
+    gpus, workers, engines, budget_s = (options.pop(name) for name in ("gpus", "workers", "backends", "budget"))
     if gpus is not None and workers is not None:
         raise JobError("--gpus and --workers exclude each other: --gpus 8x80GB says how many workers there are")
-    budget_s = seconds(budget, zero=True)
     machine = _machine(gpus, workers, results)
     job = _job(options, machine.workers)
     asked = [canonical(engine) for engine in engines or ()]

@@ -14,13 +14,11 @@ Written by `harness list commands > docs/commands.md`: do not edit. `--help` beh
   `deepspeed:zero_stage=2`. Lists have commas: `--backends ddp,horovod,deepspeed:2`.
 - `--results` is the folder that holds the studies, `--study` the folder in it that a command writes. `--dry-run` starts
   nothing, `--json` prints for programs, `--set KEY=VALUE` sets any field of the job.
+- `--timeout` limits any single wait, `--time-limit` a run, `--budget` what a whole command measures. Times have units:
+  `90s`, `10m`, `2h`; a bare number is in seconds.
 - A mistake is one line that names the remedy, with exit code 2. Exit code 1: something was run and failed.
 
-Completion with the Tab key, for commands, options, engines and studies (zsh and fish likewise):
-
-```
-eval "$(_HARNESS_COMPLETE=bash_source harness)"
-```
+The Tab key completes commands, options, engines and studies: [install](install.md#completion-with-the-tab-key).
 """
 
 

@@ -60,9 +60,9 @@ TOPICS = (
         name="experiment",
         title="Experiments, each for one question",
         commands={
-            "duel": ("experiment.duel:duel", "Compare engines block by block on the same devices until it is decided."),
+            "duel": ("experiment.duel:duel", "Compare engines block by block on the same devices until one is faster."),
             "parity": ("experiment.parity:parity", "Prove that every engine computes what a single process computes."),
-            "wire": ("experiment.wire:wire", "Measure the bytes each engine sends in a step, beside ring theory."),
+            "wire": ("experiment.wire:wire", "Measure the bytes each engine sends per step, and compare with theory."),
             "overhead": ("experiment.overhead:overhead", "Time the harness's step against hand-written loops."),
             "collectives": (
                 "experiment.collectives:collectives",

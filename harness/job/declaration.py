@@ -60,12 +60,16 @@ class Job:
     ] = ""
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="Where to compute.")] = "auto"
     threads: Annotated[int, _least(1, "CPU threads per worker.")] = 1
-    oversubscribe: Annotated[bool, Field(description="Allow more workers than cores (recorded, not scaling).")] = False
-    bind_cores: Annotated[bool, Field(description="Keep every rank to cores of its own, near its GPU.")] = False
-    concurrent: Annotated[int, _least(1, "Runs at a time on this machine: above 1, times are no figures.")] = 1
-    timeout_s: Annotated[float, Field(gt=0, description="Seconds that any single wait may last.")] = 300.0
+    oversubscribe: Annotated[
+        bool, Field(description="Allow more workers than CPU cores (recorded; says nothing of scaling).")
+    ] = False
+    bind_cores: Annotated[bool, Field(description="Give every rank CPU cores of its own, near its GPU.")] = False
+    concurrent: Annotated[int, _least(1, "Runs at the same time on this machine; above 1, times are not used.")] = 1
+    timeout_s: Annotated[
+        float, Field(gt=0, description="Limit of any single wait: 90s, 5m; a bare number is in seconds.")
+    ] = 300.0
     time_limit_s: Annotated[
-        float, _least(0, "Seconds after which the run is ended and counts as failed; 0 = no limit.")
+        float, _least(0, "Limit of the whole run, which is then ended and counts as failed: 10m, 2h; 0 = none.")
     ] = 0.0
     engine: Annotated[Mapping[str, Any], Field(description="Settings of the engine.")] = field(default_factory=dict)
 
@@ -73,7 +77,7 @@ class Job:
     preset: Annotated[str, Field(description="Model: tiny, small, lite, clip[:NAME], anomalygpt-7b, llama-600m.")] = (
         "small"  # or FILE.py:FUNCTION or hf:NAME, the value of the option --model
     )
-    version: Annotated[str, Field(description="Model version v1..v6 of the study: sets its whole column.")] = ""
+    version: Annotated[str, Field(description="Model version v1..v6 of the NCHC study, with all its settings.")] = ""
     model: Annotated[Mapping[str, Any], Field(description="Settings: overrides of the preset's fields.")] = field(
         default_factory=dict
     )
@@ -81,8 +85,8 @@ class Job:
     init_weights: Annotated[str, Field(description="Trainable weights (safetensors or a run) to start from.")] = ""
 
     # data
-    data: Annotated[str, Field(description="textures, mvtec:DIR, visa:DIR or aebad:DIR.")] = "textures"
-    image_size: Annotated[int, _least(0, "Pixels a side; 0 = the preset's.")] = 0
+    data: Annotated[str, Field(description="Data set: textures, mvtec:DIR, visa:DIR or aebad:DIR.")] = "textures"
+    image_size: Annotated[int, _least(0, "Picture size in pixels per side; 0 = the preset's.")] = 0
     defects: Annotated[str, Field(description="Recipe of the simulated defects.")] = ""
     data_options: Annotated[Mapping[str, Any], Field(description="Options of the data set.")] = field(
         default_factory=dict
@@ -92,10 +96,13 @@ class Job:
     # optimization
     steps: Annotated[int, _least(1, "Optimizer steps.")] = 60
     global_batch: Annotated[
-        int, _least(1, "Samples per optimizer step over all workers; of a weak `compare`, per worker.")
+        int, _least(1, "Samples per optimizer step over all workers; per worker with `compare --scaling weak`.")
     ] = 8
     accumulation: base.Accumulation = 1
-    scaling: Annotated[Literal["strong", "weak"], Field(description="What is held when workers are added.")] = "strong"
+    scaling: Annotated[
+        Literal["strong", "weak"],
+        Field(description="What stays the same with more workers: the whole batch, or a worker's."),
+    ] = "strong"
     optimizer: base.Optimizer = "adamw"
     lr: base.LearningRate = 1e-3
     betas: base.Betas = (0.9, 0.95)
@@ -122,11 +129,12 @@ class Job:
     shots: Annotated[int, _least(0, "Normal pictures per category in the memory bank at evaluation.")] = 0
     keep_weights: Annotated[bool, Field(description="Write weights.safetensors.")] = True
     checkpoint_every: Annotated[int, _least(0, "Optimizer steps between checkpoints; 0 = none.")] = 0
-    resume: Annotated[bool, Field(description="Go on from the run's last good checkpoint.")] = False
+    resume: Annotated[bool, Field(description="Continue from the run's last good checkpoint.")] = False
     profile: Annotated[
-        Literal["", "torch", "nvtx", "engine"], Field(description="Profiler; such a run's times never count.")
+        Literal["", "torch", "nvtx", "engine"],
+        Field(description="Profiler to use; times of such a run are never compared."),
     ] = ""
-    emulate_compute_ms: Annotated[float, _least(0, "Wait this many ms a step instead of computing.")] = 0.0
+    emulate_compute_ms: Annotated[float, _least(0, "Wait this many milliseconds per step instead of computing.")] = 0.0
 
     # where it is recorded
     study: Annotated[str, Field(description="Folder in results/ that the run belongs to.")] = "scratch"
@@ -209,7 +217,7 @@ class Job:
             )
         for name in ("resume", "checkpoint_every", "profile", "tune_steps"):
             if getattr(self, name):
-                raise JobError(f"an elastic job knows no {name.replace('_', '-')}: its workers hold its state")
+                raise JobError(f"an elastic job does not support {name.replace('_', '-')}: its workers hold its state")
 
     def default_run_name(self) -> str:
         """Folder name that says engine, its main setting, workers, precision and repeat."""

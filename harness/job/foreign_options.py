@@ -25,12 +25,25 @@ _MEANT = {
 }
 
 
+# Former names of options, and what they are called in every command.
+_RENAMED = {
+    **dict.fromkeys(("--try-s", "--limit-s", "--time", "--timeout"), "--time-limit"),
+    **dict.fromkeys(("--name", "--out"), "--study"),
+    "--budget-s": "--budget",
+}
 # What `harness run` calls otherwise than a command that trains many jobs does.
+_BEHIND = "write it behind the engine's name: --backends"
 _OF_MANY = {
+    "--min-np": f"{_BEHIND} horovod:min_np=N",
+    "--max-np": f"{_BEHIND} horovod:max_np=N",
+    "--autotune": f"{_BEHIND} horovod:tune_steps=N",
+    "--resume": "only `harness run` goes on from a checkpoint: leave it out, what is finished is kept",
     "--backend": "engines are --backends LIST",
     "--slots": "numbers of workers are --workers LIST",
+    "--nodes": "numbers of workers are --workers LIST",
+    "--hostfile": "this command uses this machine alone: leave it out",
     "--run-name": "runs are named after what they train; the folder of all is --study NAME",
-    "--zero-stage": "write it behind the engine's name: --backends deepspeed:zero_stage=2,horovod",
+    "--zero-stage": f"{_BEHIND} deepspeed:zero_stage=2,horovod",
 }
 
 
@@ -39,6 +52,10 @@ def explain(error: click.ClickException) -> click.ClickException:
     if not isinstance(error, click.NoSuchOption) or error.ctx is None:
         return error
     known = {option for parameter in error.ctx.command.params for option in parameter.opts}
+    if _RENAMED.get(error.option_name) in known:
+        return click.UsageError(
+            f"No such option: {error.option_name}: it is now {_RENAMED[error.option_name]}", error.ctx
+        )
     if error.option_name in _OF_MANY and "--backends" in known:
         return click.UsageError(f"No such option: {error.option_name}: {_OF_MANY[error.option_name]}", error.ctx)
     if error.option_name in _MEANT and known & {"--slots", "--backends"}:

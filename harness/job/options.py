@@ -17,6 +17,7 @@ from core_model.user_job.source import source_of
 from harness.common.paths import PROJECT
 from harness.job.declaration import TABLES, Job, JobError, with_source
 from harness.job.engines import parse_value
+from harness.job.quantities import seconds
 
 _F = Callable[..., Any]
 
@@ -30,14 +31,37 @@ _FLAGS = {
     "run": "--run-name",
 }
 _PATHS = frozenset({"hostfile", "init_weights"})
+_TIMES = frozenset({"timeout_s", "time_limit_s"})
 
 # Settings of an engine that have an option, each behind a field of the job: (field, flag, engine, metavar, help).
 _ENGINE_OPTIONS = (
     ("backend", "--zero-stage", "zero_stage", "STAGE", "DeepSpeed's ZeRO stage, 0-3."),
-    ("hostfile", "--min-np", "min_np", "N", "Elastic Horovod: go on with so few workers when hosts are lost."),
-    ("hostfile", "--max-np", "max_np", "N", "Elastic Horovod: take in hosts that the hostfile gains, up to so many."),
-    ("hostfile", "--autotune", "tune_steps", "STEPS", "Horovod: tune fusion and cycle in a phase before the run."),
+    ("hostfile", "--min-np", "min_np", "N", "Elastic Horovod: minimum number of workers when hosts are lost."),
+    (
+        "hostfile",
+        "--max-np",
+        "max_np",
+        "N",
+        "Elastic Horovod: maximum number of workers when the hostfile gains hosts.",
+    ),
+    ("hostfile", "--autotune", "tune_steps", "STEPS", "Horovod: tune fusion and cycle time for STEPS before the run."),
 )
+
+
+class Time(click.ParamType):
+    """``90``, ``90s``, ``10m`` or ``1.5h`` as seconds (float); anything else is refused in one line.
+
+    Args:
+        zero: whether 0 is allowed: no limit, or none at all, as the option says.
+    """
+
+    name = "time"
+
+    def __init__(self, *, zero: bool = False) -> None:
+        self.zero = zero
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        return seconds(str(value), param.opts[0] if param is not None else "time", zero=self.zero)
 
 
 class FieldType(click.ParamType):
@@ -51,6 +75,8 @@ class FieldType(click.ParamType):
         self.choices = [str(item) for item in get_args(info.annotation)] if literal else []
         if self.choices:
             self.name = "|".join(filter(None, self.choices))
+        elif field in _TIMES:
+            self.name = "time"
         else:
             self.name = "integer" if int in kinds else "float" if float in kinds else "text"
 
@@ -62,6 +88,8 @@ class FieldType(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if self.field == "betas" and isinstance(value, str):
             value = value.split(",")
+        if self.field in _TIMES:
+            value = seconds(str(value), self.flag, zero=True)
         checked = check_field(Job, self.field, value, JobError, self.flag)
         return 0.0 if checked is None else checked  # to click, None would be an option that was not given
 
@@ -145,16 +173,28 @@ def _options(without: Collection[str] = ()) -> Iterator[Callable[[_F], _F]]:
 
 def job_options(command: _F) -> _F:
     """Adds the options of a job to a click command, which gets them as keyword arguments."""
-    for option in reversed(list(_options())):
-        command = option(command)
-    return command
+    return job_options_without()(command)
 
 
-def shared_job_options(command: _F) -> _F:
-    """Those of them that all jobs of a study share: engines, numbers of workers and names of runs are the study's."""
-    for option in reversed(list(_options(without=("backend", "slots", "run", "study", "zero_stage")))):
-        command = option(command)
-    return command
+def job_options_without(*names: str) -> Callable[[_F], _F]:
+    """`job_options` but for some, which the command decides itself or has no use for: a command takes no option only to
+    refuse it.
+
+    Args:
+        names: fields of the job, and settings of engines that have an option (`zero_stage`, `min_np` ...).
+    """
+
+    def decorate(command: _F) -> _F:
+        for option in reversed(list(_options(without=names))):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+# What jobs of a study do not share: engines and their settings, numbers of workers and names of runs are the study's,
+# and what is left of a study is always gone on with.
+OF_THE_STUDY = ("backend", "slots", "run", "study", "zero_stage", "min_np", "max_np", "tune_steps", "resume")
 
 
 def apply_settings(values: dict[str, Any], settings: tuple[str, ...]) -> None:
@@ -176,6 +216,12 @@ def apply_settings(values: dict[str, Any], settings: tuple[str, ...]) -> None:
         if not tail:
             raise JobError(f"--set {setting}: write it as {head}.KEY=VALUE")
         values[head] = {**(values.get(head) or {}), tail: parse_value(text)}
+
+
+def check_no_engine_settings(settings: Collection[str]) -> None:
+    """Raises JobError where --set of a command with several engines (`settings`) sets something of an engine."""
+    if any(text.startswith("engine.") for text in settings):
+        raise JobError("write an engine's settings behind its name: --backends deepspeed:zero_stage=1,horovod")
 
 
 def with_version(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,8 +35,8 @@ def titles() -> dict[str, str]:
 def needs(name: str) -> str:
     """What a machine must have for the study, in a few words: workers, GPUs, data.
 
-    A study that trains in 16 bits, or a model of the GPU's size, needs GPUs in practice: its file says so by
-    ``needs_gpus = true`` nowhere; it is read from the job's precision, device and preset.
+    A study that trains in 16 bits, or a model of the GPU's size, needs GPUs in practice: the job's precision, device
+    and preset say it.
     """
     declared = _declared(name)
     job = declared.get("job", {})

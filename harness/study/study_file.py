@@ -2,7 +2,7 @@
 
 A study is asked for by options or by a TOML file::
 
-    name = "two-engines"            # folder in results/ (default: the file's name)
+    name = "my-study"               # folder in results/ (default: the file's name)
     title = "..."                   # optional, shown in the report
     backends = ["deepspeed:zero_stage=1", "horovod"]
     workers = [1, 2]                # world sizes; nodes is fixed, slots = workers / nodes
@@ -140,8 +140,16 @@ class Study:
 
     @classmethod
     def from_toml(cls, path: Path, **overrides: Any) -> Study:
-        """The study that `path` declares; `overrides` (None = not given) replace its top-level keys, and those in
-        ``job`` are merged into its job. Raises JobError that names an unreadable file or an unknown key."""
+        """The study that `path` declares, with what was asked for on the command line in place of what it says.
+
+        Args:
+            path: the study's file.
+            overrides: its top-level keys, None = not given. Those in ``job`` are merged into the file's job; a field
+                that [matrix] varies then has that one value.
+
+        Raises:
+            JobError: the file cannot be read, or has an unknown key; it is named.
+        """
         declared = read_toml(path, missing="no such study file")
         declared.setdefault("name", path.stem)
         given = {name: value for name, value in overrides.items() if value is not None}
@@ -150,6 +158,8 @@ class Study:
             _check_keys(declared)
             if job and isinstance(declared.get("job", {}), dict):
                 declared["job"] = {**declared.get("job", {}), **job}
+            if isinstance(declared.get("matrix"), dict):
+                declared["matrix"] = {key: values for key, values in declared["matrix"].items() if key not in job}
             return cls.from_matrix(**{**declared, **given})
         except JobError as error:
             raise JobError(f"{path}: {error}") from None

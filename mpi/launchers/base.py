@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,18 +33,19 @@ class Plan:
     scratch: folder on the launching node for the launch's own files (written when the job starts). root: launched by
     uid 0. extra: arguments passed through to the launcher. device_ids: accelerators of this node to use, in order
     (from CUDA_VISIBLE_DEVICES), empty = the first ones. start_timeout: seconds until all workers must have started.
-    elastic: (fewest, most) workers that an elastic job may have. watched: the hostfile that it follows while it runs.
+    operation_timeout: seconds that a lost peer may hold up a Horovod or gloo operation. elastic: (fewest, most) workers
+    that an elastic job may have. watched: the hostfile that it follows while it runs.
     """
 
     worker: tuple[str, ...]
     hosts: tuple[Host, ...]
     env: Mapping[str, str]
     network: Network
-    master_port: int
     cwd: str
     scratch: Path
+    master_port: int = 29500
     root: bool = False
-    extra: tuple[str, ...] = ()
+    extra: Sequence[str] = ()
     device_ids: tuple[int, ...] = ()
     start_timeout: int = 60
     operation_timeout: int = 60
@@ -130,3 +133,22 @@ def ssh(host: str, remote_argv: tuple[str, ...], *, cwd: str, env: Mapping[str, 
     """argv that runs `remote_argv` on `host` in `cwd` with `env` added, everything quoted for the remote shell."""
     words = ("env", *(f"{key}={value}" for key, value in sorted(env.items())), *remote_argv)
     return ("ssh", *SSH_OPTIONS, host, f"cd {shlex.quote(cwd)} && exec {shlex.join(words)}")
+
+
+def write_files(launch: Launch) -> None:
+    """Writes the launch's own files, for this user alone: they hold variables."""
+    for path, text in launch.files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700 if text.startswith("#!") else 0o600)
+        with open(handle, "w") as file:
+            file.write(text)
+
+
+def remove_files(launch: Launch) -> None:
+    """Removes the launch's own files, and their folder where nothing else is in it."""
+    for path in launch.files:
+        path.unlink(missing_ok=True)
+    for folder in {path.parent for path in launch.files}:
+        if folder.is_dir() and not any(folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,7 @@ mkdir -p "$results" "$OUT"
 limit=${1:-540}
 shift || true
 # Two workers first: what one GPU trains can be had anywhere. A try takes about 20 s, a cell two to four tries.
-COLUMNS=170 timeout -s INT -k 20 $((limit + 20)) harness experiment max-model --study h100-x2-fit --workers 2,1 --try-s 120 \
-    --budget-s "$limit" --results "$results" "$@" 2>&1 | tee "$OUT/fit.txt" | tail -n 80
+COLUMNS=170 timeout -s INT -k 20 $((limit + 20)) harness experiment max-model --study "$(card_name)-x2-fit" --workers 2,1 \
+    --time-limit 2m --budget "$limit" --results "$results" "$@" 2>&1 | tee "$OUT/fit.txt" | tail -n 80
 rm -f "$results"/*/log.txt
 tar czf "$OUT/fit.tar.gz" -C "$results" .

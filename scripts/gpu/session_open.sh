@@ -14,12 +14,12 @@ case "${1:-}" in
     one)
         bash scripts/gpu/install.sh
         # DDP compiled as the other engines are (results/h100-x1-llama-compile/notes.md), and DeepSpeed's overhead.
-        OVERHEAD_ENGINES=deepspeed:2 exec bash scripts/gpu/session_speed.sh 200 h100-x1-llama-compile 120 overhead
+        OVERHEAD_ENGINES=deepspeed:2 exec bash scripts/gpu/session_speed.sh 200 compile-llama 120 overhead
         ;;
     one-fit) fit_on h100-x1-fit 1 560 ;;
     several)
         bash scripts/gpu/install.sh
-        exec bash scripts/gpu/session_speed.sh 250 h100-x4-llama-cores
+        exec bash scripts/gpu/session_speed.sh 250 "bind-cores --workers 4"
         ;;
     several-fit) fit_on h100-x2-fit 2 560 ;;
     *)

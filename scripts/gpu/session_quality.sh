@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One call of a session on two GPUs, after install.sh and all weights, with .gpu/data: the decoder's variants, 12 runs at a
 # time (a process of `small` needs up to 12 GB: 18 ran out of 80 GB), so no speed, judged by their decoders. Records into $OUT.
-# What both engines train, with their speed: `session_speed.sh 300 h100-x2-mtd-batchnorm`.
+# What both engines train, with their speed: `session_speed.sh 300 real-photographs`.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-/tmp/gpu-out}
@@ -30,7 +30,7 @@ variant v3-v6 linear,batchnorm,dropout,residual
 wait "${waited[@]}"
 tail -qn 2 "$results"/*.out | cut -c1-200
 judge() { # GPU NAME RUN|STUDY... [options]: a quality record of that name
-    CUDA_VISIBLE_DEVICES=$1 timeout 230 harness model quality --results "$results" --name "$2" "${@:3}" >"$OUT/$2.txt" 2>&1
+    CUDA_VISIBLE_DEVICES=$1 timeout 230 harness model quality --results "$results" --study "$2" "${@:3}" >"$OUT/$2.txt" 2>&1
     tail -n 12 "$OUT/$2.txt" | cut -c1-250
 }
 judge 0 mtd-variants "$results/mtd-variants" --shots all --branches decoder

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # One call of a session on several GPUs, after install.sh (and, for `small`, all weights and .gpu/data): measurements one after
-# another, each with its own limit. Arguments: pairs SECONDS WHAT, where WHAT is a study of harness/studies, or `comm`, `overhead`,
-# or `tests` (those that need a GPU). What is measured is packed into $OUT after each: a call that is cut keeps the ones before.
+# another, each with its own limit. Arguments: pairs SECONDS WHAT. WHAT is a shipped study with options of `harness compare`, such as
+# "scaling-llama --workers 4,1,2", or `comm`, `overhead`, or `tests` (those that need a GPU). The folder in results/ is called
+# CARD-xCARDS-STUDY, or by --study NAME CARD-xCARDS-NAME. What is measured is packed into $OUT after each: a call that is cut keeps
+# the ones before.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-/tmp/gpu-out}
 . scripts/gpu/env.sh
-results=/tmp/results-speed
+results=${RESULTS:-/tmp/results-speed}
 mkdir -p "$results" "$OUT"
 cards=$(nvidia-smi --query-gpu=name --format=csv,noheader | wc -l)
 card=$(card_name)
@@ -26,7 +28,7 @@ while [ $# -ge 2 ]; do
             ;;
         comm)
             timeout -s INT -k 10 "$1" harness experiment collectives --device cuda --slots "$cards" --via nccl,horovod,deepspeed --min 1k --max 1G \
-                --step 16 --budget 0.15 --out "$results/$card-x$cards-comm" >"$OUT/$2.txt" 2>&1
+                --step 16 --budget 0.15 --results "$results" --study "$card-x$cards-comm" >"$OUT/$2.txt" 2>&1
             tail -n 30 "$OUT/$2.txt" | cut -c1-160
             ;;
         overhead)
@@ -35,11 +37,15 @@ while [ $# -ge 2 ]; do
                 --results "$results" --study "$card-x$cards-overhead" 2>&1 | tail -n 12
             ;;
         *)
-            # A study is named after the card that it was written for; what it is called follows the card that came.
-            study=$(mktemp -d)/$2.toml
-            sed "s/^name = \"h100-/name = \"$card-/" "harness/studies/$2.toml" >"$study"
-            COLUMNS=170 timeout -s INT -k 20 "$1" harness compare "$study" --results "$results" --take-turns >"$OUT/$2.txt" 2>&1
-            tail -n "${TAIL:-24}" "$OUT/$2.txt" | cut -c1-170
+            read -ra words <<<"$2"
+            name=${words[0]} options=()
+            for ((place = 1; place < ${#words[@]}; place++)); do
+                if [ "${words[place]}" = --study ]; then place=$((place + 1)) name=${words[place]}; else options+=("${words[place]}"); fi
+            done
+            name=$card-x$cards-$name
+            COLUMNS=170 timeout -s INT -k 20 "$1" harness compare "${words[0]}" "${options[@]}" --study "$name" --results "$results" \
+                --take-turns >"$OUT/$name.txt" 2>&1
+            tail -n "${TAIL:-24}" "$OUT/$name.txt" | cut -c1-170
             ;;
     esac
     echo "--- $2 took $((SECONDS - began)) s"

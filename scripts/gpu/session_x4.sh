@@ -4,10 +4,12 @@
 # The studies are resumable: the same call again goes on where it ended.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+curve="--workers 4,1,2"
 case "${1:-}" in
     1)
         bash scripts/gpu/install.sh
-        exec bash scripts/gpu/session_speed.sh 45 tests 340 h100-x4-llama 110 h100-x4-llama-sharded
+        exec bash scripts/gpu/session_speed.sh 45 tests 340 "scaling-llama $curve" \
+            110 "scaling-llama-sharded $curve"
         ;;
     weights)
         bash scripts/gpu/session_parity.sh start
@@ -15,9 +17,10 @@ case "${1:-}" in
         ;;
     2)
         timeout 150 bash scripts/gpu/session_parity.sh collect || true
-        exec bash scripts/gpu/session_speed.sh 260 h100-x4-small 150 h100-x4-small-precision
+        exec bash scripts/gpu/session_speed.sh 260 "scaling-small $curve --repeats 4" \
+            150 "precisions --workers 4 --repeats 2"
         ;;
-    3) exec bash scripts/gpu/session_speed.sh 340 h100-x4-7b 110 comm 110 overhead ;;
+    3) exec bash scripts/gpu/session_speed.sh 340 "scaling-7b $curve --repeats 2" 110 comm 110 overhead ;;
     *)
         echo "usage: session_x4.sh 1|weights|2|3" >&2
         exit 2

@@ -13,10 +13,9 @@ import pytest
 from mpi import hostfile
 from mpi.hostfile import Host
 from mpi.launch import DEFAULT_LAUNCHER, LAUNCHERS, carried, command, default_launcher, missing_program, render
-from mpi.launchers.base import JOB_TAG, Launch, LaunchError
+from mpi.launchers.base import JOB_TAG, Launch, LaunchError, remove_files, write_files
 from mpi.launchers.deepspeed import _quote_for_pdsh
 from mpi.network import Network
-from mpi.process import _remove_files, _write_files
 
 HOSTS = (Host("a", 2), Host("b", 2))
 NETWORK = Network(interface="ens7", address="10.1.0.1", subnet="10.1.0.0/16", remote=("b",))
@@ -213,7 +212,7 @@ def test_an_elastic_job_follows_its_hostfile(tmp_path):
     assert launch.elastic
     script = tmp_path / "discover.sh"
     assert pairs["--host-discovery-script"] == str(script)
-    _write_files(launch)
+    write_files(launch)
 
     def found():
         return subprocess.run([str(script)], capture_output=True, text=True, check=True, cwd="/").stdout.split()
@@ -225,7 +224,7 @@ def test_an_elastic_job_follows_its_hostfile(tmp_path):
     # A file of Windows', ranges, a line that is being written, a host named twice: as far as the start would read it.
     hosts.write_bytes(b"\xef\xbb\xbfa SLOTS=1\r\nn[08-10] slots=9\r\nd slots=\r\nb slots=1\r\nb slots=2")
     assert found() == ["a:1", "n08:2", "n09:2", "n10:2", "b:2"]
-    _remove_files(launch)
+    remove_files(launch)
     assert list(tmp_path.iterdir()) == [hosts]
 
 

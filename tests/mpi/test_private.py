@@ -166,12 +166,12 @@ def test_files_of_others_are_not_believed():
 
 
 def test_files_of_a_launch_are_for_its_user_alone(tmp_path):
-    from mpi.process import _write_files
+    from mpi.launchers.base import write_files
 
     old = os.umask(0o022)
     try:
         job = command("deepspeed", ("python", "x"), HOSTS, scratch=tmp_path / "job", network=NETWORK)
-        _write_files(job)
+        write_files(job)
     finally:
         os.umask(old)
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "job").iterdir()} == {0o600}

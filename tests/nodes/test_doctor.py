@@ -69,7 +69,7 @@ class Plants:
         metadata = distribution("numpy") / "METADATA"
         other = write(self.folder / "METADATA", "Metadata-Version: 2.1\nName: numpy\nVersion: 1.0.7\n")
         self.nodes.mount(node, other, metadata)
-        return "packages", "fail", "numpy 1.0.7 where here is"
+        return "packages", "fail", "numpy 1.0.7, on this machine"
 
     def full_disk(self, node: str) -> tuple[str, str, str]:
         self.nodes.mount_small_disk(node, self.results, 4)
@@ -104,11 +104,11 @@ class Plants:
     def other_code(self, node: str) -> tuple[str, str, str]:
         changed = write(self.folder / "hostfile.py", (ROOT / "mpi" / "hostfile.py").read_text() + "# changed\n")
         self.nodes.mount(node, changed, ROOT / "mpi" / "hostfile.py")
-        return "code", "fail", "where here it is"
+        return "code", "fail", ", on this machine "
 
     def other_data(self, node: str) -> tuple[str, str, str]:
         self.nodes.mount(node, self.empty, self.data / "x")
-        return "data", "fail", "0 files where here are 1"
+        return "data", "fail", "0 files, on this machine 1"
 
     def sshd_down(self, node: str) -> tuple[str, str, str]:
         self.nodes.stop_sshd(node)

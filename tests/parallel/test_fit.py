@@ -33,7 +33,7 @@ ARGUMENTS = [
 @pytest.mark.slow
 def test_finds_the_largest_model_in_fresh_processes_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "harness", *ARGUMENTS, "--workers", "2", "--results", str(tmp_path)]
-    stopped = run_command([*argv, "--budget-s", "25"], tmp_path / "first.txt", limit_s=100)
+    stopped = run_command([*argv, "--budget", "25s"], tmp_path / "first.txt", limit_s=100)
     assert "the budget is used up" in stopped.output
     begun = json.loads((tmp_path / "fit" / "fit.json").read_text())
     assert not begun["finished"]

@@ -16,9 +16,11 @@ from harness.cluster.doctor import as_dict, examine, print_report
 from harness.cluster.doctor_checks import PACKAGES, Wanted, judge
 from harness.commands.list_types import Names
 from harness.commands.number_types import WHOLE
-from harness.commands.options import json_option
+from harness.commands.options import json_option, results_option
 from harness.common.paths import PROJECT
+from harness.job.declaration import JobError
 from harness.job.hosts import find_hostfile
+from harness.job.options import results_root
 from mpi import hostfile, probe
 from mpi.launchers.base import JOB_TAG
 from mpi.nodes.link import bytes_per_second
@@ -27,8 +29,10 @@ from mpi.nodes.link import bytes_per_second
 @click.command()
 @click.option("--hostfile", "path", type=click.Path(path_type=Path), help="Hosts as 'name slots=N' lines (./hostfile).")
 @click.option("--hosts", "listed", default="", help="Hosts as a list instead: a:1,b:1.")
-@click.option("--data", default="", help="Data folder that every node must have alike (names and sizes are compared).")
-@click.option("--results", default="results", show_default=True, help="Folder that rank 0 writes to.")
+@click.option(
+    "--data", default="", help="Data folder that must be the same on every node (names and sizes are compared)."
+)
+@results_option
 @click.option(
     "--backends",
     metavar="LIST",
@@ -43,16 +47,18 @@ from mpi.nodes.link import bytes_per_second
     multiple=True,
     help="Port that must be free on every node; may be repeated.",
 )
-@click.option("--expect-rate", default="", help="Rate that every link should reach at least 70 % of: 1gbit, 25gbit.")
+@click.option(
+    "--expect-rate", default="", help="Rate of the links, of which each must reach at least 70 %: 1gbit, 25gbit."
+)
 @click.option("--min-disk", type=WHOLE, default=1024, show_default=True, help="MiB that must be free for results.")
 @click.option("--min-shm", type=WHOLE, default=64, show_default=True, help="MiB that must be free in /dev/shm.")
-@click.option("--no-links", is_flag=True, help="Leave out measuring the links.")
+@click.option("--no-links", is_flag=True, help="Do not measure the links.")
 @json_option
 def doctor(
     path: Path | None,
     listed: str,
     data: str,
-    results: str,
+    results: str | None,
     backends: list[str],
     ports: tuple[int, ...],
     expect_rate: str,
@@ -63,8 +69,10 @@ def doctor(
 ) -> None:
     """Find what is wrong with a cluster before a job starts.
 
-    Exit code 0: start. 1: something would break a job, named with its remedy. 2: the question was wrong.
+    Exit code 0: jobs can start. 1: something would break a job; it is named with its remedy. 2: a wrong option.
     """
+    if path and listed:
+        raise JobError("--hosts and --hostfile exclude each other: choose one")
     hosts = hostfile.parse_list(listed) if listed else hostfile.parse_file(find_hostfile(str(path or "")))
     began = time.monotonic()
     request: dict[str, Any] = {
@@ -74,7 +82,7 @@ def doctor(
         "hosts": [host.name for host in hosts],
         "packages": list(PACKAGES),
         "ports": list(ports),
-        "folders": [str(Path(results).absolute()), os.environ.get("TMPDIR", "/tmp")],
+        "folders": [str(results_root(results)), os.environ.get("TMPDIR", "/tmp")],
         "tag_variable": JOB_TAG,
     }
     wanted = Wanted(

@@ -9,7 +9,7 @@ import click
 
 from harness.analysis.duels.page import page
 from harness.analysis.duels.record import NAME
-from harness.commands.number_types import COUNT, SEED, WHOLE
+from harness.commands.number_types import COUNT, SEED, TIME, WHOLE
 from harness.commands.options import (
     backends_option,
     device_option,
@@ -25,7 +25,7 @@ from harness.experiments.duels.run import contenders_of
 from harness.experiments.duels.until import Campaign, Goal
 from harness.job.declaration import Job
 from harness.job.options import apply_settings, model_option, what_to_train
-from harness.job.quantities import seconds, share
+from harness.job.quantities import share
 from harness.launch.user_job import check_user_job
 from harness.protocol.console import tell
 from harness.records.record_files import read_json
@@ -38,12 +38,18 @@ from harness.records.run_folder import study_folder
     "NAME@N: with N workers. The others are compared with the first; the same engine twice is a calibration. Settings "
     "model.KEY=VALUE and compile=true differ in what is trained: single,single:compile=true.",
 )
-@click.option("--workers", type=COUNT, default=1, show_default=True, help="Workers of engines without @N.")
+@click.option(
+    "--workers", type=COUNT, default=1, show_default=True, help="Workers of engines without @N behind their name."
+)
 @click.option("--preset", help="As for `harness run` (default: small).")
 @model_option
 @click.option("--data", help="As for `harness run` (default: textures).")
 @click.option(
-    "--global-batch", type=COUNT, default=8, show_default=True, help="Samples a step; weak scaling: a step and worker."
+    "--global-batch",
+    type=COUNT,
+    default=8,
+    show_default=True,
+    help="Samples per step; weak scaling: per step and worker.",
 )
 @click.option("--scaling", type=click.Choice(["strong", "weak"]), default="strong", show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
@@ -55,20 +61,28 @@ from harness.records.run_folder import study_folder
 @click.option("--steps", type=COUNT, default=3, show_default=True, help="Optimizer steps of a block.")
 @click.option("--rounds", type=COUNT, default=10, show_default=True, help="Rounds of a duel: one block of each engine.")
 @click.option("--warmup", type=WHOLE, default=5, show_default=True, help="Steps of each engine before the first round.")
-@click.option("--until", "until", default="2%", show_default=True, help="Half of the interval that is asked for.")
-@click.option("--duels", "most", type=COUNT, default=12, show_default=True, help="Duels at most.")
-@click.option("--budget", default="15m", show_default=True, help="Time of all duels, those of earlier calls too.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the order of blocks, and of the job.")
+@click.option(
+    "--until",
+    metavar="SHARE",
+    default="2%",
+    show_default=True,
+    help="Duels go on until each difference is known to ±SHARE.",
+)
+@click.option("--duels", "most", type=COUNT, default=12, show_default=True, help="Largest number of duels.")
+@click.option(
+    "--budget", type=TIME, default="15m", show_default=True, help="Time of all duels, earlier calls' too: 90s, 10m."
+)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Decides the order of blocks, weights and data.")
 @study_option("duel")
 @results_option
 @time_limit_option
-@click.option("--render", is_flag=True, help="Write duel.md and the differences anew from the record; run nothing.")
+@click.option("--render", is_flag=True, help="Write duel.md and the differences again from the record; run nothing.")
 @json_option
 @set_option
 def duel(**options: Any) -> None:
-    """Set engines beside each other: all live at once and take turns in blocks of a few steps, in random order.
+    """Compare engines that run at the same time and take turns in blocks of a few steps, in random order.
 
-    Finished duels are kept: the same command goes on from them, until --until is reached or --budget is spent.
+    Finished duels are kept: the same command goes on from them until --until is reached or --budget is spent.
     """
     folder = study_folder(options["results"], options["study"])
     if options["render"]:
@@ -79,7 +93,7 @@ def duel(**options: Any) -> None:
         ",".join(options["backends"]), options["workers"], base, weak=options["scaling"] == "weak", mode=options["mode"]
     )
     pace = Pace(warmup=options["warmup"], steps=options["steps"], rounds=options["rounds"])
-    goal = Goal(wanted=share(options["until"]), budget_s=seconds(options["budget"]), most=options["most"])
+    goal = Goal(wanted=share(options["until"]), budget_s=options["budget"], most=options["most"])
     from harness.launch.preflight import check_choices
 
     for contender in contenders:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
-from harness.commands.number_types import COUNT, SECONDS
-from harness.commands.options import backends_option, results_option, study_option, workers_option
+from harness.commands.number_types import COUNT, TIME
+from harness.commands.options import backends_option, dry_run_option, results_option, study_option, workers_option
 from harness.common.formatting import mebibytes, plural
 from harness.experiments.max_model.memory_formula import Training
 from harness.experiments.max_model.run import (
@@ -40,47 +41,60 @@ BACKENDS = (
 @click.command()
 @backends_option(BACKENDS)
 @workers_option
-@click.option("--resolution", default=0.05, show_default=True, type=click.FloatRange(0.005, 1.0), help="Grid's step.")
-@click.option("--memory-gib", type=click.FloatRange(min=0.01), help="Limit a worker to this (default: its device's).")
+@click.option(
+    "--resolution",
+    default=0.05,
+    show_default=True,
+    type=click.FloatRange(0.005, 1.0),
+    help="Relative step between sizes.",
+)
+@click.option(
+    "--memory-gib", type=click.FloatRange(min=0.01), help="Memory limit of a worker (default: all of its device's)."
+)
 @click.option(
     "--host-gib",
     type=click.FloatRange(0, min_open=True),
     help="Host memory for offloaded state of all workers (default: what is free).",
 )
-@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]), help="Where.")
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]), help="Where it trains."
+)
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Default: bf16 on a GPU, fp32 on a CPU.")
 @click.option(
     "--precision-mode",
     default="matched",
     show_default=True,
     type=click.Choice(["matched", "native"]),
-    help="As in run.",
+    help="As for `harness run`.",
 )
 @click.option("--activation-checkpointing", is_flag=True, help="Recompute activations in backward.")
 @click.option(
-    "--micro-batch", default=1, show_default=True, type=click.IntRange(min=1), help="Samples a worker and step."
+    "--micro-batch", default=1, show_default=True, type=click.IntRange(min=1), help="Samples per worker and step."
 )
-@click.option("--length", default=256, show_default=True, type=click.IntRange(min=2), help="Tokens a sample.")
+@click.option("--length", default=256, show_default=True, type=click.IntRange(min=2), help="Tokens per sample.")
 @click.option(
-    "--vocab", default=32_000, show_default=True, type=click.IntRange(min=16), help="Vocabulary of the shapes."
+    "--vocab", default=32_000, show_default=True, type=click.IntRange(min=16), help="Vocabulary size of the models."
 )
-@click.option("--steps", default=3, show_default=True, type=click.IntRange(min=2), help="Optimizer steps a try.")
-@click.option("--try-s", default=120.0, show_default=True, type=SECONDS, help="Seconds that one try may last.")
-@click.option("--budget-s", type=SECONDS, help="Seconds for the whole: ends cleanly with what was found by then.")
-@click.option("--threads", type=COUNT, help="CPU threads a worker (default: 1; with GPUs the cores are shared out).")
+@click.option("--steps", default=3, show_default=True, type=click.IntRange(min=2), help="Optimizer steps per try.")
+@click.option("--time-limit", default="2m", show_default=True, type=TIME, help="Limit of one try: 90s, 2m.")
+@click.option("--budget", type=TIME, help="Time for the whole search, which then ends with what it has found: 10m.")
+@click.option(
+    "--threads", type=COUNT, help="CPU threads per worker (default: 1; with GPUs an even share of the cores)."
+)
 @click.option("--oversubscribe", is_flag=True, help="Allow more workers than cores.")
 @click.option("--retry", is_flag=True, help="Try failed cells again (out of memory is no failure).")
-@click.option("--fresh", is_flag=True, help="Drop the recorded tries instead of going on from them.")
+@click.option("--fresh", is_flag=True, help="Discard the recorded tries and start anew.")
 @study_option("fit")
 @results_option
-@click.option("--dry-run", is_flag=True, help="Show the predictions and the first tries; start nothing.")
+@dry_run_option
 def max_model(**options: Any) -> None:
-    """Find the largest trainable LLaMA-type model by engine setting and workers, beside the memory model's prediction.
+    """Find the largest LLaMA-type model that each engine setting and number of workers can train.
+
+    The result stands beside the memory model's prediction.
 
     \b
     harness experiment max-model --workers 1,2                          ten settings, on the GPUs that are here
-    harness experiment max-model --device cpu --memory-gib 0.3 --precision fp32 --vocab 512 --length 32     a small
-    search on a CPU
+    harness experiment max-model --device cpu --memory-gib 0.3 --vocab 512 --length 32    a small search on a CPU
     """
     folder = study_folder(options["results"], options["study"])
     search = _search(options)
@@ -93,6 +107,16 @@ def max_model(**options: Any) -> None:
     if options["dry_run"]:
         _show_plan(cells, search)
         return
+    finished = _search_and_record(cells, search, folder, options["budget"])
+    click.echo((folder / "fit.md").read_text())
+    if not finished:
+        click.echo("the budget is used up: the same command goes on from here", err=True)
+    if any(cell["status"] == "failed" for cell in cells):
+        raise click.exceptions.Exit(1)
+
+
+def _search_and_record(cells: Sequence[Any], search: Search, folder: Path, budget_s: float | None) -> bool:
+    """Searches every cell and writes its record, tables and plot into `folder`; whether it ended within `budget_s`."""
     from harness.experiments.max_model.report import headline, plot, write_tables
     from harness.records.environment import environment
 
@@ -107,25 +131,14 @@ def max_model(**options: Any) -> None:
     save()
     finished = False
     try:
-        finished = run_search(
-            cells,
-            search,
-            save=save,
-            budget_s=options["budget_s"],
-            log=folder / LOG,
-            say=tell,
-        )
+        finished = run_search(cells, search, save=save, budget_s=budget_s, log=folder / LOG, say=tell)
     finally:  # an interrupted search leaves its tables too
         record["finished"] = finished
         save()
         write_tables(record, folder)
         plot(record, folder / "fit")
         hide_machine(folder / LOG, folder.parent)
-    click.echo((folder / "fit.md").read_text())
-    if not finished:
-        click.echo("the budget is used up: the same command goes on from here", err=True)
-    if any(cell["status"] == "failed" for cell in cells):
-        raise click.exceptions.Exit(1)
+    return finished
 
 
 def _search(options: Mapping[str, Any]) -> Search:
@@ -158,7 +171,7 @@ def _search(options: Mapping[str, Any]) -> Search:
         memory_gib=limit,
         steps=options["steps"],
         threads=options["threads"] or (max(1, len(os.sched_getaffinity(0)) // most) if on_gpu else 1),
-        try_s=options["try_s"],
+        try_s=options["time_limit"],
         oversubscribe=options["oversubscribe"],
     )
 
@@ -185,5 +198,5 @@ def _show_plan(cells: Sequence[Mapping[str, Any]], search: Search) -> None:
     click.echo(markdown(Table(id="plan", title="Predictions and next tries", columns=header, rows=tuple(rows))))
     click.echo(
         f"{plural(len(cells), 'cell')}, at least 2 tries each where the prediction holds, of at most "
-        f"{search.try_s:.0f} s; limit {mebibytes(search.device_mib)} a worker"
+        f"{search.try_s:.0f} s; limit {mebibytes(search.device_mib)} per worker"
     )

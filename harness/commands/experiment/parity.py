@@ -60,7 +60,10 @@ PLAIN_LINEAR = "deepspeed:3+memory_efficient_linear=false"
 @precision_option
 @precision_mode_option
 @click.option(
-    "--overflow-at", type=click.IntRange(min=-1), default=-1, help="Plant an fp16 overflow on one rank at this step."
+    "--overflow-at",
+    type=click.IntRange(min=-1),
+    default=-1,
+    help="Plant an fp16 overflow on one rank at this step; -1 = none.",
 )
 @click.option(
     "--full",
@@ -68,12 +71,14 @@ PLAIN_LINEAR = "deepspeed:3+memory_efficient_linear=false"
     help="Every engine and ZeRO stage x accumulation x clipping x workers in fp32, the same with clipping in bf16 and "
     "fp16, native precision, and --loss-scale.",
 )
-@click.option("--loss-scale", is_flag=True, help="Only the figure of the fp16 loss scale, with a planted overflow.")
+@click.option(
+    "--loss-scale", is_flag=True, help="Draw only the figure of the fp16 loss scale, with a planted overflow."
+)
 @click.option("--preset", help="As for `harness run` (default: tiny).")
 @model_option
 @click.option("--data", help="As for `harness run` (default: textures).")
 @click.option("--steps", type=COUNT, default=20, show_default=True, help="Optimizer steps of every training.")
-@click.option("--global-batch", type=COUNT, default=16, show_default=True, help="Samples a step, over all workers.")
+@click.option("--global-batch", type=COUNT, default=16, show_default=True, help="Samples per step, over all workers.")
 @device_option
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Decides weights and data.")
 @study_option("parity", optional=True)
@@ -129,11 +134,18 @@ def _cells(options: dict[str, Any]) -> list[Cell]:
         cells += cells_of([*engines, PLAIN_LINEAR], counts, accumulations, [True], half, ["matched"])
         return cells + cells_of(engines, counts, [1], [True], half, ["native"])
     if options["tuned"]:
+        if any(_is_given(name) for name in ("backends", "workers")):
+            raise JobError("--tuned names engines and workers itself: leave --backends and --workers out")
         asked = tuned_engines(Path(options["tuned"]))
     else:
         asked = [(name, workers) for name in options["backends"] for workers in options["workers"]]
     cells = [cell for name, workers in asked for cell in _matrix(name, workers, options)]
     return [replace(cell, overflow_at=options["overflow_at"]) for cell in cells]
+
+
+def _is_given(name: str) -> bool:
+    """Whether the option was typed."""
+    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def tuned_engines(file: Path) -> list[tuple[str, int]]:
@@ -168,8 +180,7 @@ def _loss_scale(base: Job, options: dict[str, Any], folder: Path | None, say: Sa
     from harness.experiments.parity import loss_scale
 
     workers = max(options["workers"])
-    given = click.get_current_context().get_parameter_source("backends") is not ParameterSource.DEFAULT
-    engines = options["backends"] if given and not options["full"] else loss_scale.ENGINES
+    engines = options["backends"] if _is_given("backends") and not options["full"] else loss_scale.ENGINES
     curves = loss_scale.measure(base, workers=workers, at=max(0, options["overflow_at"]), engines=engines, say=say)
     if folder is not None:
         for path in loss_scale.write(curves, folder):

@@ -19,19 +19,25 @@ from harness.records.run_folder import study_folder
 
 @click.command()
 @click.option(
-    "--study", default="scaling-nodes", show_default=True, help="Of `harness experiment scaling` or `compare`."
+    "--study",
+    default="scaling-nodes",
+    show_default=True,
+    help="Study of `harness experiment scaling` or `harness compare`.",
 )
 @click.option(
-    "--to", "largest", type=COUNT, default=LARGEST, show_default=True, help="Largest number of nodes that is drawn."
+    "--to", "largest", type=COUNT, default=LARGEST, show_default=True, help="Largest number of nodes in the plot."
 )
-@click.option("--rate", default="1gbit", show_default=True, help="Link rate of the drawing; 'unlimited' for none.")
+@click.option("--rate", default="1gbit", show_default=True, help="Link rate in the plot: 1gbit, unlimited.")
 @click.option(
-    "--compute-ms", type=AMOUNT, default=0.0, help="Computing a step in the drawing (default: the study's weak runs')."
+    "--compute-ms",
+    type=AMOUNT,
+    default=0.0,
+    help="Compute time per step in the plot (default: the study's weak runs').",
 )
 @click.option(
-    "--parameters", type=AMOUNT, default=0.0, help="Trained fp32 parameters in the drawing (default: the study's)."
+    "--parameters", type=AMOUNT, default=0.0, help="Trained fp32 parameters in the plot (default: the study's)."
 )
-@click.option("--rounds", type=COUNT, default=50, show_default=True, help="Resamplings for the uncertainty.")
+@click.option("--rounds", type=COUNT, default=50, show_default=True, help="Bootstrap resamplings for the uncertainty.")
 @results_option
 @json_option
 def predict(
@@ -44,10 +50,10 @@ def predict(
     results: str | None,
     as_json: bool,
 ) -> None:
-    """Fit a model of the step to a scaling study, state its error, draw it to more nodes.
+    """Fit a model of the step time to a scaling study, state its error, extrapolate it to more nodes.
 
-    A study of `harness experiment scaling` gets an alpha-beta model. A study of `harness compare` with 1 and 2 workers
-    gets its scaling curve drawn past them; where it holds more workers too, these are not fitted but compared.
+    A study of `harness experiment scaling` gets an alpha-beta model. Of a study of `harness compare`, the runs with 1
+    and 2 workers are fitted and extrapolated; runs with more workers are compared with the prediction.
     """
     from mpi.nodes.link import bytes_per_second
 

@@ -24,7 +24,12 @@ SCALINGS = Names(("weak", "strong"), "scaling")
     "--rates", metavar="LIST", default="unlimited,1gbit,100mbit", show_default=True, help="Rates of the links."
 )
 @click.option(
-    "--emulate-compute", "emulate_ms", type=AMOUNT, default=100.0, show_default=True, help="ms a step and worker."
+    "--emulate-compute",
+    "emulate_ms",
+    type=AMOUNT,
+    default=100.0,
+    show_default=True,
+    help="Wait per step and worker in ms, in place of computing.",
 )
 @click.option(
     "--scalings",
@@ -32,10 +37,10 @@ SCALINGS = Names(("weak", "strong"), "scaling")
     type=SCALINGS,
     default="weak,strong",
     show_default=True,
-    help="strong: the wait is shared by the workers.",
+    help="Of weak, strong; strong: the workers share the wait.",
 )
-@click.option("--steps", type=COUNT, default=20, show_default=True)
-@click.option("--repeats", type=COUNT, default=1, show_default=True)
+@click.option("--steps", type=COUNT, default=20, show_default=True, help="Optimizer steps of a run.")
+@click.option("--repeats", type=COUNT, default=1, show_default=True, help="Runs of every combination.")
 @click.option(
     "--width",
     "widths",
@@ -43,7 +48,7 @@ SCALINGS = Names(("weak", "strong"), "scaling")
     type=COUNTS,
     default="16384",
     show_default=True,
-    help="Of the tiny preset's projection: 97 weights each.",
+    help="Widths of the tiny preset's projection, 97 weights per unit.",
 )
 @results_option
 def scaling(
@@ -58,7 +63,7 @@ def scaling(
     widths: list[int],
     results: str | None,
 ) -> None:
-    """Run a scaling study on virtual nodes (needs root). Rows that are there already are kept, not run again."""
+    """Run a scaling study on virtual nodes (needs root). Rows that are recorded already are not run again."""
     names = [engine_name(text) for text in backends]
     speeds = [rate.strip() for rate in rates.split(",")]
     for rate in speeds:

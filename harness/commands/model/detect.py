@@ -19,8 +19,10 @@ from harness.job.declaration import JobError
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE|FOLDER...")
 @click.option("--weights", help="Run folder, or weights file (with --preset); left out: no training, few-shot only.")
 @click.option("--normal", multiple=True, metavar="IMAGE|FOLDER", help="Good pictures to compare with; repeatable.")
-@click.option("--shots", type=click.IntRange(min=1), help="How many of them; without --normal, of the run's data.")
-@click.option("--branch", type=click.Choice(BRANCHES), help="Which map (default: memory with good pictures).")
+@click.option(
+    "--shots", type=click.IntRange(min=1), help="Number of good pictures; without --normal, from the run's data."
+)
+@click.option("--branch", type=click.Choice(BRANCHES), help="Which map (default: memory, if there are good pictures).")
 @click.option("--category", default="", help="What the pictures show (default: the run's, or by their folders).")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the map overlays (PNG).")
 @json_option
@@ -36,13 +38,13 @@ def detect(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Score, localize and judge pictures: a line each, and an overlay of the map in --out.
+    """Score, localize and judge pictures: a line per picture, and an overlay of the map in --out.
 
     \b
     harness model detect tile.png --weights results/STUDY/RUN --out maps
     harness model detect test/*.png --preset small --normal train/good --shots 4     no training
 
-    The pictures are checked first: one that is missing or damaged is named, and nothing is looked at.
+    The pictures are checked first: if one is missing or damaged, it is named and none is judged.
     """
     from harness.inference.session import Session, picture_paths, read_pictures
 

@@ -24,16 +24,22 @@ OUT = "eval.json"
 @click.argument("sources", nargs=-1, metavar="[RUN|WEIGHTS]...")
 @click.option("--data", help="textures, mvtec:DIR, visa:DIR or aebad:DIR (default: what the run was trained on).")
 @click.option(
-    "--shots", type=click.IntRange(min=0), help="Good pictures a category in the memory (default: the run's)."
+    "--shots", type=click.IntRange(min=0), help="Good pictures per category in the memory (default: the run's)."
 )
 @click.option("--branch", type=click.Choice(BRANCHES), help="Map to judge (default: memory with shots, else decoder).")
 @click.option(
     "--scoring", default="", help="Rule from map to score: top1, max, max_minus_median ... (default: preset's)."
 )
-@click.option("--split", type=click.Choice(["test", "val"]), default="test", show_default=True, help="val: held-out.")
-@click.option("--samples", type=click.IntRange(min=0), default=0, help="Pictures to use, by seed; 0 = all.")
+@click.option(
+    "--split",
+    type=click.Choice(["test", "val"]),
+    default="test",
+    show_default=True,
+    help="Split to evaluate; val: pictures held out of training.",
+)
+@click.option("--samples", type=click.IntRange(min=0), default=0, help="Number of pictures, chosen by --seed; 0 = all.")
 @click.option("--seed", type=SEED, help="Decides the shots and the samples (default: the run's).")
-@click.option("--no-answers", is_flag=True, help="Leave the questions out: maps and scores only.")
+@click.option("--no-answers", is_flag=True, help="Ask no questions: maps and scores only.")
 @json_option
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help=f"Folder to write {OUT} to.")
 @model_options

@@ -7,13 +7,15 @@ from typing import Any
 
 import click
 
+from harness.commands.options import device_option
+
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of every command that loads a model; collect them by `load(source, **options)`."""
     for option in reversed(
         (
             click.option("--preset", default="", help="The preset of a bare weights file (a run knows its own)."),
-            click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+            device_option,
             click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: torch's)."),
             click.option(
                 "--set",

@@ -39,7 +39,7 @@ from harness.records.run_folder import study_folder
 )
 @click.option("--data", help="Test on other data than the runs were trained on: mvtec:DIR ...")
 @click.option("--no-answers", is_flag=True, help="Leave the questions out.")
-@click.option("--name", help="Folder in results/ for quality.json, .csv and .md (default: the first run's study).")
+@click.option("--study", "name", help="Folder in results/ for the record (default: the first run's study).")
 @results_option
 @model_options
 def quality(
@@ -70,7 +70,7 @@ def quality(
     files = [path for path in runs if path.suffix == ".json"]
     if files:
         if len(files) < len(runs) or name is None:
-            raise JobError("give either quality.json files with a --name, or runs and studies")
+            raise JobError("give either quality.json files with a --study, or runs and studies")
         place = study_folder(results, name, "folder")
         _keep(work.merge(files), place)
         return

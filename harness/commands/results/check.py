@@ -16,9 +16,11 @@ from harness.records.run_record import load_runs
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_OR_STUDY...")
-@click.option("--mark", is_flag=True, help=f"Write {marks.NAME} into studies that only another measurement mends.")
+@click.option(
+    "--mark", is_flag=True, help=f"Write {marks.NAME} into studies whose figures only a new measurement can correct."
+)
 def check(paths: tuple[Path, ...], mark: bool) -> None:
-    """Re-check records, rules and figures of runs, studies or all of results/. Exit code 1 where something fails."""
+    """Check records, rules and figures of runs, studies or all of results/ again. Exit code 1 if something fails."""
     found = records_in(paths)
     if mark:
         for study in [path for path in found if not is_run(path)]:

@@ -15,7 +15,7 @@ from harness.records.record_files import RecordError, is_run
 def watch(run: Path) -> None:
     """Follow a running job in the terminal: progress, speed, loss, lag of the ranks, GPUs.
 
-    It reads the records that the run writes anyway: the run loses no time by it. Ctrl-C ends watching, not the run.
+    It reads the records that the run writes anyway, which costs the run no time. Ctrl-C ends watching, not the run.
     `harness results export` sends the figures elsewhere when the run has ended.
     """
     from harness.tracking.live_view import watch as follow

@@ -52,9 +52,9 @@ def others(out: Path, names: Iterable[str], hosts: Sequence[hostfile.Host], devi
     devices = {result["transport"].get("device", device) for result in kept}
     there = record.get("environment") or {}
     if there and hardware(there) != hardware(environment()):
-        raise JobError(f"{out / NAME} was measured on {hardware(there)}: choose another --out")
+        raise JobError(f"{out / NAME} was measured on {hardware(there)}: choose another --study")
     if record["hosts"] != _named(hosts) or devices - {device}:
-        raise JobError(f"{out / NAME} is of other workers or of another device: choose another --out")
+        raise JobError(f"{out / NAME} is of other workers or of another device: choose another --study")
     return kept
 
 

@@ -65,7 +65,7 @@ def run_try(job: Job, *, memory_gib: float | None, limit_s: float, log: Path | N
         killed = out_of_memory_kills()
         printed = log or Path(scratch) / "log.txt"
         start = printed.stat().st_size if printed.exists() else 0
-        outcome = mpi.process.supervise(launch, log_path=printed, timeout=limit_s, limit_name="--try-s", grace=2.0)
+        outcome = mpi.process.supervise(launch, log_path=printed, timeout=limit_s, limit_name="--time-limit", grace=2.0)
         if outcome.interrupted:
             raise KeyboardInterrupt
         ranks = [_read(out / f"rank-{rank}.json") for rank in range(job.slots)]

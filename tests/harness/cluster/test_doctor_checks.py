@@ -9,7 +9,7 @@ import pytest
 
 from harness.cluster import doctor
 from harness.cluster.doctor import surely_slow
-from harness.cluster.doctor_checks import CHECKS, MAX_SKEW_S, PACKAGES, Finding, Report, Wanted, bits, judge
+from harness.cluster.doctor_checks import CHECKS, MAX_SKEW_S, PACKAGES, Diagnosis, Report, Wanted, bits, judge
 
 GPU = {"index": "0", "name": "H100", "driver": "580.1", "ecc": "0", "used_mib": "4", "total_mib": "81559"}
 
@@ -51,7 +51,7 @@ def report(host: str, **changes: Any) -> Report:
 WANTED = Wanted(here=facts(), python="/p", cwd="/w", data="")
 
 
-def judged(*reports: Report, links: list[dict[str, Any]] | None = None, wanted: Wanted = WANTED) -> list[Finding]:
+def judged(*reports: Report, links: list[dict[str, Any]] | None = None, wanted: Wanted = WANTED) -> list[Diagnosis]:
     return judge(reports, links or [], wanted)
 
 
@@ -66,9 +66,9 @@ def test_nodes_that_are_alike_are_ready():
         ({"gpus": [{"error": "nvidia-smi: timed out"}]}, "gpu", "fail", "timed out"),
         ({"gpus": [{**GPU, "used_mib": "70000"}]}, "gpu", "warn", "70000 MiB are in use"),
         ({"gpus": [GPU, GPU]}, "gpu", "fail", "2 x H100, driver 580.1 where most have no GPU"),
-        ({"python": "3.12.1"}, "python", "fail", "3.12.1 where this machine has 3.11.7"),
-        ({"nccl": None}, "packages", "fail", "NCCL missing where here is 2.27"),
-        ({"mpi": "mpirun (Open MPI) 5.0.3"}, "packages", "fail", "MPI mpirun (Open MPI) 5.0.3 where"),
+        ({"python": "3.12.1"}, "python", "fail", "3.12.1, on this machine 3.11.7"),
+        ({"nccl": None}, "packages", "fail", "NCCL missing, on this machine 2.27"),
+        ({"mpi": "mpirun (Open MPI) 5.0.3"}, "packages", "fail", "MPI mpirun (Open MPI) 5.0.3, on this"),
         ({"user": "you"}, "user", "fail", "user you"),
         ({"uid": 1001}, "user", "warn", "(1001)"),
         ({"cwd": False}, "user", "fail", "/w is not there"),

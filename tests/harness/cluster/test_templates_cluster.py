@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from click.testing import CliRunner
 
 from harness.cluster.job_scripts import validate_mpijob
 from harness.commands.cluster.job_script import job_script
-from harness.job.declaration import JobError
+from harness.commands.run import run
+from harness.job.declaration import Job, JobError
+from harness.job.options import make_job
 
 JOB = [
     "--nodes",
@@ -72,13 +75,44 @@ def test_slurm_asks_for_gpus_and_horovod_goes_through_mpirun():
     ("words", "says"),
     [
         (["--name", "a b"], "name 'a b'"),
-        (["--time", "2h"], "not a Slurm time"),
+        (["--time-limit", "2 hours"], "write a time such as 90s"),
+        (["--set", "engine.tune_steps=100"], "started by `harness run` alone"),
         (["--partition", "x\n#SBATCH --uid=0"], "partition"),
     ],
 )
 def test_what_slurm_would_refuse_is_one_line(words, says):
     with pytest.raises(JobError, match=says):
-        CliRunner().invoke(job_script, ["slurm", "--backend", "ddp", *JOB, *words], catch_exceptions=False)
+        CliRunner().invoke(job_script, ["slurm", "--backend", "horovod", *JOB, *words], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "line", "deadline"),
+    [([], "01:00:00", 3600), (["--time-limit", "1.5d"], "1-12:00:00", 129600), (["--time-limit", "0"], None, None)],
+)
+def test_the_time_limit_is_that_of_the_cluster(given: list[str], line: str | None, deadline: int | None) -> None:
+    """Whoever runs the script ends the job: the worker itself, started by hand, refuses a time limit."""
+    script = text("slurm", "--backend", "ddp", *JOB, *given)
+    assert [row for row in script.splitlines() if "--time" in row] == ([f"#SBATCH --time={line}"] if line else [])
+    manifest = yaml.safe_load(text("mpijob", "--backend", "ddp", *JOB, *given, "--image", "i", "--device", "cpu"))
+    assert manifest["spec"]["runPolicy"].get("activeDeadlineSeconds") == deadline
+    assert "--time-limit" not in str(manifest)
+
+
+def test_the_worker_s_words_are_the_job_that_was_asked_for() -> None:
+    """Every option as it was given, also those that switch something off or hold several numbers."""
+    given = ["--backend", "ddp", *JOB, "--no-keep-weights", "--betas", "0.8,0.9", "--timeout", "2m", "--bind-cores"]
+    given += ["--set", "model.decoder_layers=mlp", "--set", "concurrent=2", "--clip-norm", "0"]
+    script = text("slurm", *given, "--python", "/p/python").replace("\\\n", " ")
+    words = shlex.split(script.splitlines()[-1])
+    words = words[words.index("harness/run.py") + 1 :]
+
+    def job_of(typed: list[str]) -> Job:
+        own = {"results": None, "dry_run": None, "launcher_args": None}  # of `harness run`, not of the job
+        return make_job({**run.make_context("run", list(typed)).params, "nodes": 2, "slots": 3, **own})
+
+    again = job_of(words)
+    assert again == job_of(given)
+    assert (again.keep_weights, again.betas, again.timeout_s) == (False, (0.8, 0.9), 120.0)
 
 
 def test_mpijob_is_valid_and_says_what_was_asked():

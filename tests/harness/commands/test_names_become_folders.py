@@ -31,6 +31,8 @@ COMMANDS = {
     "duel": ("experiment", "duel", "--study"),
     "predict": ("experiment", "predict", "--study"),
     "scaling": ("experiment", "scaling", "--study"),
+    "collectives": ("experiment", "collectives", "--study"),
+    "tune": ("tune", *TINY, "--study"),
 }
 
 
@@ -57,7 +59,7 @@ def test_a_results_folder_that_is_a_file(
     assert (tmp_path / "results").read_text() == "mine"
 
 
-def test_quality_s_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quality_s_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "quality.json").write_text("{}")
     words = (
         "model",
@@ -65,7 +67,7 @@ def test_quality_s_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         str(tmp_path / "quality.json"),
         "--results",
         str(tmp_path / "results"),
-        "--name",
+        "--study",
         "../../x",
     )
     assert "name '../../x'" in refused(capsys, *words)

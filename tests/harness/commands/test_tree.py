@@ -3,6 +3,7 @@ the program's."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +69,32 @@ def test_the_reference_is_the_programs() -> None:
     argv = [sys.executable, "-m", "harness", "list", "commands"]
     done = subprocess.run(argv, cwd=DOCS.parent, capture_output=True, text=True, timeout=120, check=True)
     assert (DOCS / "commands.md").read_text() == done.stdout, "run `harness list commands > docs/commands.md`"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("harness exp", "plain,experiment"),
+        ("harness experiment max", "plain,max-model"),
+        ("harness run --backend ho", "plain,horovod"),
+        ("harness compare --backends ddp,ho", "plain,ddp,horovod"),
+        ("harness compare zero", "plain,zero-stages"),
+        ("harness run --time-l", "plain,--time-limit"),
+    ],
+)
+def test_the_tab_key_completes_what_the_documents_promise(typed: str, offered: str) -> None:
+    words = {"_HARNESS_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    argv = [sys.executable, "-m", "harness"]
+    done = subprocess.run(
+        argv, cwd=DOCS.parent, env={**os.environ, **words}, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines() == [offered], done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_of_every_documented_shell_is_made(shell: str) -> None:
+    text = (DOCS / "install.md").read_text()
+    assert f"_HARNESS_COMPLETE={shell}_source harness" in text
+    argv, environ = [sys.executable, "-m", "harness"], {**os.environ, "_HARNESS_COMPLETE": f"{shell}_source"}
+    done = subprocess.run(argv, cwd=DOCS.parent, env=environ, capture_output=True, text=True, timeout=60, check=True)
+    assert f"_HARNESS_COMPLETE={shell}_complete" in done.stdout

@@ -29,8 +29,8 @@ ELASTIC = {"backend": "horovod", "nodes": 2, "hostfile": "hosts", "engine": {"mi
         (ELASTIC | {"nodes": 3}, "starts with 3 workers: --min-np 1 and --max-np 2 must enclose it"),
         (ELASTIC | {"global_batch": 1}, "use --max-np 1 or a larger batch"),
         (ELASTIC | {"nodes": 1, "hostfile": ""}, "an elastic job needs hosts that can be lost"),
-        (ELASTIC | {"checkpoint_every": 5}, "knows no checkpoint-every"),
-        (ELASTIC | {"engine": {"min_np": 1, "max_np": 2, "tune_steps": 100}}, "knows no tune-steps"),
+        (ELASTIC | {"checkpoint_every": 5}, "does not support checkpoint-every"),
+        (ELASTIC | {"engine": {"min_np": 1, "max_np": 2, "tune_steps": 100}}, "does not support tune-steps"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(changes: dict, words: str) -> None:
