@@ -13,6 +13,7 @@ from datetime import datetime
 
 import numpy as np
 
+from harness.analysis import judged_speed
 from harness.analysis.comparison import Comparison
 from harness.analysis.known_faults.fault import SPEED
 from harness.analysis.known_faults.measured import measured_faults
@@ -42,7 +43,9 @@ def findings(comparison: Comparison) -> list[Finding]:
     """All findings of a comparison, the most serious first."""
     runs = comparison.runs
     found: list[Finding] = []
-    for check in (_unusable, _stragglers, _timing, _memory, _skipped, _foreign_load, _own_warnings):
+    judged = comparison.duels is None  # else the duels say which engine is faster, not the trainings' times
+    of_times = (_steadiness, _foreign_load) if judged else ()
+    for check in (_unusable, _stragglers, _untimed, *of_times, _waits_for_data, _memory, _skipped, _own_warnings):
         for run in runs:
             if run.ok:
                 found += check(run)
@@ -53,8 +56,9 @@ def findings(comparison: Comparison) -> list[Finding]:
     found += _known_faults(runs)
     found += _unlike(comparison)
     found += _efficiencies(comparison)
-    found += _repeats(comparison)
-    found += _apart(comparison)
+    if judged:
+        found += _repeats(comparison)
+        found += _apart(comparison)
     found += _software(runs)
     return sorted(_merged(found), key=lambda finding: LEVELS.index(finding.level))
 
@@ -183,29 +187,25 @@ def _why_slow(rank: int, busy: Mapping[int, Sequence[float]], on_gpu: bool) -> s
     return f"{told}: it is not its processor. Look for a throttled or different GPU, a slow disk, other load."
 
 
-def _timing(run: RecordedRun) -> Iterator[Finding]:
+def _untimed(run: RecordedRun) -> Iterator[Finding]:
+    """Why the times of a run are left out."""
+    at_once = int(run.job.get("concurrent") or 1)
     if run.job.get("profile"):
-        yield Finding(
-            level="note",
-            code="profiled",
-            text=f"{run.name} ran with profile={run.job['profile']}: its times are left out everywhere.",
-        )
-        return
-    if (at_once := int(run.job.get("concurrent") or 1)) > 1:
-        yield Finding(
-            level="note",
-            code="concurrent",
-            text=f"{run.name} shared the machine with up to {plural(at_once - 1, 'other run')}: its quality "
-            "counts, its times are left out everywhere.",
-        )
-        return
-    if crowded(run):
+        text = f"{run.name} ran with profile={run.job['profile']}: its times are left out everywhere."
+        yield Finding(level="note", code="profiled", text=text)
+    elif at_once > 1:
+        others = plural(at_once - 1, "other run")
+        text = f"{run.name} shared the machine with up to {others}: its quality counts, its times are left out "
+        yield Finding(level="note", code="concurrent", text=f"{text}everywhere.")
+    elif crowded(run):
         cores = run.environment["cpu"]["usable_cores"]
-        yield Finding(
-            level="note",
-            code="crowded",
-            text=f"{run.name}: {run.job['slots']} workers on {cores} cores, its times are left out everywhere.",
-        )
+        text = f"{run.name}: {run.job['slots']} workers on {cores} cores, its times are left out everywhere."
+        yield Finding(level="note", code="crowded", text=text)
+
+
+def _steadiness(run: RecordedRun) -> Iterator[Finding]:
+    """Too few timed steps, steps that became slower or faster, time between steps."""
+    if untimed(run):
         return
     throughput = run.result.get("throughput") or {}
     timed = (throughput.get("step_s") or {}).get("n")
@@ -232,8 +232,11 @@ def _timing(run: RecordedRun) -> Iterator[Finding]:
             text=f"{run.name}: {percent(whole.between_share)} of its timed seconds lie between steps (logging, "
             "checkpoints): samples/s says less of the engine; a larger --log-every, more work a step.",
         )
-    share = throughput.get("data_share")
-    if is_number(share) and share > DATA_LIMIT:
+
+
+def _waits_for_data(run: RecordedRun) -> Iterator[Finding]:
+    share = (run.result.get("throughput") or {}).get("data_share")
+    if is_number(share) and share > DATA_LIMIT and not untimed(run):
         yield Finding(
             level="warning",
             code="data-bound",
@@ -298,14 +301,15 @@ def _unlike(comparison: Comparison) -> Iterator[Finding]:
 
 def _efficiencies(comparison: Comparison) -> Iterator[Finding]:
     """Efficiencies above 100 %, and studies whose engines have no baseline in common."""
-    for cell in comparison.cells.to_dict("records"):
+    cells = judged_speed.cells(comparison)
+    for cell in cells.to_dict("records"):
         for name in ("efficiency", "own_efficiency"):
             if is_number(cell[name]) and cell["workers"] > 1:
                 text = step_metrics.efficiency_warning(cell[name], int(cell["workers"]), cell["scaling"])
                 if text:
                     yield Finding(level="warning", code="super-linear", text=f"{cell['label']}: {text}.")
                     break
-    main = comparison.main
+    main = cells[cells["group"] == 0] if len(cells) else cells
     several = len(main) and main["label"].nunique() > 1 and (main["workers"] > 1).any()
     if several and not (main["efficiency_pairs"] > 0).any():
         yield Finding(

@@ -34,6 +34,8 @@ from typing import Any
 
 import numpy as np
 
+from harness.common.formatting import plural
+
 LEVEL = 0.95
 ALIKE = 0.05  # a difference in speed that is smaller than this for certain is none that anybody would choose by
 ALIKE_QUALITY = 0.02  # the same of a share: an AUROC, an accuracy
@@ -57,6 +59,7 @@ class Difference:
     relative: bool = True
     comparisons: int = 1  # that the interval holds for together
     engines: int = 2  # whose runs say how much the machine scatters
+    duels: bool = False  # `pairs` are duels
 
     @property
     def real(self) -> bool:
@@ -99,6 +102,8 @@ class Difference:
 
     def basis(self) -> str:
         """What the interval stands on."""
+        if self.duels:
+            return plural(self.pairs, "duel")
         if self.engines > 2:
             return f"{self.pairs} interleaved repeats of {self.engines} engines"
         return f"{self.pairs} interleaved pairs" if self.pairs > 1 else "one pair: an interval needs 2 repeats"

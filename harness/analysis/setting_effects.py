@@ -29,7 +29,8 @@ class Variant:
     engine: label of the engine's plainest setting, without what is compared. setting: what is set otherwise than there,
     as for --set; against: what it is compared with, "" for the defaults. speed: relative difference of samples/s.
     memory: share more of peak memory, loss: difference of the final loss; None where not recorded. group: of the
-    comparison, across: that of what it is compared with is another, so the two must not share a curve.
+    comparison, across: that of what it is compared with is another, so the two must not share a curve. labels: of the
+    two engines as reports call them, what it is compared with first.
     """
 
     engine: str
@@ -42,6 +43,7 @@ class Variant:
     loss: float | None
     group: int
     across: bool
+    labels: tuple[str, str]
 
     @property
     def title(self) -> str:
@@ -120,7 +122,8 @@ def _sentence(title: str, members: Sequence[Variant]) -> str:
         told.append(f"{change} samples/s ({variant.speed.interval()}{alike}{memory})")
     start = f"{title} at {plural(workers, 'worker')}"
     pairs = min(variant.speed.pairs for variant in here)
-    basis = f"{pairs} interleaved repeats" if pairs > 1 else here[0].speed.basis()
+    fought = here[0].speed.duels
+    basis = f"{pairs} interleaved repeats" if pairs > 1 and not fought else here[0].speed.basis()
     if not told:
         return f"{start}: undecided what it changes ({joined(unsure)}; {basis})."
     rest = f"; undecided: {joined(unsure)}" if unsure else ""
@@ -187,6 +190,7 @@ def _variant(
         loss=None if loss is None or other_loss is None else other_loss - loss,
         group=cell.group,
         across=reference.group != cell.group,
+        labels=(next(iter(reference.runs.values())).label, next(iter(cell.runs.values())).label),
     )
 
 

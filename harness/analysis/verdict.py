@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harness.analysis import setting_effects
+from harness.analysis import judged_speed, setting_effects
 from harness.analysis.caveats import Finding
 from harness.analysis.comparison import Comparison, PairedFigure
 from harness.analysis.duels import sentences as duels
@@ -61,7 +61,7 @@ def verdict(comparison: Comparison, found: Sequence[Finding] = ()) -> list[str]:
         return [f"No run ended well ({failed} failed): there is nothing to compare. The reasons are listed below."]
     if comparison.duels is not None:
         sentences = duels.speed(comparison.duels)
-        sentences += setting_effects.sentences(comparison.variants)
+        sentences += setting_effects.sentences(judged_speed.variants(comparison))
     else:
         sentences = _speed(comparison)
         sentences += setting_effects.sentences(comparison.variants)
@@ -70,7 +70,8 @@ def verdict(comparison: Comparison, found: Sequence[Finding] = ()) -> list[str]:
     sentences += _quality(comparison)
     if any(finding.code == "unusable-answers" for finding in found):
         sentences.append("UNUSABLE ANSWERS: a run does not answer Yes or No; its answer accuracy means nothing.")
-    if beside := [finding for finding in found if finding.code == "foreign-load"]:
+    beside = [finding for finding in found if finding.code == "foreign-load"]
+    if beside and comparison.duels is None:  # beside duels it stands in their own sentences
         sentences.append(f"OTHER WORK ran on the machine: {beside[0].text}")
     wrong = [finding for finding in found if finding.level == "wrong"]
     if wrong:

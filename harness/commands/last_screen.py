@@ -14,7 +14,8 @@ from typing import Any
 
 from harness.analysis.caveats import Finding
 from harness.analysis.comparison import Comparison
-from harness.analysis.duels.record import label, same_as, totals
+from harness.analysis.duels.record import label, same_as
+from harness.analysis.duels.throughput import rates as rates_of
 from harness.analysis.verdict import verdict
 from harness.common.formatting import DASH, fixed, is_number, mebibytes, number, plural
 from harness.report.comparison_table import table_rows
@@ -88,7 +89,7 @@ def _duel_rows(comparison: Comparison) -> list[list[str]]:
     """A row a contender, its quality and memory from the training of the same engine and workers."""
     record = comparison.duels
     assert record is not None
-    rates = totals(record)
+    rates = {name: rate.value for name, rate in rates_of(record).items()}
     first = record["contenders"][0]["name"]
     shares = {row["b"]: row["efficiency"] for row in record["differences"] if row["a"] == first and "efficiency" in row}
     cells = {(cell["label"], int(cell["workers"])): cell for cell in comparison.main.to_dict("records")}

@@ -36,6 +36,11 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
     return {label: _STYLES[position % len(_STYLES)] for position, label in enumerate(labels)}
 
 
+def all_styles() -> Sequence[Style]:
+    """The eight styles by their numbers."""
+    return _STYLES
+
+
 def dashes(style: Style) -> tuple[float, ...] | None:
     """The dash pattern for matplotlib, None for a solid line."""
     return tuple(float(part) / 2 for part in style.dash.split()) if style.dash else None

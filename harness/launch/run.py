@@ -267,7 +267,7 @@ class _Watcher:
         if rows and self._on_rows is not None:
             self._on_rows(rows)
         if rows and self._progress is not None:
-            self._progress.tell(rows[-1], self._job.global_batch)
+            self._progress.tell(rows)
 
     def close(self) -> None:
         if self._progress is not None:

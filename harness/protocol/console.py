@@ -12,13 +12,16 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from harness.common.formatting import fixed, number
 from harness.protocol.early_output import EarlyWatch, last_lines
 from harness.protocol.failure_marks import LogPart, first_mark
+
+_WINDOW = 50  # steps whose throughput the progress shows
 
 
 def write_line(text: str, stream: IO[str]) -> None:
@@ -122,6 +125,7 @@ class Progress:
         self._screen, self._total = screen, total
         self._tty = screen.isatty()
         self._every_s = 0.0 if self._tty else every_s
+        self._rows: deque[Mapping[str, Any]] = deque(maxlen=_WINDOW)
         self._last = -1e9
         self._silent = False
 
@@ -135,11 +139,14 @@ class Progress:
         line = f"step {done}/{self._total}  {text}  {clock(left)} left"
         self._write(f"\r\x1b[2K{line}" if self._tty else line + "\n")
 
-    def tell(self, row: Mapping[str, Any], samples: int) -> None:
-        """The step of `row` (of steps.jsonl) is finished; the global batch has `samples`."""
-        rate = number(samples / row["step_s"])
-        text = f"loss {fixed(row['loss'], 4)}  {rate} samples/s"
-        self.update(row["step"] + 1, text, row["step_s"])
+    def tell(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The steps of `rows` (of steps.jsonl) are finished. Throughput: of the last `_WINDOW` steps together."""
+        from harness.records.step_metrics import window_rate  # numpy: not for `harness --help`
+
+        self._rows.extend(rows)
+        last, rate = rows[-1], window_rate(self._rows)
+        text = f"loss {fixed(last['loss'], 4)}  {number(rate)} samples/s"
+        self.update(last["step"] + 1, text, last["samples"] / rate if rate else last["step_s"])
 
     def close(self) -> None:
         if self._tty:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core_model.user_job.source import label_of
+from harness.analysis import judged_speed
 from harness.analysis.comparison import Comparison, summarize_study
 from harness.analysis.intervals import Difference
 from harness.analysis.known_faults.marks import is_superseded
@@ -47,10 +48,10 @@ def seen_from(root: Path, study: Path) -> Path:
 
 
 def _rows(comparison: Comparison, link: str) -> list[list[str]]:
-    main = comparison.main
-    if not len(main):
+    cells = judged_speed.cells(comparison)
+    if not len(comparison.main):
         return []
-    main = main[main["samples_per_s"].notna()]
+    main = cells[(cells["group"] == 0) & cells["samples_per_s"].notna()]
     rows = []
     for workers in sorted({int(count) for count in main["workers"]}, reverse=True):
         if cells := fastest_of_both(main[main["workers"] == workers]):
@@ -66,12 +67,8 @@ def _rows(comparison: Comparison, link: str) -> list[list[str]]:
 
 def _faster(comparison: Comparison, workers: int, deepspeed: str, horovod: str) -> tuple[str, str]:
     """Who is faster and by how much; ("alike" or "undecided", the difference) else."""
-    for pair in comparison.speed:
-        if (
-            pair.group == 0
-            and pair.workers == workers
-            and {pair.difference.a, pair.difference.b} == {deepspeed, horovod}
-        ):
+    for pair in judged_speed.differences(comparison):
+        if pair.workers == workers and {pair.difference.a, pair.difference.b} == {deepspeed, horovod}:
             difference = facing(pair, horovod).difference
             if difference.real and difference.value < 0:
                 difference = facing(pair, deepspeed).difference

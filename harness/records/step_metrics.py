@@ -109,6 +109,18 @@ def totals(rows: Sequence[Row], warmup: int) -> Totals | None:
     return Totals(steps=steps, samples=samples, seconds=seconds, between_s=max(0.0, seconds - inside))
 
 
+def window_rate(rows: Sequence[Row]) -> float | None:
+    """Samples/s of a few neighbouring rows, for a view of a running job: all samples over all seconds from the end of
+    the first row's step to that of the last one's; of a single row, or rows without a clock, over their own steps.
+    None where there is none."""
+    if not rows:
+        return None
+    rows = list(rows)
+    last = max((place for place, row in enumerate(rows) if row.get("restarted")), default=0)
+    whole = totals(rows[last:], 1) or totals(rows[last:], 0)
+    return None if whole is None else whole.samples_per_s
+
+
 def _stretches(rows: Sequence[Row], warmup: int) -> Iterator[tuple[Row | None, list[Row]]]:
     """(the row before, timed rows) of each start of the workers that came beyond its warm-up."""
     starts = [0, *(place for place, row in enumerate(rows) if place and row.get("restarted")), len(rows)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from harness.analysis import mfu
+from harness.analysis import judged_speed, mfu
 from harness.analysis.cells import COMMON_BASELINE
 from harness.analysis.comparison import Comparison
 from harness.common.formatting import DASH, fixed, is_number, mebibytes, number, percent
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 RATE_NOTE = (
     "samples/s: total samples / total seconds of the timed steps, geometric mean of the repeats and its 95 % interval"
 )
+DUEL_NOTE = (
+    "samples/s and efficiency: of the duels, total samples / total seconds, geometric mean and its 95 % interval over "
+    "them; loss, quality and memory: of the trainings"
+)
 _EFFICIENCY_NOTES = {
     "efficiency": f"efficiency: of plain torch on one worker (engine '{COMMON_BASELINE}') times the workers",
     "own_efficiency": "own baseline: of the engine's own one worker times the workers; not comparable between engines",
@@ -25,6 +29,10 @@ _REST = "memory: peak of the worker that needs most; loss and quality: mean of t
 _UTILIZATION = (
     "useful MFU: share of the GPUs' peak by the FLOPs that real tokens need; hardware use: by all FLOPs done, padding "
     "and recomputation too"
+)
+_STEPS_NOTE = (
+    " Typical step: median of the steps, in brackets the highest of p90, p95 and p99 that the number of steps bears "
+    "(29, 59, 299)."
 )
 NEEDS_REPEATS = "needs 2 repeats"
 
@@ -51,7 +59,7 @@ def _group_name(comparison: Comparison, group: int) -> str:
 def efficiency_kinds(comparison: Comparison) -> list[str]:
     """Which efficiencies the comparison has or would have with more repeats: ``efficiency`` where plain torch ran on
     one worker, ``own_efficiency`` where engines ran on one worker and on more."""
-    cells = comparison.cells
+    cells = judged_speed.cells(comparison)
     if not len(cells):
         return []
     return [name for name in _EFFICIENCY_NOTES if (cells[f"{name}_pairs"] > 0).any()]
@@ -60,7 +68,8 @@ def efficiency_kinds(comparison: Comparison) -> list[str]:
 def notes(comparison: Comparison) -> str:
     """What the table's figures are, for its foot."""
     efficiencies = [_EFFICIENCY_NOTES[name] for name in efficiency_kinds(comparison)]
-    return "; ".join([RATE_NOTE, *efficiencies, *_utilization_notes(comparison), _REST]) + "."
+    rate = RATE_NOTE if comparison.duels is None else DUEL_NOTE
+    return "; ".join([rate, *efficiencies, *_utilization_notes(comparison), _REST]) + "."
 
 
 def _utilization_notes(comparison: Comparison) -> list[str]:
@@ -77,7 +86,8 @@ def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
     ``failed`` runs."""
     names = group_names(comparison)
     kinds = efficiency_kinds(comparison)
-    return [_row(cell, names.get(cell["group"], ""), kinds) for cell in comparison.cells.to_dict("records")]
+    cells = judged_speed.cells(comparison)
+    return [_row(cell, names.get(cell["group"], ""), kinds) for cell in cells.to_dict("records")]
 
 
 def _row(cell: Mapping[str, Any], group: str, kinds: list[str]) -> dict[str, Any]:
@@ -104,6 +114,7 @@ def _row(cell: Mapping[str, Any], group: str, kinds: list[str]) -> dict[str, Any
             "image AUROC": fixed(cell["image_auroc"], 3),
             "pixel AUROC": fixed(cell["pixel_auroc"], 3),
             "answers right": answers,
+            "duels": str(int(cell[judged_speed.DUELS])) if cell.get(judged_speed.DUELS) else DASH,
             "runs": ", ".join(text for text in (str(cell["ok"]) if cell["ok"] else "", failed) if text),
         },
     }
@@ -146,8 +157,7 @@ def comparison_table(comparison: Comparison) -> Table:
         title="Engines side by side",
         columns=columns,
         rows=[[row["texts"][name] for name in columns] for row in rows],
-        note=f"{notes(comparison)} Typical step: median of the steps, in brackets the highest of p90, p95 and p99 that "
-        "the number of steps bears (29, 59, 299).",
+        note=f"{notes(comparison)}{_STEPS_NOTE if comparison.duels is None else ''}",
         strong=[
             index for index, row in enumerate(rows) if row["failed"] or "unusable" in row["texts"]["answers right"]
         ],

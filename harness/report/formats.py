@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.analysis import judged_speed
 from harness.analysis.caveats import findings
 from harness.analysis.comparison import Comparison, summarize_runs
 from harness.analysis.cost import Prices
@@ -24,7 +25,11 @@ SUFFIX = {"html": "html", "md": "md", "csv": "csv", "json": "json", "latex": "te
 
 def write_report(comparison: Comparison, path: Path, *, prices: Prices | None = None, format: str = "html") -> Path:
     """Writes the report to `path` (whole or not at all) and returns it."""
-    text = render(comparison, prices or Prices.load(), format)
+    return write_page(render(comparison, prices or Prices.load(), format), path)
+
+
+def write_page(text: str, path: Path) -> Path:
+    """Writes a rendered report to `path`, whole or not at all, and returns it. Raises JobError."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text(text)
@@ -38,7 +43,7 @@ def write_report(comparison: Comparison, path: Path, *, prices: Prices | None = 
 def render(comparison: Comparison, prices: Prices, format: str) -> str:
     """The report as text in one of `FORMATS`."""
     if format == "html":
-        from harness.report.html_page import render as page
+        from harness.report.page.study import render as page
 
         return page(comparison, prices)
     if format == "csv":
@@ -62,13 +67,14 @@ def render(comparison: Comparison, prices: Prices, format: str) -> str:
 def to_json(comparison: Comparison) -> str:
     """Everything the report says, for programs."""
     found = findings(comparison)
+    of_runs = comparison.duels is None
     value = {
         "title": comparison.title,
         "setting": setting(comparison),
         "verdict": verdict(comparison, found),
         "notes": notes.notes_on(comparison.runs),
         "findings": [{"level": item.level, "code": item.code, "text": item.text} for item in found],
-        "cells": _plain_rows(comparison.cells),
+        "cells": _plain_rows(judged_speed.cells(comparison)),
         "runs": _plain_rows(comparison.frame),
         "groups": [
             {"runs": [run.name for run in comparison.members(group)], "differs": list(reasons)}
@@ -76,7 +82,7 @@ def to_json(comparison: Comparison) -> str:
         ],
         "differences": [
             {"group": pair.group, "workers": pair.workers, "figure": pair.figure, **_difference(pair.difference)}
-            for pair in [*comparison.speed, *comparison.quality]
+            for pair in [*(comparison.speed if of_runs else judged_speed.differences(comparison)), *comparison.quality]
         ],
         "variants": [
             {
@@ -88,7 +94,7 @@ def to_json(comparison: Comparison) -> str:
                 "memory": one.memory,
                 "final_loss": one.loss,
             }
-            for one in comparison.variants
+            for one in judged_speed.variants(comparison)
         ],
     }
     return json.dumps(finite(value), indent=1) + "\n"

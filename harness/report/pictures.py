@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.analysis.comparison import Comparison
 from harness.records.run_record import RecordedRun
-from harness.report.plots import largest_runs
+from harness.report.charts.data import largest_runs
 
 SIZE = 128  # pixels a side in the page, drawn at 94: sharp enough on dense screens
 BUDGET = 1_500_000  # bytes of base64 text for all pictures of a page

@@ -19,7 +19,7 @@ from harness.common.text_table import Table
 from harness.records.run_record import RecordedRun
 from harness.records.undefined_figures import undefined
 from harness.report import published_figures
-from harness.report.plots import largest_runs
+from harness.report.charts.data import largest_runs
 from harness.report.step_tables import cell_runs
 
 

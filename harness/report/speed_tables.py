@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.analysis import judged_speed
 from harness.analysis.comparison import Comparison
 from harness.analysis.intervals import ALIKE
 from harness.common.formatting import (
@@ -28,27 +29,40 @@ def difference_table(comparison: Comparison) -> Table | None:
             str(pair.difference.pairs),
             pair.difference.word,
         ]
-        for pair in comparison.speed
-        if pair.group == 0
+        for pair in judged_speed.differences(comparison)
     ]
     if not rows:
         return None
+    duels = comparison.duels is not None
     return Table(
         id="differences",
         title="Differences in speed",
-        columns=["throughput of", "workers", "difference", "95 % interval", "pairs", "shown"],
+        columns=["throughput of", "workers", "difference", "95 % interval", "duels" if duels else "pairs", "shown"],
         rows=rows,
-        note="Paired by repeat; the engines ran interleaved, so a drift of the machine cancels. Three or more engines "
-        "with repeats: one additive model of engine and repeat, intervals by Tukey and Kramer; each two by their own "
-        "pairs where the engines scatter unequally. Two: Student's t over the pairs; one pair has no interval. The "
-        "intervals of one number of workers hold all together. real: zero is outside; alike: zero is inside and all of "
-        f"it within {ALIKE:.0%}; undecided: everything else.",
+        note=f"{_OF_DUELS if duels else _OF_PAIRS} {_WORDS}",
     )
+
+
+_OF_DUELS = (
+    "All engines of a duel live at the same time and take turns in blocks of a few steps, so a busy machine hits all "
+    "alike. Interval: Student's t over the duels."
+)
+_OF_PAIRS = (
+    "Paired by repeat; the engines ran interleaved, so a drift of the machine cancels. Three or more engines "
+    "with repeats: one additive model of engine and repeat, intervals by Tukey and Kramer; each two by their own "
+    "pairs where the engines scatter unequally. Two: Student's t over the pairs; one pair has no interval. The "
+    "intervals of one number of workers hold all together."
+)
+_WORDS = (
+    f"real: zero is outside the interval; alike: zero is inside and all of it within {ALIKE:.0%}; undecided: "
+    "everything else."
+)
 
 
 def variant_table(comparison: Comparison) -> Table | None:
     """What a setting changes inside an engine (`harness.analysis.setting_effects`)."""
-    several = len({found.nodes for found in comparison.variants}) > 1
+    shown = judged_speed.variants(comparison)
+    several = len({found.nodes for found in shown}) > 1
     rows = [
         [
             f"{found.engine}: {found.title}",
@@ -60,23 +74,24 @@ def variant_table(comparison: Comparison) -> Table | None:
             str(found.speed.pairs),
             found.speed.word,
         ]
-        for found in comparison.variants
+        for found in shown
     ]
     if not rows:
         return None
+    basis, how = ("pairs", "paired by repeat") if comparison.duels is None else ("duels", "in the same duels")
     return Table(
         id="variants",
         title="What a setting changes",
-        columns=["setting", "workers", "samples/s", "95 % interval", "peak memory", "final loss", "pairs", "shown"],
+        columns=["setting", "workers", "samples/s", "95 % interval", "peak memory", "final loss", basis, "shown"],
         rows=rows,
         note="Each setting of an engine against the plainer one that it differs least from (the engine's plainest "
-        "where none is named), paired by repeat, intervals as above. Settings that must not share a curve stand here "
+        f"where none is named), {how}, intervals as above. Settings that must not share a curve stand here "
         "too: their arithmetic may differ, and the final loss says where that led.",
     )
 
 
 def runs_table(comparison: Comparison) -> Table:
-    """Every run, also the failed ones."""
+    """Every run, also the failed ones. Of a study with duels the trainings' own throughput is named as such."""
     rows = []
     for row in comparison.frame.to_dict("records"):
         rows.append(
@@ -98,10 +113,13 @@ def runs_table(comparison: Comparison) -> Table:
     columns = (
         "run status group seed samples/s typical_step_ms loss image_AUROC pixel_AUROC answers_right wall_time reason"
     )
+    names = [name.replace("_", " ") for name in columns.split()]
+    if comparison.duels is not None:
+        names[names.index("samples/s")] = "samples/s of this training, not judged"
     return Table(
         id="runs",
         title="All runs",
-        columns=[name.replace("_", " ") for name in columns.split()],
+        columns=names,
         rows=rows,
         strong=[index for index, row in enumerate(rows) if row[1] == "failed"],
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness.analysis.comparison import Comparison
 from harness.analysis.cost import Prices
+from harness.report.duel_files import write_picture
 from harness.report.formats import write_report
 from harness.report.plots import FIGURES, write_plots
 
@@ -16,6 +17,8 @@ def write_study_files(comparison: Comparison, study: Path, *, prices: Prices | N
     page = write_report(comparison, study / "report.html", prices=prices)
     write_report(comparison, study / "comparison.csv", format="csv")
     written = set(write_plots(comparison, study))
+    if comparison.duels is not None:
+        write_picture(study)
     for path in (study / f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")):
         if path not in written:
             path.unlink(missing_ok=True)

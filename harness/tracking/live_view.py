@@ -17,6 +17,7 @@ import numpy as np
 from harness.common.formatting import is_number, mebibytes, milliseconds, number, plural
 from harness.protocol.console import clock
 from harness.records.run_record import label_of
+from harness.records.step_metrics import window_rate
 from harness.records.tail import Follower
 
 if TYPE_CHECKING:
@@ -50,8 +51,12 @@ class LiveView:
         return int(self.rows[-1]["step"]) + 1 if self.rows else 0
 
     def step_s(self) -> float | None:
-        """Median step of the window, s."""
+        """Typical (median) step of the window, s."""
         return float(np.median([row["step_s"] for row in self.rows])) if self.rows else None
+
+    def rate(self) -> float | None:
+        """Samples/s of the window."""
+        return window_rate(self.rows)
 
     def left_s(self) -> float | None:
         step = self.step_s()
@@ -80,7 +85,7 @@ class LiveView:
         grid.add_row("", text)
         step = self.step_s()
         if step:
-            rate = self.rows[-1]["samples"] / step
+            rate = self.rate()
             wait = float(np.median([row.get("data_s") or 0.0 for row in self.rows])) / step
             grid.add_row("speed", f"{number(rate)} samples/s, {milliseconds(step)} ms a step, data {wait:.0%}")
         if self.losses:
@@ -144,8 +149,8 @@ def watch(
                 live.update(view.render(), refresh=True)
             elif time.monotonic() - spoken > 10 or view.status != "running":
                 spoken = time.monotonic()
-                step = view.step_s()
-                rate = f", {number(view.rows[-1]['samples'] / step)} samples/s" if step else ""
+                found = view.rate()
+                rate = "" if found is None else f", {number(found)} samples/s"
                 why = f": {view.reason}" if view.reason else ""
                 line = f"{view.status}: {view.done}/{view.total} steps{rate}{why}"
                 console.print(line, highlight=False, markup=False, soft_wrap=True)

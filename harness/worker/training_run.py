@@ -286,7 +286,7 @@ class Run:
     def _on_rows(self, rows: list[dict[str, Any]], progress: Progress | None = None) -> None:
         self.recording.add_steps(rows)
         if progress is not None:
-            progress.tell(rows[-1], self.job.global_batch)
+            progress.tell(rows)
 
     def _seeds(self, model: Any) -> Callable[[int], None] | None:
         """A before_step that gives the step's dropout its random numbers; None for a model without."""

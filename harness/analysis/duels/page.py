@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.analysis.duels.record import Record, bounds, remarks, sentence, told_by, totals
+from harness.analysis.duels.record import Record, bounds, remarks, sentence, told_by
+from harness.analysis.duels.throughput import Rate, meanwhile, rates
 from harness.analysis.intervals import ALIKE
 from harness.analysis.mfu import utilization
 from harness.analysis.verdict import machine
@@ -15,13 +16,13 @@ from harness.common.text_table import Table, markdown
 
 def page(record: Record) -> str:
     """Markdown: the verdicts first, then the tables."""
-    sentences = "\n".join(f"- {sentence(item)}" for item in record["differences"])
+    sentences = "\n".join(f"- {text}" for text in _sentences(record))
     notes = "\n".join(f"- {text}" for text in remarks(record))
     parts = [
         "# Duels",
         setting(record),
         sentences,
-        markdown(_totals_table(record)),
+        markdown(totals_table(record)),
         markdown(differences_table(record)),
         notes,
     ]
@@ -40,14 +41,19 @@ def setting(record: Mapping[str, Any]) -> str:
 
 def headline(record: Mapping[str, Any]) -> str:
     """The verdicts in one line, for the index."""
-    return " ".join(sentence(item) for item in record["differences"])
+    return " ".join(_sentences(record))
 
 
-def _totals_table(record: Mapping[str, Any]) -> Table:
-    rates = totals(record)
+def _sentences(record: Mapping[str, Any]) -> list[str]:
+    return [sentence(item, meanwhile(record, item["a"], item["b"])) for item in record["differences"]]
+
+
+def totals_table(record: Mapping[str, Any]) -> Table:
+    """A row a contender: its throughput with its interval, memory, last loss."""
+    found = rates(record)
     told = told_by(record)
     rows = []
-    uses = {kind: _utilizations(record, kind, rates, told) for kind in ("useful", "done")}
+    uses = {kind: _utilizations(record, kind, found, told) for kind in ("useful", "done")}
     counted = any(uses["useful"].values())
     for item in record["contenders"]:
         memory = [value for value in (told.get(item["name"]) or {}).get("device_mib") or [] if value is not None]
@@ -57,7 +63,8 @@ def _totals_table(record: Mapping[str, Any]) -> Table:
                 item["name"],
                 str(item["workers"]),
                 str(item["global_batch"]),
-                number(rates.get(item["name"]), 4),
+                _rate_text(found.get(item["name"])),
+                str(found[item["name"]].duels) if item["name"] in found else DASH,
                 f"{max(memory) / 1024:.1f} GiB" if memory else DASH,
                 number(final, 5) if final is not None else DASH,
                 *(percent(uses[kind][item["name"]], 1) for kind in uses if counted),
@@ -71,28 +78,39 @@ def _totals_table(record: Mapping[str, Any]) -> Table:
             "workers",
             "samples a step",
             "samples/s",
+            "duels",
             "peak memory",
             "last loss",
             *(("MFU", "hardware use") if counted else ()),
         ],
         rows=rows,
-        note="samples/s: all samples over all seconds of the timed blocks, every duel. Peak memory: on the device of "
-        "the worker that needs most."
+        note="samples/s: all samples over all seconds of a duel's timed blocks, geometric mean of the duels with its "
+        "95 % interval (Student's t over the duels); it holds what the machine did to all engines of a duel, which "
+        "cancels in the differences. Peak memory: on the device of the worker that needs most."
         + (" MFU: share of the GPU's peak rate spent on what the real tokens need; hardware use: on all." * counted),
     )
 
 
+def _rate_text(rate: Rate | None) -> str:
+    if rate is None:
+        return DASH
+    if rate.low is None or rate.high is None:
+        return f"{number(rate.value, 4)} (no interval)"
+    return f"{number(rate.value, 4)} ({number(rate.low, 4)} to {number(rate.high, 4)})"
+
+
 def _utilizations(
-    record: Record, kind: str, rates: Mapping[str, float], told: Mapping[str, Mapping[str, Any]]
+    record: Record, kind: str, found: Mapping[str, Rate], told: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, float | None]:
     """Contender -> share of its GPUs' peak, None where unknown. kind: as of `utilization`."""
-    found = {}
+    shares = {}
     for side in record["contenders"]:
         name = side["name"]
         result = {"flops": (told.get(name) or {}).get("flops"), "world_size": side["workers"]}
         job = {**record["job"], "precision": side["precision"]}
-        found[name] = utilization(kind, job, result, record.get("environment") or {}, rates.get(name))
-    return found
+        rate = found[name].value if name in found else None
+        shares[name] = utilization(kind, job, result, record.get("environment") or {}, rate)
+    return shares
 
 
 def differences_table(record: Mapping[str, Any]) -> Table:
@@ -116,7 +134,7 @@ def differences_table(record: Mapping[str, Any]) -> Table:
         id="differences",
         title="Differences",
         columns=[
-            "",
+            "compared",
             "samples/s",
             "interval",
             "verdict",
@@ -127,9 +145,9 @@ def differences_table(record: Mapping[str, Any]) -> Table:
             "sd of a round",
         ],
         rows=rows,
-        note="interval: Student's t over the duels, by Stein's rule (analysis/duels/estimate.py). alike: the whole "
-        f"interval lies within {ALIKE:.0%}; undecided: it holds zero and reaches further. efficiency: throughput over "
-        "that of the other times the ratio of workers, measured side by side, with the same interval.",
+        note="interval: Student's t over the duels, by Stein's rule (harness/analysis/duels/estimate.py). alike: the "
+        f"whole interval lies within {ALIKE:.0%}; undecided: it holds zero and reaches further. efficiency: throughput "
+        "over that of the other times the ratio of workers, measured side by side, with the same interval.",
     )
 
 
@@ -138,5 +156,5 @@ def _efficiency(item: Mapping[str, Any]) -> str:
     if not ends:
         return DASH
     if ends["low"] is None:
-        return f"{ends['value']:.1%}"
-    return f"{ends['value']:.1%} ({ends['low']:.1%} to {ends['high']:.1%})"
+        return percent(ends["value"], 1)
+    return f"{percent(ends['value'], 1)} ({ends['low'] * 100:.1f} to {percent(ends['high'], 1)})"

@@ -113,21 +113,13 @@ def verdict(item: DuelDifference) -> str:
     return "alike" if small else "undecided"
 
 
-def totals(record: Record) -> dict[str, float]:
-    """Contender -> samples/s: total samples over total seconds of its timed blocks."""
-    found: dict[str, tuple[float, float]] = {}
-    for block in record["blocks"]:
-        samples, seconds = found.get(block["engine"], (0.0, 0.0))
-        found[block["engine"]] = (samples + block["samples"], seconds + block["seconds"])
-    return {name: samples / seconds for name, (samples, seconds) in found.items()}
-
-
-def sentence(item: Mapping[str, Any]) -> str:
-    """``horovod@2 against ddp@2: -3.1 % samples/s (95 % CI -3.9 to -2.3 %, 4 duels): slower.``"""
+def sentence(item: Mapping[str, Any], beside: str = "") -> str:
+    """``horovod@2 against ddp@2: -3.1 % samples/s (95 % CI -3.9 to -2.3 %, 4 duels): slower.`` beside: what else must
+    be said of its duels (`harness.analysis.duels.throughput.meanwhile`)."""
     share = f"{item['value'] * 100:+.1f} %"
     return (
-        f"{item['b']} against {item['a']}: {share} samples/s ({bounds(item)}, {plural(item['duels'], 'duel')}): "
-        f"{item['verdict']}."
+        f"{item['b']} against {item['a']}: {share} samples/s ({bounds(item)}, {plural(item['duels'], 'duel')}"
+        f"{beside}): {item['verdict']}."
     )
 
 

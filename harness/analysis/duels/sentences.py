@@ -3,11 +3,14 @@ method finds an engine alike with itself."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from harness.analysis.cells import COMMON_BASELINE
 from harness.analysis.duels.needed import duel_seconds, need
 from harness.analysis.duels.record import Record, Side, blocks_of, bounds, first_stage_of, label, same_as
+from harness.analysis.duels.throughput import meanwhile
 from harness.analysis.intervals import ALIKE
 from harness.common.formatting import change, duration, joined, percent, plural
 
@@ -20,12 +23,13 @@ def speed(record: Record) -> list[str]:
     from plain torch, then the calibration. Empty where nothing was fought."""
     sides = {side["name"]: side for side in record["contenders"]}
     between = [row for row in record["differences"] if sides[row["a"]]["workers"] == sides[row["b"]]["workers"]]
-    first = record["contenders"][0]["name"]
-    engines = [row for row in between if first not in (row["a"], row["b"])]
+    first = record["contenders"][0]
+    apart = first["name"] if _is_plain(first) else None  # told for itself: it is the baseline of all
+    engines = [row for row in between if apart not in (row["a"], row["b"]) and same_as(row["b"]) is None]
     engines.sort(key=lambda row: -sides[row["a"]]["workers"])
     sentences = [_between(row, sides, record) for row in engines]
-    sentences += _against_plain(record, sides, first)
-    sentences += [_calibration(row) for row in between if same_as(row["b"]) == row["a"]]
+    sentences += _against_first(record, sides, beside=not engines)
+    sentences += [_calibration(row, sides) for row in between if same_as(row["b"]) == row["a"]]
     sentences += [
         f"{_name(sides, item['a'])} and {_name(sides, item['b'])} fought no duel: {item['reason']}."
         for item in record.get("not_fought") or ()
@@ -36,7 +40,8 @@ def speed(record: Record) -> list[str]:
 def _between(row: Row, sides: Mapping[str, Side], record: Record) -> str:
     """``Horovod is 4.2 % faster than DeepSpeed ZeRO-2 at 2 workers (95 % CI 2.0 to 6.1 %, 5 duels).``"""
     at = f"at {plural(sides[row['b']]['workers'], 'worker')}"
-    basis = f"{bounds(row)}, {plural(row['duels'], 'duel')}"
+    beside = meanwhile(record, row["a"], row["b"])
+    basis = f"{bounds(row)}, {plural(row['duels'], 'duel')}{beside}"
     a, b = label(sides[row["a"]]), label(sides[row["b"]])
     if row["verdict"] == "undecided":
         return f"Undecided {at}: {b} against {a} {change(row['value'])} ({basis}); {lacking(row, record)}."
@@ -44,8 +49,8 @@ def _between(row: Row, sides: Mapping[str, Side], record: Record) -> str:
         within = f"they differ by less than {percent(ALIKE)}"
         return f"{b} and {a} are alike in speed {at}: {within} ({change(row['value'])}, {basis})."
     if row["value"] < 0:  # who is faster is said, not who is slower
-        a, b, row = b, a, _turned(row)
-        basis = f"{bounds(row)}, {plural(row['duels'], 'duel')}"
+        a, b, row = b, a, turned(row)
+        basis = f"{bounds(row)}, {plural(row['duels'], 'duel')}{beside}"
     small = f", but by less than {percent(ALIKE)}" if "less" in row["verdict"] else ""
     return f"{b} is {percent(row['value'], 1)} faster than {a} {at}{small} ({basis})."
 
@@ -63,19 +68,30 @@ def lacking(row: Row, record: Record) -> str:
     return f"{text}: --budget {minutes + 1:.0f}m"
 
 
-def _against_plain(record: Record, sides: Mapping[str, Side], first: str) -> list[str]:
-    """One sentence a number of workers: throughput of each engine against plain torch on one worker, as efficiency
-    where there are more workers."""
-    rows = [row for row in record["differences"] if row["a"] == first and same_as(row["b"]) is None]
+def _is_plain(side: Side) -> bool:
+    """Whether it is plain torch on one worker, the baseline of every engine."""
+    return side["backend"] == COMMON_BASELINE and side["workers"] == 1
+
+
+def _against_first(record: Record, sides: Mapping[str, Side], *, beside: bool) -> list[str]:
+    """One sentence a number of workers: throughput of each engine against the first contender, mostly plain torch on
+    one worker; as efficiency where there are more workers. Of another first contender the engines at as many workers
+    have been told. beside: say here what other work ran meanwhile, since no sentence between engines does."""
+    first = record["contenders"][0]
+    plain = _is_plain(first)
+    baseline = PLAIN if plain else f"{label(first)} on {plural(first['workers'], 'worker')}"
+    rows = [row for row in record["differences"] if row["a"] == first["name"] and same_as(row["b"]) is None]
     sentences = []
     for workers in sorted({sides[row["b"]]["workers"] for row in rows}, reverse=True):
         here = [row for row in rows if sides[row["b"]]["workers"] == workers]
-        if workers > 1:
+        meant = meanwhile(record, first["name"], *(row["b"] for row in here)) if beside else ""
+        if workers > first["workers"]:
             shares = joined([f"{label(sides[row['b']])} {_efficiency(row)}" for row in here])
-            sentences.append(f"Scaling efficiency at {workers} workers, against {PLAIN}: {shares}.")
-        else:
+            sentences.append(f"Scaling efficiency at {workers} workers, against {baseline}: {shares}{meant}.")
+        elif plain or workers < first["workers"]:
             shares = joined([f"{label(sides[row['b']])} {change(row['value'])} ({bounds(row)})" for row in here])
-            sentences.append(f"On one worker, against plain torch: {shares}.")
+            at = "On one worker" if workers == 1 else f"On {workers} workers"
+            sentences.append(f"{at}, against {'plain torch' if plain else baseline}: {shares}{meant}.")
     return sentences
 
 
@@ -86,24 +102,29 @@ def _efficiency(row: Row) -> str:
     return f"{percent(ends['value'])} ({ends['low'] * 100:.0f} to {percent(ends['high'])})"
 
 
-def _calibration(row: Row) -> str:
+def _calibration(row: Row, sides: Mapping[str, Side]) -> str:
     """An engine against itself: it must come out alike."""
+    side = sides[row["a"]]
+    name = "plain torch" if _is_plain(side) else label(side)
     found = f"{change(row['value'])}, {bounds(row)}, {plural(row['duels'], 'duel')}"
     if row["verdict"] == "alike" or "less" in row["verdict"]:
-        return f"Calibration: plain torch against itself differs by less than {percent(ALIKE)} ({found})."
+        return f"Calibration: {name} against itself differs by less than {percent(ALIKE)} ({found})."
     if row["verdict"] == "undecided":
-        return f"Calibration: plain torch cannot be told from itself, but only within a wide interval ({found})."
-    return f"CALIBRATION FAILED: plain torch came out different from itself ({found}): do not trust these duels."
+        return f"Calibration: {name} cannot be told from itself, but only within a wide interval ({found})."
+    return f"CALIBRATION FAILED: {name} came out different from itself ({found}): do not trust these duels."
 
 
 def _name(sides: Mapping[str, Side], name: str) -> str:
     return f"{label(sides[name])} with {plural(sides[name]['workers'], 'worker')}"
 
 
-def _turned(row: Row) -> Row:
+def turned(row: Row) -> Row:
     """The same difference told from the other side."""
 
     def back(value: float | None) -> float | None:
         return None if value is None else 1 / (1 + value) - 1
 
-    return {**row, "value": back(row["value"]), "low": back(row["high"]), "high": back(row["low"])}
+    words = {"faster": "slower", "slower": "faster"}
+    verdict = re.sub("^(?:faster|slower)", lambda match: words[match[0]], str(row["verdict"]))
+    ends = {"value": back(row["value"]), "low": back(row["high"]), "high": back(row["low"])}
+    return {**row, **ends, "verdict": verdict}

@@ -9,6 +9,7 @@ from harness.commands.number_types import AMOUNT, COUNT
 from harness.commands.options import backends_option, results_option, study_option
 from harness.experiments.virtual_scaling.run import FILE, FIRST, Matrix, engine_name, rate_of, run_matrix
 from harness.job.declaration import JobError
+from harness.records.record_files import read_json, write_json
 from harness.records.run_folder import study_folder
 
 SCALINGS = Names(("weak", "strong"), "scaling")
@@ -51,6 +52,7 @@ SCALINGS = Names(("weak", "strong"), "scaling")
     help="Widths of the tiny preset's projection, 97 weights per unit.",
 )
 @results_option
+@click.option("--render", is_flag=True, help="Write the table, the figure and the headline anew; run nothing.")
 def scaling(
     study: str,
     backends: list[str],
@@ -62,8 +64,18 @@ def scaling(
     repeats: int,
     widths: list[int],
     results: str | None,
+    render: bool,
 ) -> None:
     """Run a scaling study on virtual nodes (needs root). Rows that are recorded already are not run again."""
+    from harness.experiments.virtual_scaling import report
+
+    if render:
+        folder = study_folder(results, study)
+        record = read_json(folder / FILE)
+        write_json(folder / FILE, {**record, "headline": report.headline(record)})
+        for path in report.write(record, folder):
+            click.echo(str(path))
+        return
     names = [engine_name(text) for text in backends]
     speeds = [rate.strip() for rate in rates.split(",")]
     for rate in speeds:
@@ -73,7 +85,5 @@ def scaling(
     folder = study_folder(results, study)
     matrix = Matrix(engines=names, nodes=counts, rates=speeds, scalings=scalings, widths=widths, repeats=repeats)
     record = run_matrix(matrix, folder, emulate_ms=emulate_ms, steps=steps, say=click.echo)
-    from harness.experiments.virtual_scaling import report
-
     for path in [folder / FILE, *report.write(record, folder)]:
         click.echo(str(path))

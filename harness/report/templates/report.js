@@ -1,5 +1,5 @@
 "use strict";
-// Reading values off the charts by pointer and keys, hiding series, theme, and opening everything for print.
+// Sorting tables, reading values off the charts by pointer and keys, hiding series, theme, opening all for print.
 (() => {
   const root = document.documentElement;
   const theme = document.getElementById("theme");
@@ -9,10 +9,51 @@
 
   let opened = [];
   addEventListener("beforeprint", () => {
-    opened = [...document.querySelectorAll("details:not([open])")].filter((d) => !d.dataset.quiet);
+    opened = [...document.querySelectorAll("details:not([open])")];
     opened.forEach((d) => { d.open = true; });
   });
   addEventListener("afterprint", () => { opened.forEach((d) => { d.open = false; }); });
+
+  // What a cell is sorted by: its first number in the smallest unit, texts without one by their letters, dashes last.
+  const UNITS = { KiB: 1 / 1024, MiB: 1, GiB: 1024, TiB: 1048576, ms: 0.001, s: 1, min: 60, h: 3600, d: 86400 };
+  const valueOf = (text) => {
+    const found = /^[^\d+\-]*([+-]?\d+(?:\.\d+)?)(?:\s*([A-Za-z]+))?/.exec(text.trim());
+    return found ? Number(found[1]) * (UNITS[found[2]] || 1) : null;
+  };
+  const compare = (a, b) => {
+    const x = valueOf(a), y = valueOf(b);
+    if (x !== null && y !== null && x !== y) return x - y;
+    return a.localeCompare(b, "en", { numeric: true });
+  };
+  const lacks = (text) => ["", "\u2013", "-"].includes(text.trim());
+  const sort = (table, column, down) => {
+    const body = table.tBodies[0];
+    const text = (row) => row.cells[column].textContent;
+    const order = column ? compare : (a, b) => a.localeCompare(b, "en", { numeric: true });
+    const rows = [...body.rows].map((row, at) => [row, at]).sort(([a, i], [b, j]) => {
+      const none = lacks(text(a)) - lacks(text(b));
+      return none || (down ? -1 : 1) * order(text(a), text(b)) || i - j;
+    });
+    rows.forEach(([row]) => body.append(row));
+  };
+  document.querySelectorAll("table").forEach((table) => {
+    if (table.tBodies[0].rows.length < 2) return;
+    [...table.tHead.rows[0].cells].forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.title = "Sort by this column";
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => {
+        // Figures largest first, names from A on; a second click turns it.
+        const before = head.getAttribute("aria-sort");
+        const down = before ? before === "ascending" : column > 0 && table.classList.contains("numeric");
+        [...table.tHead.rows[0].cells].forEach((cell) => cell.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", down ? "descending" : "ascending");
+        sort(table, column, down);
+      });
+    });
+  });
 
   document.querySelectorAll("figure.chart").forEach((figure) => {
     const plot = figure.querySelector(".plot");
@@ -35,7 +76,7 @@
       const scale = svg.clientWidth / box.width;
       const x = point[0] * scale, y = point[1] * scale;
       dot.style.left = x + "px"; dot.style.top = y + "px";
-      const text = series.label + ": " + point[3] + (data.x === "part" ? ", " + point[2] : point[2] === "" ? "" : " at " + point[2] + " " + data.x);
+      const text = series.label + ": " + point[3] + (data.parts ? ", " + point[2] : point[2] === "" ? "" : " at " + point[2]);
       tip.textContent = text;
       const half = tip.offsetWidth / 2;
       tip.style.left = Math.min(Math.max(x, half), plot.clientWidth - half) + "px"; tip.style.top = Math.max(y, tip.offsetHeight + 12) + "px";
@@ -78,7 +119,7 @@
         button.setAttribute("aria-pressed", String(on));
         for (const number of JSON.parse(button.dataset.series)) {
           if (on) hidden.delete(number); else hidden.add(number);
-          svg.querySelector('[data-series="' + number + '"]').classList.toggle("off", !on);
+          svg.querySelectorAll('[data-series="' + number + '"]').forEach((part) => { part.classList.toggle("off", !on); });
         }
         clear();
       });

@@ -16,8 +16,8 @@ from harness.analysis.verdict import verdict
 from harness.job.declaration import Job
 from harness.records.record_files import RecordError, write_json
 from harness.records.run_record import RecordedRun, label_of, load_runs
+from harness.report.charts.data import ideal_lines
 from harness.report.comparison_table import table_rows, terminal_table
-from harness.report.plots import ideal_lines
 from tests.harness.made_runs import write_run, write_study
 
 

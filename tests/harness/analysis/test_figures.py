@@ -1,8 +1,6 @@
 """Words, charts, prices and MFU: the small parts that every figure passes through."""
 
-import itertools
 import math
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from harness.common import colors
 from harness.common.formatting import DASH, duration, joined, mebibytes, number, plural
 from harness.job.declaration import Job
 from harness.records.run_record import RecordedRun
-from harness.report import bars, charts
 from tests.harness.made_runs import write_run
 
 
@@ -37,62 +34,6 @@ def test_memory_and_lists() -> None:
     assert [mebibytes(v) for v in (0.5, 14.2, 800, 20480)] == ["0.50 MiB", "14 MiB", "800 MiB", "20.0 GiB"]
     assert joined(["a", "b", "c"]) == "a, b and c"
     assert plural(1, "run") == "1 run"
-
-
-def test_chart_is_valid_svg_with_words() -> None:
-    series = [
-        charts.Series(label="<A & B>", points=[(1, 10.0, 9.0, 11.0), (2, 18.0, 17.0, 19.0)]),
-        charts.Series(label="<A & B>", points=[(1, 10.0), (2, 20.0)], ideal=True),
-    ]
-    x = charts.Axis(label="workers", scale="log2", ticks=[1, 2], form=lambda value: f"{value:.0f}")
-    chart = charts.line_chart("c", "T < U", series, x, charts.Axis(label="samples/s", scale="log2"))
-    root = ElementTree.fromstring(chart.svg)
-    assert root.find("title").text == "T < U"
-    assert "<A & B>: 10.0 at 1, 18.0 at 2" in chart.description
-    assert "</script" not in chart.data
-    assert "<" not in chart.data
-    assert len(chart.legend) == 1
-
-
-def test_log2_axis_is_linear_in_the_exponent() -> None:
-    to_x, _ = charts.scale([1, 16], charts.Axis(label="", scale="log2"), 0, 100)
-    steps = [to_x(2**power) for power in range(5)]
-    assert all(math.isclose(b - a, steps[1] - steps[0]) for a, b in itertools.pairwise(steps))
-
-
-def test_ticks_are_round_and_written_alike() -> None:
-    axis = charts.Axis(label="")
-    _, ticks = charts.scale([0.613, 3.02], axis, 0, 100)
-    assert ticks == [1.0, 1.5, 2.0, 2.5, 3.0]
-    assert [axis.tick_form(ticks)(tick) for tick in ticks] == ["1.0", "1.5", "2.0", "2.5", "3.0"]
-
-
-def test_empty_and_constant_charts() -> None:
-    x, y = charts.Axis(label="x"), charts.Axis(label="y")
-    assert charts.line_chart("c", "t", [charts.Series(label="a", points=[])], x, y) is None
-    flat = charts.line_chart("c", "t", [charts.Series(label="a", points=[(1, 0.0), (2, 0.0)])], x, y)
-    assert "nan" not in flat.svg
-
-
-def test_engines_are_ranked_from_zero_where_workers_do_not_vary() -> None:
-    series = [
-        charts.Series(label="slow <", slot=0, points=[(2, 10.0, 9.0, 11.0)]),
-        charts.Series(label="fast", slot=1, points=[(2, 40.0)]),
-        charts.Series(label="none", slot=2, points=[]),
-    ]
-    chart = bars.ranked("c", "t", series, unit="samples/s")
-    assert chart.description == "samples/s, highest first. fast: 40.0; slow <: 10.0 (9.00 to 11.0)."
-    root = ElementTree.fromstring(chart.svg)
-    assert [text.text for text in root.iter("text") if text.get("x") == "20"] == ["fast", "slow <"]
-    assert root.findall(".//path[@class='whisker']")
-    assert bars.ranked("c", "t", series[2:], unit="samples/s") is None
-
-
-def test_thinning_keeps_the_ends() -> None:
-    points = [(float(i), float(i)) for i in range(1000)]
-    kept = charts.thin(points, 100)
-    assert len(kept) == 100
-    assert (kept[0], kept[-1]) == (points[0], points[-1])
 
 
 def luminance(colour: str) -> float:

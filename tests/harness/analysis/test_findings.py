@@ -9,7 +9,7 @@ from harness.analysis.comparison import Comparison, summarize_study
 from harness.analysis.cost import Prices
 from harness.analysis.verdict import verdict
 from harness.job.declaration import Job
-from harness.report.html_page import render
+from harness.report.page.study import render
 from tests.harness.made_runs import machine, write_run, write_study
 
 

@@ -129,9 +129,9 @@ def test_arrow_keys_read_the_values_aloud(browser: Any, page: Path) -> None:
     live = browser.find_element(By.CSS_SELECTOR, "#chart-scaling .live")
     first = live.get_attribute("textContent")
     assert first.startswith("DeepSpeed ZeRO-1: ")
-    assert first.endswith("at 1 workers")
+    assert first.endswith(" at 1 worker, 3 runs")
     plot.send_keys(Keys.ARROW_RIGHT)
-    assert live.get_attribute("textContent").endswith("at 2 workers")
+    assert live.get_attribute("textContent").endswith("at 2 workers, 3 runs")
     plot.send_keys(Keys.ARROW_DOWN)
     assert live.get_attribute("textContent").startswith("Horovod: ")
     assert browser.find_elements(By.CSS_SELECTOR, "#chart-scaling .tip")
@@ -161,7 +161,10 @@ def test_legend_hides_and_shows_a_series(browser: Any, page: Path) -> None:
 
     open_page(browser, page)
     button = browser.find_element(By.CSS_SELECTOR, "#chart-scaling .legend button")
-    shown = "return document.querySelectorAll('#chart-scaling .series:not(.swatch):not(.off)').length"
+    shown = (
+        "return new Set([...document.querySelectorAll('#chart-scaling .series:not(.off)')]"
+        ".map((part) => part.dataset.series)).size"
+    )
     before = browser.execute_script(shown)
     browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", button)
     button.click()
@@ -169,6 +172,56 @@ def test_legend_hides_and_shows_a_series(browser: Any, page: Path) -> None:
     assert browser.execute_script(shown) == before - 2  # the line and its ideal
     button.click()
     assert browser.execute_script(shown) == before
+
+
+def test_tables_are_sorted_by_click_and_by_key(browser: Any, page: Path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    open_page(browser, page)
+    table = "#table-comparison"
+    heads = browser.find_elements(By.CSS_SELECTOR, f"{table} thead th")
+    column = [head.text.strip() for head in heads].index("samples/s")
+
+    def values() -> list[float]:
+        cells = browser.find_elements(By.CSS_SELECTOR, f"{table} tbody tr > *:nth-child({column + 1})")
+        return [float(cell.text.split(" ")[0]) for cell in cells if cell.text[:1].isdigit()]
+
+    assert heads[column].get_attribute("aria-sort") is None
+    button = heads[column].find_element(By.TAG_NAME, "button")
+    button.send_keys(Keys.ENTER)
+    assert heads[column].get_attribute("aria-sort") == "descending"
+    assert values() == sorted(values(), reverse=True)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", button)
+    button.click()
+    assert heads[column].get_attribute("aria-sort") == "ascending"
+    assert values() == sorted(values())
+    heads[0].find_element(By.TAG_NAME, "button").send_keys(Keys.SPACE)
+    assert heads[column].get_attribute("aria-sort") is None
+    names = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, f"{table} tbody th")]
+    assert names == sorted(names)
+
+
+def test_sizes_and_times_are_sorted_by_what_they_mean(browser: Any, page: Path) -> None:
+    open_page(browser, page)
+    order = browser.execute_script(
+        "const t = document.querySelector('#table-memory'); const rows = [...t.tBodies[0].rows];"
+        "const texts = ['800 MiB', '1.2 GiB', '\u2013', '900 MiB'];"
+        "rows.slice(0, 4).forEach((row, i) => { row.cells[2].textContent = texts[i]; });"
+        "rows.slice(4).forEach((row) => row.remove());"
+        "t.tHead.rows[0].cells[2].querySelector('button').click();"
+        "return [...t.tBodies[0].rows].map((row) => row.cells[2].textContent)"
+    )
+    assert order == ["1.2 GiB", "900 MiB", "800 MiB", "\u2013"]
+
+
+def test_interval_picture_stands_between_verdict_and_tables(browser: Any, page: Path) -> None:
+    open_page(browser, page, width=390)
+    tops = browser.execute_script(
+        "return ['.verdict', '#chart-differences', '#table-comparison'].map("
+        "name => document.querySelector(name).getBoundingClientRect().top)"
+    )
+    assert tops == sorted(tops)
 
 
 def test_theme_button_turns_the_page(browser: Any, page: Path) -> None:
