@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.analysis import judged_speed, mfu
 from harness.analysis.cells import COMMON_BASELINE
 from harness.analysis.comparison import Comparison
 from harness.common.formatting import DASH, fixed, is_number, mebibytes, number, percent
 from harness.common.text_table import Table
-
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
 
 RATE_NOTE = (
     "samples/s: total samples / total seconds of the timed steps, geometric mean of the repeats and its 95 % interval"
@@ -82,7 +79,7 @@ def _utilization_notes(comparison: Comparison) -> list[str]:
 
 def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """The comparison table as text, one dict per cell: ``texts`` by column name; ``short_rate`` (samples/s and half the
-    interval), ``short_answers`` and ``short_efficiency`` for narrow places; ``group``; and the numbers of ``ok`` and
+    interval), ``short_efficiency`` for narrow places; ``group``; and the numbers of ``ok`` and
     ``failed`` runs."""
     names = group_names(comparison)
     kinds = efficiency_kinds(comparison)
@@ -92,13 +89,11 @@ def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 def _row(cell: Mapping[str, Any], group: str, kinds: list[str]) -> dict[str, Any]:
     failed = f"{cell['failed']} failed" if cell["failed"] else ""
-    answers, short_answers = _answers(cell)
     return {
         "group": int(cell["group"]),
         "ok": int(cell["ok"]),
         "failed": int(cell["failed"]),
         "short_rate": ", ".join(text for text in (_short_rate(cell), failed) if text),
-        "short_answers": short_answers,
         "short_efficiency": _short_efficiency(cell, kinds[0]) if kinds else DASH,
         "texts": {
             "engine": cell["label"] + group,
@@ -113,39 +108,11 @@ def _row(cell: Mapping[str, Any], group: str, kinds: list[str]) -> dict[str, Any
             "final loss": number(cell["final_loss"]),
             "image AUROC": fixed(cell["image_auroc"], 3),
             "pixel AUROC": fixed(cell["pixel_auroc"], 3),
-            "answers right": answers,
+            "answers right": _answers(cell),
             "duels": str(int(cell[judged_speed.DUELS])) if cell.get(judged_speed.DUELS) else DASH,
             "runs": ", ".join(text for text in (str(cell["ok"]) if cell["ok"] else "", failed) if text),
         },
     }
-
-
-def terminal_table(comparison: Comparison) -> RichTable:
-    """The table that `harness compare` prints: nine columns that fit a terminal of 80 characters."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table as RichTable
-
-    table = RichTable(title=comparison.title, caption=notes(comparison), box=box.SIMPLE_HEAD, padding=0)
-    own = efficiency_kinds(comparison)[:1] == ["own_efficiency"]
-    columns = {
-        "engine": "engine", "workers": "N", "short_rate": "samples/s",
-        "short_efficiency": "own\nbaseline" if own else "effi-\nciency", "peak memory": "peak\nmemory",
-        "final loss": "final\nloss", "image AUROC": "image\nAUROC", "pixel AUROC": "pixel\nAUROC",
-        "short_answers": "answers\nright",
-    }  # fmt: skip
-    for name, heading in columns.items():
-        table.add_column(heading, justify="left" if name == "engine" else "right", no_wrap=name != "engine")
-    group = None
-    for row in table_rows(comparison):
-        if group is not None and row["group"] != group:
-            table.add_section()
-        group = row["group"]
-        texts = row["texts"] | {name: row[name] for name in ("short_rate", "short_answers", "short_efficiency")}
-        table.add_row(
-            *(escape(texts[name]) for name in columns), style="red" if row["failed"] and not row["ok"] else None
-        )
-    return table
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -202,10 +169,7 @@ def _step_text(cell: Mapping[str, Any]) -> str:
     return number(cell["typical_step_ms"]) + tail
 
 
-def _answers(cell: Mapping[str, Any]) -> tuple[str, str]:
-    """The answer accuracy as the report and as the terminal shows it."""
+def _answers(cell: Mapping[str, Any]) -> str:
+    """The answer accuracy, and how many answers say neither Yes nor No."""
     unusable, text = cell["unusable_answers"], percent(cell["answer_accuracy"], 1)
-    if not is_number(unusable) or unusable <= 0:
-        return text, text
-    short = "UNUSABLE" if cell["answer_accuracy"] == 0 else f"{text} !"
-    return f"{text} ({unusable:.0f} unusable)", short
+    return f"{text} ({unusable:.0f} unusable)" if is_number(unusable) and unusable > 0 else text

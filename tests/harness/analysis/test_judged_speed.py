@@ -13,9 +13,10 @@ from harness.analysis.comparison import Comparison, summarize_study
 from harness.analysis.cost import Prices
 from harness.analysis.duels.throughput import meanwhile, rates
 from harness.analysis.verdict import verdict
+from harness.commands.last_screen import last_screen
 from harness.publish.answers import answers
 from harness.report.charts.data import series_of
-from harness.report.comparison_table import comparison_table, terminal_table
+from harness.report.comparison_table import comparison_table
 from harness.report.formats import render
 from harness.report.speed_tables import difference_table, runs_table
 from tests.harness.made_duels import BATCH, STEADY, record, write_duels
@@ -83,14 +84,9 @@ def test_no_table_plot_or_sentence_contradicts_the_verdict(comparison: Compariso
     assert "samples/s of this training, not judged" in runs_table(comparison).columns
 
 
-def test_the_terminal_shows_the_duels_speed(comparison: Comparison) -> None:
-    from rich.console import Console
-
-    console = Console(width=100, record=True)
-    console.print(terminal_table(comparison))
-    text = console.export_text()
-    assert "13.3 ±" in text
-    assert "of the duels" in " ".join(text.split())
+def test_the_last_screen_shows_the_duels_speed(comparison: Comparison, study: Path) -> None:
+    lines = last_screen(comparison, findings(comparison), study / "report.html")
+    assert any(line.startswith("Horovod") and " 2 " in line and "13.3" in line for line in lines), lines
 
 
 def test_warnings_of_the_trainings_times_are_left_out_where_duels_judge(comparison: Comparison, study: Path) -> None:
