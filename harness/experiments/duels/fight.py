@@ -28,6 +28,7 @@ from mpi.process import signals_ignored
 
 ENDING_LIMIT_S = 30.0  # for the processes of a failed duel to say why
 SERVER = "the process that forks the contenders"
+HANGING = (60.0, 30.0)  # a block that takes longer than so many seconds, and than so many times the warm-up, hangs
 BETWEEN_BLOCKS_S = 3600.0  # that a contender waits for its next block: the others' come first
 
 
@@ -128,14 +129,15 @@ def _rounds(
     check: Callable[[], None],
     limit_s: float,
 ) -> None:
-    """limit_s: what a block may take, one wait of the job."""
+    """limit_s: what a warm-up may take, one wait of the job."""
     waited = {contender.name: 0.0 for contender in contenders}
 
     def block(index: int, steps: int) -> list[Reply]:
         return coordinator.block(index, steps, limit_s=limit_s, check=check)
 
-    for index in range(len(contenders)):
-        block(index, pace.warmup)
+    warmed = [block(index, pace.warmup) for index in range(len(contenders))] if pace.warmup else []
+    longest = max((reply.seconds for replies in warmed for reply in replies), default=limit_s)
+    limit_s = min(limit_s, max(HANGING[0], HANGING[1] * longest * pace.steps / max(1, pace.warmup)))
     load = HostLoad([os.getpid()])
     began = time.monotonic()
     for number in range(pace.rounds):

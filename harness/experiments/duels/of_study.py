@@ -38,7 +38,7 @@ FIGHT_S = 60.0  # that the rounds of a duel should take at most
 WARMUP_S = 2.0  # that each engine's steps before the first round should take at least
 ROUNDS = (6, 40)  # of a duel, at least and at most
 BASELINE_EVERY = 2  # rounds of which plain torch fights in one: engines are asked about, it is what they stand beside
-FORKED_STARTS = 2.0  # times the start of one training that all forked contenders need
+FORKED_STARTS = 1.5  # times the start of one training that all forked contenders need
 FORKED_STAGE = 6  # duels of a first stage whose starts cost little: t(5) = 2.57 instead of t(3) = 3.18
 
 

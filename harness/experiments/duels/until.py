@@ -71,12 +71,14 @@ class Campaign:
 
     def run(self, lineups: Sequence[Lineup], *, in_pairs: bool = False) -> dict[str, Any]:
         """Fights until the goal is reached; returns the record. lineups: who fights beside whom, every asked pair in at
-        least one of them. in_pairs: a lineup that fails is fought in pairs, and a pair that fails is given up.
+        least one of them. in_pairs: a lineup that fails is fought in pairs, and a pair that fails is given up; one that
+        was fought before is tried once more.
 
         Raises JobError for the first failure, or with in_pairs where no pair at all could be fought.
         """
         lineups = list(lineups)
         failed: JobError | None = None
+        again: list[Lineup] = []
         while (lineup := self._next(lineups)) is not None:
             try:
                 self._fight(lineup)
@@ -84,6 +86,10 @@ class Campaign:
                 if not in_pairs:
                     raise
                 failed = error
+                if self._fought(lineup) and lineup not in again:  # it fits, so something else went wrong
+                    again.append(lineup)
+                    self.say(f"{error}; the duel is fought again")
+                    continue
                 lineups.remove(lineup)
                 lineups += self._in_pairs(lineup, error)
         if failed is not None and not self.duels:
@@ -109,9 +115,12 @@ class Campaign:
         if not open_:
             return None
         _, lineup = min(open_, key=lambda item: item[0].fought)
-        alike = [_seconds(duel) for duel in self.duels if set(duel.told) == set(lineup)]
+        alike = list(map(_seconds, self._fought(lineup)))
         longest = max(alike or map(_seconds, self.duels), default=0.0)
         return lineup if self.spent_s + longest <= self.goal.budget_s else None
+
+    def _fought(self, lineup: Lineup) -> list[Duel]:
+        return [duel for duel in self.duels if set(duel.told) == set(lineup)]
 
     def _need(self, lineup: Lineup) -> Need:
         """What the pair of `lineup` that lacks most needs."""

@@ -146,6 +146,15 @@ def test_what_fails_together_is_fought_in_pairs_and_a_pair_that_fails_is_named(
         campaign(tmp_path / "once", monkeypatch, nothing).run([NAMES])
 
 
+def test_a_lineup_that_fought_before_is_tried_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = iter([False, True, *[False] * 9])
+    fights = Fights(fails=lambda names: "a rank hangs" if next(fails) else "")
+    record = campaign(tmp_path, monkeypatch, fights).run([NAMES], in_pairs=True)
+    assert fights.lineups == [NAMES] * (FIRST_STAGE + 1)
+    assert len(record["duels"]) == FIRST_STAGE
+    assert record["not_fought"] == []
+
+
 def test_all_at_once_in_pairs_or_not_at_all_by_memory() -> None:
     pairs = asked_pairs([side(item) for item in SIDES])
     needs = {name: Memory(host=2000.0) for name in NAMES}
