@@ -94,8 +94,12 @@ def names() -> tuple[str, ...]:
 
 def _override(chosen: ModelSpec, overrides: Mapping[str, Any]) -> ModelSpec:
     known = {f.name: getattr(chosen, f.name) for f in fields(chosen) if f.name not in ("preset", "version")}
-    changes = {}
+    changes: dict[str, Any] = {}
     for name, value in overrides.items():
+        whole, _, part = name.partition(".")
+        if part and isinstance(known.get(whole), Mapping):  # as in --set model.losses.gamma=3
+            changes[whole] = {**changes.get(whole, known[whole]), part: value}
+            continue
         if name not in known:
             raise ModelError(unknown("model field", name, known))
         if isinstance(known[name], tuple) and not isinstance(value, (list, tuple)):

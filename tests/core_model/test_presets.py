@@ -117,3 +117,17 @@ def test_small_has_its_pretrained_weights(samples) -> None:
     assert cosine(a, b, dim=0) > cosine(a, c, dim=0) + 0.1
     assert vit_s_file().is_file()
     assert smollm2_file().is_file()
+
+
+def test_one_weight_of_the_losses_is_set_by_its_name() -> None:
+    """As ``--set model.losses.gamma=3`` gives it; the others keep their values, a wrong name is named."""
+    model = build("tiny", overrides={"losses.gamma": 3.0, "losses.map_loss": "combined_focal"})
+    assert (model.loss_weights.gamma, model.loss_weights.map_loss, model.loss_weights.dice) == (
+        3.0,
+        "combined_focal",
+        1.0,
+    )
+    with pytest.raises(ModelError, match=r"unknown|gama"):
+        build("tiny", overrides={"losses.gama": 3.0})
+    with pytest.raises(ModelError, match=r"taps\.first"):
+        build("tiny", overrides={"taps.first": 1})
