@@ -23,7 +23,7 @@ Batches = Callable[[int, int, int, int], Sequence[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class TrainingSpec:
     """One training to compare.
 
     Args:
@@ -81,8 +81,8 @@ class Training:
 
 
 def train_cells(
-    cells: Sequence[Cell],
-    make: Callable[[Cell], Training],
+    cells: Sequence[TrainingSpec],
+    make: Callable[[TrainingSpec], Training],
     *,
     facts: ProcessFacts,
     device: str = "auto",
@@ -107,7 +107,7 @@ def train_cells(
         backend.close()
 
 
-def _train(cell: Cell, backend: Backend, training: Training) -> Outcome:
+def _train(cell: TrainingSpec, backend: Backend, training: Training) -> Outcome:
     backend.prepare(training.model, cell.resolved())
     initial = backend.weights()
     rows, exchange = training.loop(backend)
@@ -123,7 +123,7 @@ def _train(cell: Cell, backend: Backend, training: Training) -> Outcome:
 
 
 def run_cells(
-    cells: Sequence[Cell],
+    cells: Sequence[TrainingSpec],
     make_model: Callable[[], torch.nn.Module],
     batches: Batches,
     *,
@@ -133,13 +133,13 @@ def run_cells(
 ) -> list[Outcome]:
     """`train_cells` with the same model for every cell and batches made by a function, in the plainest loop."""
 
-    def make(cell: Cell) -> Training:
+    def make(cell: TrainingSpec) -> Training:
         return Training(model=make_model(), loop=lambda backend: _plain_loop(backend, cell, batches))
 
     return list(train_cells(cells, make, facts=facts or detect(), device=device, timeout_s=timeout_s))
 
 
-def _plain_loop(backend: Backend, cell: Cell, batches: Batches) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _plain_loop(backend: Backend, cell: TrainingSpec, batches: Batches) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Every step's report, and the bytes that the last one exchanged."""
     accumulation = cell.resolved().accumulation
     reports, exchange = [], {}

@@ -118,7 +118,7 @@ def counting_horovod() -> Iterator[Exchange]:
         module.allreduce_async_, module.grouped_allreduce_async_ = single, grouped
 
 
-def theory(
+def expected_bytes(
     description: Mapping[str, Any],
     *,
     world_size: int,

@@ -52,7 +52,7 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Cell:
+class _Setting:
     """Runs of one engine with one setting at one number of workers by `RecordedRun.turn`, and their rows of the
     frame."""
 
@@ -65,7 +65,7 @@ class _Cell:
 def variants(runs: Sequence[RecordedRun], rows: Sequence[Any]) -> list[Variant]:
     """All of a study's. rows: of the comparison's frame, one a run (named tuples with group, samples_per_s,
     peak_memory_mib and final_loss); runs that failed are left out."""
-    places: dict[tuple[Any, ...], dict[str, list[_Cell]]] = {}  # by number of workers and `_MUST_AGREE`, then engine
+    places: dict[tuple[Any, ...], dict[str, list[_Setting]]] = {}  # by number of workers and `_MUST_AGREE`, then engine
     for run, row in zip(runs, rows, strict=True):
         if row.group < 0:
             continue
@@ -73,7 +73,7 @@ def variants(runs: Sequence[RecordedRun], rows: Sequence[Any]) -> list[Variant]:
         settings = _settings(run)
         cell = next((cell for cell in own if cell.settings == settings), None)
         if cell is None:
-            cell = _Cell(settings=settings, runs={}, rows={}, group=int(row.group))
+            cell = _Setting(settings=settings, runs={}, rows={}, group=int(row.group))
             own.append(cell)
         cell.runs[run.turn], cell.rows[run.turn] = run, row
     found: list[Variant] = []
@@ -147,29 +147,29 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
     return {key: _value(new.get(key), old.get(key)) for key in names}
 
 
-def _plainest_first(cells: Sequence[_Cell]) -> list[_Cell]:
+def _plainest_first(cells: Sequence[_Setting]) -> list[_Setting]:
     """The cell that sets least (of several the one that ran first), then the others by how much they change of it."""
 
-    def begun(cell: _Cell) -> str:
+    def begun(cell: _Setting) -> str:
         return min(str(run.result.get("started") or "") for run in cell.runs.values())
 
     plainest = min(cells, key=lambda cell: (len(cell.settings), begun(cell)))
     return sorted(cells, key=lambda cell: (len(_changed(plainest.settings, cell.settings)), begun(cell)))
 
 
-def _references(cells: Sequence[_Cell]) -> Iterator[tuple[_Cell, _Cell]]:
+def _references(cells: Sequence[_Setting]) -> Iterator[tuple[_Setting, _Setting]]:
     """Every cell but the first beside the earlier one of which it changes least."""
     for position, cell in enumerate(cells[1:], start=1):
         yield min(cells[:position], key=lambda earlier: len(_changed(earlier.settings, cell.settings))), cell
 
 
-def _rates(cell: _Cell) -> dict[tuple[str, int, int], float]:
+def _rates(cell: _Setting) -> dict[tuple[str, int, int], float]:
     """Samples/s by turn."""
     return {key: row.samples_per_s for key, row in cell.rows.items() if is_number(row.samples_per_s)}
 
 
 def _variant(
-    first: _Cell, reference: _Cell, cell: _Cell, where: tuple[int, int], speed: intervals.Difference
+    first: _Setting, reference: _Setting, cell: _Setting, where: tuple[int, int], speed: intervals.Difference
 ) -> Variant:
     shared = sorted(reference.runs.keys() & cell.runs.keys())
     memory, more_memory = (_mean(side, shared, "peak_memory_mib") for side in (reference, cell))
@@ -202,7 +202,7 @@ def _label_without(run: RecordedRun, changed: Mapping[str, str]) -> str:
     return label_of({**run.job, "engine": kept})
 
 
-def _mean(cell: _Cell, keys: Sequence[tuple[str, int, int]], name: str) -> float | None:
+def _mean(cell: _Setting, keys: Sequence[tuple[str, int, int]], name: str) -> float | None:
     """Mean over those repeats that have the figure."""
     values = [getattr(cell.rows[key], name) for key in keys]
     values = [value for value in values if is_number(value)]

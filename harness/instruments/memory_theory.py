@@ -16,7 +16,7 @@ _MIB = 2**20
 _STATES = {"adamw": 2, "adam": 2, "sgd": 0}  # fp32 moments a parameter
 
 
-def theory(
+def expected_mib(
     *,
     backend: str,
     trainable: int,
@@ -73,9 +73,11 @@ def memory_by_kind(ranks: Sequence[Mapping[str, Any]], expected: Mapping[str, fl
     return {"kinds": kinds, "theory": dict(expected)}
 
 
-def theory_of(job: Mapping[str, Any], described: Mapping[str, Any], measured: Mapping[str, float]) -> dict[str, float]:
-    """`theory` for a job, its engine's description and the `sizes` of its model."""
-    return theory(
+def expected_mib_of(
+    job: Mapping[str, Any], described: Mapping[str, Any], measured: Mapping[str, float]
+) -> dict[str, float]:
+    """`expected_mib` for a job, its engine's description and the `sizes` of its model."""
+    return expected_mib(
         backend=str(job["backend"]),
         trainable=int(measured["trainable"]),
         frozen_bytes=measured["frozen_bytes"],

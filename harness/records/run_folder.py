@@ -23,13 +23,13 @@ def check_name(kind: str, name: str) -> str:
     return name
 
 
-def study_folder(results: str | None, study: str, kind: str = "study") -> Path:
+def study_folder(results: str | None, study: str) -> Path:
     """The folder of `study` in the results folder that --results names, not made yet.
 
     Raises JobError where the name is none (`check_name`) or nothing can be written there, so that this is said before
     anything is measured.
     """
-    folder = results_root(results) / check_name(kind, study)
+    folder = results_root(results) / check_name("study", study)
     check_writable(folder)
     return folder
 

@@ -335,7 +335,7 @@ class Run:
 
     def _figures(self, ranks: Sequence[Mapping[str, Any]], description: dict[str, Any]) -> dict[str, Any]:
         """Parts of result.json from what each rank observed. description: the engine's."""
-        from harness.instruments.memory_theory import memory_by_kind, theory_of
+        from harness.instruments.memory_theory import expected_mib_of, memory_by_kind
         from harness.instruments.step_work import per_sample
 
         self.recording.warnings += [
@@ -348,7 +348,7 @@ class Run:
                 "peak_rss_mib": [own["rss_mib"] for own in ranks],
                 "peak_device_mib": [own["device_mib"] for own in ranks],
                 "held_before_mib": [own["held_before_mib"] for own in ranks],
-                **memory_by_kind(ranks, theory_of(self.job.to_dict(), description, self.model_sizes)),
+                **memory_by_kind(ranks, expected_mib_of(self.job.to_dict(), description, self.model_sizes)),
             },
             "measurement": {
                 "sampler_cost": max(own["sampler_cost"] for own in ranks),

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from backends.checks.traffic import Exchange, theory
+from backends.checks.traffic import Exchange, expected_bytes
 
 
 def test_ring_all_reduce() -> None:
     for n in (2, 4, 8):
         expected = 2 * (n - 1) / n * 1000
-        assert theory({"engine": "horovod"}, world_size=n, gradient_bytes=1000, weight_bytes=1000) == pytest.approx(
-            expected
-        )
-    assert theory({"engine": "horovod"}, world_size=1, gradient_bytes=1000, weight_bytes=1000) == 0
+        assert expected_bytes(
+            {"engine": "horovod"}, world_size=n, gradient_bytes=1000, weight_bytes=1000
+        ) == pytest.approx(expected)
+    assert expected_bytes({"engine": "horovod"}, world_size=1, gradient_bytes=1000, weight_bytes=1000) == 0
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,9 @@ def test_ring_all_reduce() -> None:
 )
 def test_zero(stage: int, accumulation: int, shares: int) -> None:
     facts = {"engine": "deepspeed", "zero_stage": stage, "accumulation": accumulation}
-    assert theory(facts, world_size=4, gradient_bytes=1000, weight_bytes=1000) == pytest.approx(0.75 * 1000 * shares)
+    assert expected_bytes(facts, world_size=4, gradient_bytes=1000, weight_bytes=1000) == pytest.approx(
+        0.75 * 1000 * shares
+    )
 
 
 def test_counter() -> None:

@@ -1,7 +1,7 @@
 """Worker of the parallel tests: trains the cells of a JSON file and writes what came out. Run under a real launcher.
 
-``... cells.py SPEC.json``: SPEC = {"cells": [fields of Cell], "output": folder, "overflow_step": int or null, "spare":
-bool, "recompute": bool, "device": "cpu" unless given, "register": {engine: ["module:Class", folder]}}.
+``... cells.py SPEC.json``: SPEC = {"cells": [fields of TrainingSpec], "output": folder, "overflow_step": int or null,
+"spare": bool, "recompute": bool, "device": "cpu" unless given, "register": {engine: ["module:Class", folder]}}.
 Rank 0 writes ``<output>/<index>.pt`` (weights, initial) and ``<output>/outcomes.json``.
 """
 
@@ -19,7 +19,7 @@ from tiny import Tiny, batches  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 import backends  # noqa: E402
-from backends.checks.parity import Cell, run_cells  # noqa: E402
+from backends.checks.parity import TrainingSpec, run_cells  # noqa: E402
 from backends.process.exit import run_and_leave  # noqa: E402
 from backends.process.rank import detect  # noqa: E402
 
@@ -47,7 +47,7 @@ def main() -> None:
             micro[-1] = (x * float("inf"), y)
         return micro
 
-    cells = [Cell(**cell) for cell in spec["cells"]]
+    cells = [TrainingSpec(**cell) for cell in spec["cells"]]
     outcomes = run_cells(
         cells,
         make,

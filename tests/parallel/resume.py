@@ -18,13 +18,13 @@ from tiny import Tiny, batches  # noqa: E402
 
 import backends  # noqa: E402
 from backends.base import Backend  # noqa: E402
-from backends.checks.parity import Cell  # noqa: E402
+from backends.checks.parity import TrainingSpec  # noqa: E402
 from backends.process.rank import detect  # noqa: E402
 
 HALF, END = 5, 10
 
 
-def made(cell: Cell, *, disturbed: bool = False) -> Backend:
+def made(cell: TrainingSpec, *, disturbed: bool = False) -> Backend:
     """disturbed: trainable weights start elsewhere, so that what is not restored shows."""
     engine = backends.load(cell.engine)
     backend = engine(backends.settings_from(cell.engine, cell.settings), detect(), device="cpu", timeout_s=60)
@@ -50,7 +50,7 @@ def main() -> None:
     output = Path(spec["output"])
     results: dict[str, Any] = {}
     for index, values in enumerate(spec["cells"]):
-        cell = Cell(**values)
+        cell = TrainingSpec(**values)
         accumulation = cell.resolved().accumulation
         folder = output / f"checkpoint-{index}"
         if phase == "first":

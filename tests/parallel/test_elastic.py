@@ -17,7 +17,7 @@ import torch
 from launch import BIN, HERE, started_command
 
 from backends.base import BackendError
-from backends.checks.parity import Cell, compare, run_cells
+from backends.checks.parity import TrainingSpec, compare, run_cells
 from backends.horovod.elastic import micro_parts, part
 from backends.process.rank import ProcessFacts
 from backends.torch.rendezvous import own_addresses
@@ -72,7 +72,7 @@ def _as_unbroken(folder: Path, steps: int = STEPS) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["steps"] == steps
     assert summary["replayed"] <= 4  # no more than the commit interval
-    cell = Cell(label="single", engine="single", optimization={"total_steps": steps}, steps=steps)
+    cell = TrainingSpec(label="single", engine="single", optimization={"total_steps": steps}, steps=steps)
     (expected,) = run_cells([cell], Tiny, batches, facts=ProcessFacts(), device="cpu")
     found = compare(torch.load(folder / "weights.pt"), expected.weights, expected.initial)
     assert found.relative <= 1e-5, found

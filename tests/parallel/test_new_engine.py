@@ -12,7 +12,7 @@ import pytest
 import torch
 from launch import HERE, ROOT, run, started_command
 
-from backends.checks.parity import Cell, compare, run_cells
+from backends.checks.parity import TrainingSpec, compare, run_cells
 from backends.process.rank import ProcessFacts
 from harness.records.record_files import RESULT, read_json, runs_of
 
@@ -37,7 +37,7 @@ def test_the_example_engine_trains_like_the_single_process(tmp_path: Path) -> No
     assert ended.code == 0, ended.output[-3000:]
     rows = json.loads((tmp_path / "outcomes.json").read_text())
     assert [row["error"] for row in rows] == ["", ""]
-    (single,) = run_cells([Cell(label="s", engine="single")], Tiny, batches, facts=ProcessFacts(), device="cpu")
+    (single,) = run_cells([TrainingSpec(label="s", engine="single")], Tiny, batches, facts=ProcessFacts(), device="cpu")
     weights = torch.load(tmp_path / "0.pt")["weights"]
     assert compare(weights, single.weights, single.initial).relative <= 1e-5
 

@@ -98,11 +98,11 @@ def reference():
     """The single process, trained here: by clipping and precision."""
     from tiny import Tiny, batches
 
-    from backends.checks.parity import Cell, run_cells
+    from backends.checks.parity import TrainingSpec, run_cells
     from backends.process.rank import ProcessFacts
 
     ways = {
-        (clip, precision): Cell(
+        (clip, precision): TrainingSpec(
             label=f"{clip} {precision}",
             engine="single",
             optimization={"warmup_steps": 3, "clip_norm": clip, "precision": precision},
@@ -173,14 +173,14 @@ def test_a_model_that_recomputes_its_activations_ends_with_the_same_weights(trai
 
 def test_the_wire_carries_what_theory_says(train) -> None:
     """Counted bytes of one step at two workers, beside the ring's 2(n-1)/n x bytes; departures have a cause."""
-    from backends.checks.traffic import theory
+    from backends.checks.traffic import expected_bytes
 
     cells = train(*LAUNCHES["mpirun-2"])
 
     def counted(name: str, accumulation: int = 1) -> tuple[float, float]:
         row = cells.outcome(label(name, accumulation=accumulation, clip_norm=1.0))
         size = row["description"]["trainable_parameters"] * 4
-        expected = theory(row["description"], world_size=2, gradient_bytes=size, weight_bytes=size)
+        expected = expected_bytes(row["description"], world_size=2, gradient_bytes=size, weight_bytes=size)
         return row["exchange"]["wire_bytes"], expected
 
     norms = 64  # a few bytes of norms and flags

@@ -48,7 +48,9 @@ from mpi.transports import TRANSPORTS
     "--slots", type=WHOLE, default=0, help="Workers per host (default: 2 on this machine, else the hostfile's slots)."
 )
 @click.option("--hostfile", "hosts_path", default="", help="Hosts as 'name slots=N' lines.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where the buffers are."
+)
 @click.option("--rate", default="", help="Rate of the link, drawn in the plot: 1gbit, 25gbit.")
 @study_option("comm")
 @results_option

@@ -51,10 +51,27 @@ from harness.records.run_folder import study_folder
     show_default=True,
     help="Samples per step; weak scaling: per step and worker.",
 )
-@click.option("--scaling", type=click.Choice(["strong", "weak"]), default="strong", show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option(
-    "--precision-mode", "mode", type=click.Choice(["matched", "native"]), default="matched", show_default=True
+    "--scaling",
+    type=click.Choice(["strong", "weak"]),
+    default="strong",
+    show_default=True,
+    help="What stays the same with more workers: the whole batch, or a worker's.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Arithmetic type.",
+)
+@click.option(
+    "--precision-mode",
+    "mode",
+    type=click.Choice(["matched", "native"]),
+    default="matched",
+    show_default=True,
+    help="Like-for-like autocast, or the engine's own way.",
 )
 @device_option
 @click.option("--random-weights", is_flag=True, help="Build the preset without pretrained weights.")

@@ -36,8 +36,10 @@ from harness.records.run_folder import study_folder
 @model_option
 @click.option("--data", help="As for `harness run` (default: textures).")
 @click.option("--steps", type=COUNT, default=200, show_default=True, help="Timed steps of each loop.")
-@click.option("--global-batch", type=COUNT, default=16, show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--global-batch", type=COUNT, default=16, show_default=True, help="Samples per step, over all workers.")
+@click.option(
+    "--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Arithmetic type."
+)
 @device_option
 @study_option("overhead", optional=True)
 @results_option

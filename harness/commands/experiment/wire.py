@@ -50,9 +50,13 @@ from harness.records.run_folder import study_folder
 @model_option
 @click.option("--data", help="As for `harness run` (default: textures).")
 @click.option(
-    "--width", type=COUNT, default=16384, show_default=True, help="Of the tiny preset's projection: 97 weights each."
+    "--width",
+    type=COUNT,
+    default=16384,
+    show_default=True,
+    help="Width of the tiny preset's projection, 97 weights per unit.",
 )
-@click.option("--global-batch", type=COUNT, default=16, show_default=True, help="Samples a step, over all workers.")
+@click.option("--global-batch", type=COUNT, default=16, show_default=True, help="Samples per step, over all workers.")
 @device_option
 @study_option("wire", optional=True)
 @results_option
@@ -60,7 +64,7 @@ from harness.records.run_folder import study_folder
 @json_option
 @set_option
 def wire(**options: Any) -> None:
-    """Measure the bytes that each engine and ZeRO stage puts on the wire in a step, beside ring theory."""
+    """Measure the bytes that each engine and ZeRO stage sends per step, and compare with ring theory."""
     folder = study_folder(options["results"], options["study"]) if options["study"] else None
     if not options["hostfile"]:
         sys.exit(_on_virtual_nodes(options))

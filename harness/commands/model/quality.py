@@ -71,7 +71,7 @@ def quality(
     if files:
         if len(files) < len(runs) or name is None:
             raise JobError("give either quality.json files with a --study, or runs and studies")
-        place = study_folder(results, name, "folder")
+        place = study_folder(results, name)
         _keep(work.merge(files), place)
         return
     chosen = plan.Grid(
@@ -85,7 +85,7 @@ def quality(
         raise JobError(
             f"{', '.join(map(str, runs))}: no run that ended well keeps weights there: train with keep_weights"
         )
-    place = study_folder(results, name or folders[0].resolve().parent.name, "folder")
+    place = study_folder(results, name or folders[0].resolve().parent.name)
     place.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is said before an hour of judging
     _keep(work.measure(folders, chosen, data=data, options=options), place)
     click.echo(f"{place / FILE}")

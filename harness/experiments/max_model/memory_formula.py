@@ -27,7 +27,7 @@ from typing import Any
 import backends
 from harness.experiments.max_model.model_sizes import ModelSizes
 from harness.experiments.max_model.shapes import Grid, Shape
-from harness.instruments.memory_theory import theory
+from harness.instruments.memory_theory import expected_mib
 
 _MIB = 2**20
 _BUCKET = 500_000_000  # elements: reduce_bucket_size
@@ -118,7 +118,7 @@ def demand_of(setting: Setting, sizes: ModelSizes, workers: int, training: Train
             phases = {name: value + _DEEPSPEED_MIB * _MIB for name, value in phases.items()}
         host = 0.0
     phase = max(phases, key=lambda name: phases[name])
-    held = theory(
+    held = expected_mib(
         backend=setting.backend,
         trainable=sizes.trained,
         frozen_bytes=sizes.frozen_bytes,

@@ -111,9 +111,9 @@ def _dataset(job: Job, model: Any) -> _Remembered:
     return _DATASETS[key]
 
 
-def _asked(cell: Cell, base: Job) -> parity.Cell:
+def _asked(cell: Cell, base: Job) -> parity.TrainingSpec:
     job = cell.job(base)
-    return parity.Cell(
+    return parity.TrainingSpec(
         label=cell.name,
         engine=job.backend,
         settings=dict(job.engine),

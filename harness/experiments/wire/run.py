@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from backends.checks.traffic import theory
+from backends.checks.traffic import expected_bytes
 from harness.common.formatting import trained
 from harness.common.text_table import Table
 from harness.experiments.noted_table import numbered, page, print_page
@@ -63,7 +63,7 @@ def row_of(cell: Cell, told: Mapping[str, Any]) -> dict[str, Any]:
     gathered = told["gathered_bytes"]
     if "gather_dtype" in engine:  # FSDP2 keeps shards in fp32 and gathers what it computes with
         gathered = gathered * size[engine["gather_dtype"]] // 4
-    expected = theory(
+    expected = expected_bytes(
         engine,
         world_size=cell.workers,
         gradient_bytes=elements * size[engine.get("wire_dtype") or "fp32"],

@@ -11,7 +11,7 @@ import backends
 from backends.base import Optimization
 from backends.process.rank import ProcessFacts
 from core_model.training.trainer import Plan, Trainer
-from harness.instruments.memory_theory import memory_by_kind, sizes, theory
+from harness.instruments.memory_theory import expected_mib, memory_by_kind, sizes
 from harness.instruments.step_timing import StepSplit
 from harness.records.soundness import schema_errors
 
@@ -154,7 +154,7 @@ def test_what_is_flushed_or_saved_after_a_step_is_not_the_steps() -> None:
 
 def test_memory_by_kind_is_what_theory_says() -> None:
     model = Sleepy()
-    expected = theory(backend="single", workers=1, **sizes(model))
+    expected = expected_mib(backend="single", workers=1, **sizes(model))
     kinds = train(model, steps=4, every=1).memory_kinds()
     assert kinds["weights"] == pytest.approx(expected["weights"])
     assert kinds["gradients"] == pytest.approx(expected["gradients"])
@@ -171,7 +171,7 @@ def test_nothing_sampled_is_no_memory_by_kind() -> None:
 def test_zero_stages_shard_what_the_paper_says() -> None:
     """Figure 1 of arXiv:1910.02054: 7.5 B parameters, 64 workers, mixed precision: 120, 31.4, 16.6 and 1.9 GB."""
     for stage, gigabytes in ((0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)):
-        parts = theory(
+        parts = expected_mib(
             backend="deepspeed", trainable=7_500_000_000, frozen_bytes=0.0, workers=64, zero_stage=stage,
             precision="fp16", precision_mode="native",
         )  # fmt: skip
