@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.analysis.duels.estimate import FIRST_STAGE, Block, DuelDifference, difference
 from harness.analysis.intervals import ALIKE
-from harness.common.formatting import plural
+from harness.common.formatting import joined, plural
 from harness.instruments.foreign_load import NOTED
 from harness.records.run_record import label_of
 
@@ -137,6 +137,11 @@ def remarks(record: Record) -> list[str]:
     foreign = max((duel["foreign_cores"] for duel in record["duels"]), default=0.0)
     if foreign > NOTED * cores:
         found.append(f"Other programs kept up to {foreign:.2f} of {cores} cores busy during a duel.")
+    others = {item["pid"]: item["name"] for duel in record["duels"] for item in duel.get("gpu_processes") or ()}
+    if others:
+        names = joined([f"{name} (process {pid})" for pid, name in sorted(others.items())[:4]])
+        count = plural(len(others), "other process", "other processes")
+        found.append(f"{count} computed on the same GPUs during the duels: {names}.")
     for name in (side["name"] for side in record["contenders"]):
         busy = max((duel["waiting_cores"].get(name, 0.0) for duel in record["duels"]), default=0.0)
         if busy > WAITING * cores:

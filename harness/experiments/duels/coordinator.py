@@ -4,8 +4,9 @@ Every rank of every contender holds one connection and waits in a plain read. It
 cores Horovod's two waiting ranks kept 0.2 to 0.7 of a core busy, since its background threads negotiate every
 millisecond. So ranks that wait are stopped (SIGSTOP) and go on (SIGCONT) when their block comes.
 
-Messages are lines of JSON. A rank first says ``{"token": ..., "contender": 0, "rank": 1, "pid": 4711}``. The other side
-sends ``{"steps": 3}`` (train a block) or ``{"steps": 0}`` (the duel is over); `Reply`'s fields answer each block.
+Messages are lines of JSON. A rank first says ``{"token": ..., "contender": 0, "rank": 1, "pid": 4711, "gpu": null}``
+(the UUID of its GPU, if it has one). The other side sends ``{"steps": 3}`` (train a block)
+or ``{"steps": 0}`` (the duel is over); `Reply`'s fields answer each block.
 Every wait has a limit on both sides; a side that is gone ends the other.
 """
 
@@ -50,6 +51,12 @@ class Coordinator:
         self.address = (host, self._server.getsockname()[1])
         self._ranks: dict[tuple[int, int], _Line] = {}
         self._pids: dict[tuple[int, int], int] = {}
+        self._gpus: set[str] = set()
+
+    @property
+    def gpus(self) -> list[str]:
+        """UUIDs of the GPUs that the ranks said they use."""
+        return sorted(self._gpus)
 
     def __enter__(self) -> Coordinator:
         return self
@@ -83,6 +90,7 @@ class Coordinator:
             if hello.get("token") == self.token:
                 place = int(hello["contender"]), int(hello["rank"])
                 self._ranks[place], self._pids[place] = line, int(hello["pid"])
+                self._gpus |= {hello["gpu"]} if hello.get("gpu") else set()
                 if all((place[0], rank) in self._ranks for rank in range(self.world_sizes[place[0]])):
                     self._signal(place[0], signal.SIGSTOP)
             else:
@@ -135,10 +143,20 @@ class Coordinator:
 class Seat:
     """A rank's side of the conversation."""
 
-    def __init__(self, address: tuple[str, int], token: str, *, contender: int, rank: int, limit_s: float) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        token: str,
+        *,
+        contender: int,
+        rank: int,
+        limit_s: float,
+        gpu: str | None = None,
+    ) -> None:
         self._limit_s = limit_s
         self._line = _Line(socket.create_connection(address, timeout=limit_s))
-        self._line.write({"token": token, "contender": contender, "rank": rank, "pid": os.getpid()})
+        hello = {"token": token, "contender": contender, "rank": rank, "pid": os.getpid(), "gpu": gpu}
+        self._line.write(hello)
 
     def next_block(self) -> int:
         """Steps of the next block, 0 when the duel is over. Raises DuelError where nobody coordinates any more."""

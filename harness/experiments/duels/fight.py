@@ -21,6 +21,7 @@ from harness.experiments.duels.pace import Pace
 from harness.experiments.duels.starting import Reasons, Side, start, why_not_forked
 from harness.experiments.trainings.cells import Cell
 from harness.instruments.foreign_load import HostLoad
+from harness.instruments.gpus import Gpus
 from harness.job.declaration import Job, JobError
 from harness.protocol.turns import START_LIMIT_S
 from harness.study.turn_conductor import supervisors
@@ -52,13 +53,15 @@ class Contender:
 class Duel:
     """What one start gave. told: contender -> what its rank 0 reported at the end. waiting: contender -> cores that it
     kept busy while others trained. foreign: cores kept busy by processes that are not ours, the hypervisor's share
-    among them. start_s: until all were ready."""
+    among them. gpu_processes: what computed on its GPUs beside it (uuid, pid, name). start_s: until all were
+    ready."""
 
     number: int
     blocks: list[Block] = field(default_factory=list)
     told: dict[str, dict[str, Any]] = field(default_factory=dict)
     waiting: dict[str, float] = field(default_factory=dict)
     foreign: float = 0.0
+    gpu_processes: list[dict[str, Any]] = field(default_factory=list)
     start_s: float = 0.0
     fight_s: float = 0.0
 
@@ -138,7 +141,8 @@ def _rounds(
     warmed = [block(index, pace.warmup) for index in range(len(contenders))] if pace.warmup else []
     longest = max((reply.seconds for replies in warmed for reply in replies), default=limit_s)
     limit_s = min(limit_s, max(HANGING[0], HANGING[1] * longest * pace.steps / max(1, pace.warmup)))
-    load = HostLoad([os.getpid()])
+    load, gpus = HostLoad([os.getpid()]), Gpus(coordinator.gpus)
+    others: dict[tuple[str, int], dict[str, Any]] = {}
     began = time.monotonic()
     for number in range(pace.rounds):
         order = [index for index, contender in enumerate(contenders) if number % contender.every == 0]
@@ -157,6 +161,8 @@ def _rounds(
             )
             if number > 0:  # before the first round it waited through the others' warm-up
                 waited[contender.name] += math.fsum(reply.waited_cpu_s for reply in replies)
+        others |= {(item["uuid"], item["pid"]): item for item in gpus.foreign_processes(load.own_pids)}
+    duel.gpu_processes = list(others.values())
     duel.fight_s = time.monotonic() - began
     load.read()
     seen = load.total() or {}

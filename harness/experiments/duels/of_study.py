@@ -36,6 +36,7 @@ from mpi.process import CTRL_C, signals_raise
 BLOCK_S = 0.5  # that a block should take at least: shorter ones measure the marks
 FIGHT_S = 60.0  # that the rounds of a duel should take at most
 WARMUP_S = 2.0  # that each engine's steps before the first round should take at least
+SLACK = 0.95  # of the budget is planned: the last duel of the first stage must not miss it by a second
 ROUNDS = (6, 40)  # of a duel, at least and at most
 BASELINE_EVERY = 2  # rounds of which plain torch fights in one: engines are asked about, it is what they stand beside
 FORKED_STARTS = 1.5  # times the start of one training that all forked contenders need
@@ -199,7 +200,7 @@ def pace_of(
     warmup = min(10, max(2, math.ceil(WARMUP_S / longest)))
     starts = [statistics.median(map(_start_s, own)) for own in trained.values()]
     ready_s = (FORKED_STARTS * max(starts, default=0.0) if forked else sum(starts)) + warmup * sum(each)
-    fight_s = min(FIGHT_S, max(0.0, budget_s / stage - ready_s))
+    fight_s = min(FIGHT_S, max(0.0, SLACK * budget_s / stage - ready_s))
     round_s = block * math.fsum(step / item.every for step, item in zip(each, contenders, strict=True))
     rounds = min(ROUNDS[1], max(ROUNDS[0], int(fight_s / round_s)))
     return Pace(warmup=warmup, steps=block, rounds=rounds)

@@ -56,6 +56,7 @@ def record_of(
                 "start_s": duel.start_s,
                 "fight_s": duel.fight_s,
                 "foreign_cores": duel.foreign,
+                "gpu_processes": duel.gpu_processes,
                 "waiting_cores": duel.waiting,
                 "told": duel.told,
             }
@@ -76,6 +77,7 @@ def duels_of(record: Mapping[str, Any]) -> list[Duel]:
             told=item["told"],
             waiting=item["waiting_cores"],
             foreign=item["foreign_cores"],
+            gpu_processes=item.get("gpu_processes") or [],
             start_s=item["start_s"],
             fight_s=item["fight_s"],
         )

@@ -136,6 +136,7 @@ def _train_blocks(
 
     from core_model.training.clock import Clock
     from core_model.training.trainer import Plan, Trainer, in_turn
+    from harness.instruments.gpus import uuid_of
     from harness.instruments.step_work import WorkCounter, per_sample
     from harness.worker.model_and_data import build_loader, order_of
 
@@ -145,7 +146,8 @@ def _train_blocks(
     pin = backend.device.type == "cuda"
     loader = build_loader(job, facts, made.model, made.dataset, order=order, pin_memory=pin)
     address = file["host"], file["port"]
-    seat = Seat(address, file["token"], contender=file["contender"], rank=facts.rank, limit_s=file["limit_s"])
+    place = {"contender": file["contender"], "rank": facts.rank, "gpu": uuid_of(backend.device)}
+    seat = Seat(address, file["token"], **place, limit_s=file["limit_s"])
     pacer = Pacer(seat, backend, Clock(backend.device))
     plan = Plan(
         steps=job.steps,

@@ -222,6 +222,8 @@ def test_losses_that_part_in_the_first_steps_are_said_later_ones_are_rounding() 
     assert "first 5 losses of b and a differ by up to 10.0%" in record.remarks(told)[1]
     told["duels"][0]["foreign_cores"] = 0.5  # type: ignore[index]
     assert "Other programs kept up to 0.50 of 2 cores busy" in record.remarks(told)[0]
+    told["duels"][0]["gpu_processes"] = [{"uuid": "GPU-1", "pid": 4711, "name": "python"}]  # type: ignore[index]
+    assert "1 other process computed on the same GPUs during the duels: python (process 4711)." in record.remarks(told)
 
 
 def test_contenders_may_differ_in_what_they_train() -> None:
