@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backends.process.exit import run_and_leave
 from backends.process.rank import ProcessFacts, detect
@@ -23,6 +23,9 @@ from harness.experiments.duels.coordinator import Reply, Seat
 from harness.experiments.duels.pace import Pace
 from harness.experiments.trainings.cells import Cell, unpack, write_told
 from harness.job.declaration import Job
+
+if TYPE_CHECKING:
+    from core_model.training.trainer import Plan
 
 
 class Pacer:
@@ -135,7 +138,7 @@ def _train_blocks(
     import torch
 
     from core_model.training.clock import Clock
-    from core_model.training.trainer import Plan, Trainer, in_turn
+    from core_model.training.trainer import Trainer, in_turn
     from harness.instruments.gpus import uuid_of
     from harness.instruments.step_work import WorkCounter, per_sample
     from harness.worker.model_and_data import build_loader, order_of
@@ -149,17 +152,10 @@ def _train_blocks(
     place = {"contender": file["contender"], "rank": facts.rank, "gpu": uuid_of(backend.device)}
     seat = Seat(address, file["token"], **place, limit_s=file["limit_s"])
     pacer = Pacer(seat, backend, Clock(backend.device))
-    plan = Plan(
-        steps=job.steps,
-        scaled=job.precision == "fp16",
-        log_every=job.log_every,
-        samples_per_step=job.global_batch,
-        steps_per_epoch=len(made.dataset) / job.global_batch,
-    )
     trainer = Trainer(
         backend,
         loader,
-        plan,
+        _plan(job, len(made.dataset)),
         on_rows=rows.extend,
         before_step=pacer.before_step,
         after_step=in_turn(pacer.after_step, work.after_step),
@@ -179,6 +175,18 @@ def _train_blocks(
         "engine": backend.describe(),
         "flops": per_sample(counts),
     }
+
+
+def _plan(job: Job, samples: int) -> Plan:
+    from core_model.training.trainer import Plan
+
+    return Plan(
+        steps=job.steps,
+        scaled=job.precision == "fp16",
+        log_every=job.log_every,
+        samples_per_step=job.global_batch,
+        steps_per_epoch=samples / job.global_batch,
+    )
 
 
 if __name__ == "__main__":
