@@ -227,10 +227,18 @@ def load_runs(paths: list[Path]) -> list[RecordedRun]:
         elif path.is_dir() and (folders := runs_of(path)):
             pass
         else:
-            raise RecordError(f"{path}: neither a run nor a study with runs: name a folder in results/")
+            raise RecordError(_no_runs(path))
         for folder in folders:
             found.setdefault(folder.resolve(), RecordedRun(folder.resolve()))
     return list(found.values())
+
+
+def _no_runs(path: Path) -> str:
+    """One line about a folder without runs: an experiment's has a page of its own."""
+    pages = sorted(page for page in path.glob("*.md") if page.name not in ("notes.md", "README.md"))
+    if pages:
+        return f"{path}: holds an experiment's table, no runs: read {pages[0]}"
+    return f"{path}: neither a run nor a study with runs: name a folder in results/"
 
 
 def sound_runs(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], list[str]]:

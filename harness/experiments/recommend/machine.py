@@ -84,5 +84,5 @@ def _named(workers: int, device: str, memory_mib: float, told: str) -> Machine:
         memory_mib=memory_mib,
         on_gpu=True,
         here=0,
-        told=f"{told}; they are not asked, nothing was measured now",
+        told=f"{told}; nothing was measured on them now",
     )

@@ -21,7 +21,7 @@ def text(answer: Mapping[str, Any]) -> str:
     if answer["sizes"]["kept_bytes"] is None:
         lines.append(f"Activations are not known: {answer['sizes']['how']}. Peaks are at least what is shown.")
     if answer["scores"]:
-        lines += _wrapped(f"How far off such figures were (docs/recommend.md): {answer['scores']}")
+        lines += _wrapped(f"How far off such figures are, by docs/recommend.md: {answer['scores']}")
     else:
         lines.append("No record says how far off such figures are (docs/recommend.md).")
     if answer["fastest"]:
@@ -56,7 +56,7 @@ def _table(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         memory, speed = one["memory"], one["speed"]
         rows.append(
             [
-                one["label"][:26],
+                _short(one["label"]),
                 f"{_gib(memory['peak_mib'])} ({_gib(memory['low_mib'])}-{_gib(memory['high_mib'])})"
                 if memory["way"] != "measured"
                 else f"{_gib(memory['peak_mib'])} measured",
@@ -85,12 +85,12 @@ def _fastest(answer: Mapping[str, Any]) -> list[str]:
         if none_fits:
             return ["None fits: try --activation-checkpointing, fewer samples a worker, or more workers."]
         return ["The fastest is not known: no speed stands on anything."]
-    told = "; ".join(f"{place}. --backends {one['engine']}" for place, one in enumerate(chosen, 1))
-    lines = _wrapped(f"Fastest: {told}.")
+    told = ", ".join(f"{place}. {one['engine']}" for place, one in enumerate(chosen, 1))
+    lines = _wrapped(f"Fastest (as --backends takes them): {told}.")
     first, *others = chosen
     overlap = [one["label"] for one in others if _overlap(first["speed"], one["speed"])]
     if overlap:
-        lines += _wrapped(f"Its interval meets that of {joined(overlap)}: that order is not certain.")
+        lines += _wrapped(f"The first one's interval meets that of {joined(overlap)}: that order is not certain.")
     return lines
 
 
@@ -108,7 +108,7 @@ def _reasons(answer: Mapping[str, Any]) -> list[str]:
             by_reason.setdefault((one["speed"]["way"], one["speed"]["why"]), []).append(one["label"])
     lines = []
     for (way, why), labels in by_reason.items():
-        lines += _wrapped(f"{way} ({', '.join(labels)}): {why}")
+        lines += _wrapped(f"{', '.join(map(_short, labels))}: {way}, {why}.")
     return lines
 
 
@@ -116,6 +116,11 @@ def _wrapped(line: str) -> list[str]:
     import textwrap
 
     return textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def _short(label: str) -> str:
+    """``ZeRO-2, optimizer on CPU``: DeepSpeed is meant wherever a ZeRO stage is named."""
+    return label.removeprefix("DeepSpeed ")
 
 
 def _rate(speed: Mapping[str, Any]) -> str:

@@ -190,11 +190,22 @@ def _fake(job: Job, model: Any, dataset: Any) -> dict[str, Any]:
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            model._apply(lambda tensor: torch.empty_like(tensor, device="cpu"))
+            model._apply(lambda tensor: _shadow(tensor, job))
             live, flops = _passes(job, model, batch._map(mode.from_tensor))
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)
     return {"kept_bytes": live * job.micro_batch / count, "flops_sample": flops / count, "how": "fake"}
+
+
+def _shadow(tensor: Any, job: Job) -> Any:
+    """A tensor of the model without its values; frozen weights of this project's presets as a run stores them."""
+    import torch
+
+    stored = tensor.dtype
+    frozen = isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad and tensor.dtype == torch.float32
+    if frozen and job.precision != "fp32" and source_of(job.preset) is None:
+        stored = torch.bfloat16
+    return torch.empty_like(tensor, device="cpu", dtype=stored)
 
 
 def _real(job: Job, model: Any, dataset: Any) -> dict[str, Any]:

@@ -10,7 +10,8 @@ predicted     the job is known on this device with fewer workers. Where the engi
               P: trained parameters; own: seconds a parameter of what the engine does beside plain torch; T(n): seconds
               of an all-reduce of P fp32 gradients over n devices, measured (`harness experiment collectives`); exposed:
               the share of it that is not hidden. own and exposed are fitted to the records of this engine on all jobs.
-extrapolated  the job has never been run on this device: its plain step is its FLOPs over what other jobs reached there.
+extrapolated  the job has never been run on this device: its plain step is its FLOPs over the device's peak times the
+              share of the peak that the recorded job with the nearest FLOPs a step reached, on whatever device.
 
 Every value has an interval: how far such figures were off where the records could be asked (`scoring`).
 """
@@ -24,8 +25,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from harness.analysis.intervals import mean_ratio
+from harness.analysis.mfu import peak_flops
 from harness.experiments.prediction.from_study import Law
-from harness.experiments.recommend.evidence import Evidence, Point
+from harness.experiments.recommend.evidence import Evidence, Point, model_of, precision_of
 from mpi.ring import sent_share
 
 MEASURED, PREDICTED, EXTRAPOLATED = "measured", "predicted", "extrapolated"
@@ -87,7 +89,7 @@ def speed_of(asked: Asked, engine: str, workers: int, known: Known) -> Speed | s
     if exchange is None:
         return f"no collectives were measured on {asked.device}"
     step = plain + own * asked.trained + exposed * exchange
-    return Speed(value=workers * asked.micro / step, way=way, why=f"{why}; {engine}'s own time from other records")
+    return Speed(value=workers * asked.micro / step, way=way, why=f"{why}, the engine's own time from other records")
 
 
 def all_reduce_s(device: str, ranks: int, size: float, evidence: Evidence) -> float | None:
@@ -143,7 +145,7 @@ def _grown(asked: Asked, engine: str, workers: int, evidence: Evidence) -> Speed
         best = Speed(
             value=workers * asked.micro / step,
             way=PREDICTED,
-            why=f"{study}: its exchange on {most} workers drawn out to {workers}",
+            why=f"the exchange on {most} workers ({study}) drawn out to {workers}",
             low=workers * asked.micro / slow,
         )
     return best
@@ -171,26 +173,31 @@ def _plain_step(asked: Asked, known: Known) -> tuple[float | None, str, str]:
         return step, PREDICTED, f"one worker in {point.study}"
     if asked.flops is None:
         return None, "", "the job's FLOPs are not known, and it was never run on this device"
-    reached = reached_flops(asked.device, known)
-    if not reached:
-        return None, "", f"nothing was measured on {asked.device}"
-    rate, count = reached
-    step = UPDATE_S * asked.trained + asked.flops * asked.micro / rate
-    return step, EXTRAPOLATED, f"{rate / 1e12:.0f} TFLOP/s that {count} other job{'s' * (count > 1)} reached"
+    peak = peak_flops(asked.device, precision_of(asked.job))
+    if peak is None:
+        return None, "", f"the peak of {asked.device or 'such a device'} is not known, and nothing was measured on it"
+    near_job = nearest_share(asked.flops * asked.micro, known)
+    if near_job is None:
+        return None, "", "no record says what share of its peak a device reaches"
+    share, job = near_job
+    step = UPDATE_S * asked.trained + asked.flops * asked.micro / (share * peak)
+    return step, EXTRAPOLATED, f"{share:.0%} of the peak, as {model_of(job)} reached"
 
 
-def reached_flops(device: str, known: Known) -> tuple[float, int] | None:
-    """FLOP/s that jobs of the records reached with plain torch on one such device (geometric mean), and how many."""
-    by_job: dict[str, list[float]] = {}
+def nearest_share(step_flops: float, known: Known) -> tuple[float, str] | None:
+    """Share of its peak that plain torch reached on one device, and by which job: of the recorded jobs the one whose
+    FLOPs a step are nearest (small steps leave a device waiting for its host)."""
+    by_job: dict[tuple[str, int], list[float]] = {}
     for point in known.evidence.points:
         flops = known.flops.get(point.job)
-        if point.rate and flops and point.device == device and point.workers == 1 and point.engine in PLAIN:
+        peak = peak_flops(point.device, precision_of(point.job))
+        if point.rate and flops and peak and point.workers == 1 and point.engine in PLAIN:
             computing = max(point.step_s - UPDATE_S * point.trained, 0.2 * point.step_s)
-            by_job.setdefault(point.job, []).append(flops * point.micro / computing)
+            by_job.setdefault((point.job, point.micro), []).append(flops * point.micro / computing / peak)
     if not by_job:
         return None
-    rates = [float(np.exp(np.mean(np.log(found)))) for found in by_job.values()]
-    return float(np.exp(np.mean(np.log(rates)))), len(rates)
+    job, micro = min(by_job, key=lambda item: (abs(math.log(known.flops[item[0]] * item[1] / step_flops)), item))
+    return float(np.exp(np.mean(np.log(by_job[job, micro])))), job
 
 
 def _engine(engine: str, workers: int, device: str, evidence: Evidence) -> tuple[float, float] | str:
@@ -214,8 +221,8 @@ def _engine(engine: str, workers: int, device: str, evidence: Evidence) -> tuple
         rows.append([point.trained / point.step_s, exchange / point.step_s])
         targets.append((point.step_s - plain) / point.step_s)
     if not rows:
-        return f"no record of {engine} beside plain torch"
+        return "no record of it beside plain torch"
     if workers > 1 and not several:
-        return f"no record of {engine} on several workers"
+        return "no record of it on several workers"
     (own, exposed), _ = nnls(np.array(rows), np.array(targets))
     return float(own), float(exposed)

@@ -18,12 +18,13 @@ from harness.experiments.recommend.speed import (
 )
 from mpi.ring import sent_share
 
-GPU = "a GPU"
+GPU = "NVIDIA H100 80GB HBM3"
+JOB, OTHER = (f'{{"precision": "bf16", "preset": "{name}"}}' for name in ("job", "other"))
 TRAINED = 100_000_000
 COLLECTIVES = {GPU: {2: [(1e3, 1e-5), (1e6, 1e-4), (4e8, 4e-3)]}}
 
 
-def point(engine: str, workers: int, step_s: float, *, study: str = "s", job: str = "job", micro: int = 8) -> Point:
+def point(engine: str, workers: int, step_s: float, *, study: str = "s", job: str = JOB, micro: int = 8) -> Point:
     rate = micro * workers / step_s
     return Point(
         study=study, job=job, device=GPU, engine=engine, workers=workers, micro=micro, rate=rate, trained=TRAINED
@@ -34,7 +35,7 @@ def evidence(*points: Point) -> Evidence:
     return Evidence(points=points, collectives=COLLECTIVES, memory={GPU: 80_000.0})
 
 
-def asked(job: str = "job", *, micro: int = 8, flops: float | None = None) -> Asked:
+def asked(job: str = JOB, *, micro: int = 8, flops: float | None = None) -> Asked:
     return Asked(job=job, device=GPU, micro=micro, trained=TRAINED, flops=flops)
 
 
@@ -56,7 +57,7 @@ def test_exchange_grows_by_the_ring_from_fewer_workers() -> None:
 
 
 def test_an_engine_s_own_time_is_learned_from_other_jobs() -> None:
-    other = [point("single", 1, 0.2, study="t", job="other"), point("deepspeed:1", 2, 0.25, study="t", job="other")]
+    other = [point("single", 1, 0.2, study="t", job=OTHER), point("deepspeed:1", 2, 0.25, study="t", job=OTHER)]
     known = Known(evidence=evidence(point("single", 1, 0.10), *other))
     told = speed_of(asked(), "deepspeed:1", 2, known)
     assert isinstance(told, Speed)
@@ -65,7 +66,7 @@ def test_an_engine_s_own_time_is_learned_from_other_jobs() -> None:
 
 
 def test_a_job_that_nobody_ran_is_extrapolated_from_what_others_reached() -> None:
-    known = Known(evidence=evidence(point("single", 1, 0.10, job="other")), flops={"other": 1e12})
+    known = Known(evidence=evidence(point("single", 1, 0.10, job=OTHER)), flops={OTHER: 1e12})
     told = speed_of(asked(flops=2e12), "single", 1, known)
     assert isinstance(told, Speed)
     assert told.way == EXTRAPOLATED
@@ -77,21 +78,21 @@ def test_a_job_that_nobody_ran_is_extrapolated_from_what_others_reached() -> Non
     ("engine", "workers", "flops", "why"),
     [
         ("horovod", 2, None, "the job's FLOPs are not known"),
-        ("fsdp2", 2, 1e12, "no record of fsdp2"),
-        ("deepspeed:1", 2, 1e12, "no record of deepspeed:1 on several workers"),
+        ("fsdp2", 2, 1e12, "no record of it beside plain torch"),
+        ("deepspeed:1", 2, 1e12, "no record of it on several workers"),
     ],
 )
 def test_what_stands_on_nothing_is_not_known(engine: str, workers: int, flops: float | None, why: str) -> None:
-    other = [point("single", 1, 0.10, job="other"), point("deepspeed:1", 1, 0.11, job="other")]
-    told = speed_of(asked(flops=flops), engine, workers, Known(evidence=evidence(*other), flops={"other": 1e12}))
+    other = [point("single", 1, 0.10, job=OTHER), point("deepspeed:1", 1, 0.11, job=OTHER)]
+    told = speed_of(asked(flops=flops), engine, workers, Known(evidence=evidence(*other), flops={OTHER: 1e12}))
     assert isinstance(told, str)
     assert told.startswith(why)
 
 
 def test_nothing_is_known_of_a_device_without_records() -> None:
-    nowhere = Asked(job="job", device="another GPU", micro=8, trained=TRAINED, flops=1e12)
+    nowhere = Asked(job=JOB, device="another GPU", micro=8, trained=TRAINED, flops=1e12)
     assert speed_of(nowhere, "single", 1, Known(evidence=evidence(point("single", 1, 0.1)))) == (
-        "nothing was measured on another GPU"
+        "the peak of another GPU is not known, and nothing was measured on it"
     )
 
 
