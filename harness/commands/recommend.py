@@ -18,9 +18,16 @@ from harness.job.declaration import Job, JobError
 from harness.job.options import OF_THE_STUDY, job_options_without, job_values, results_root, share_evenly
 from harness.protocol.console import tell
 
+# What a recommendation decides itself, or what it does not depend on: one host, no evaluation, as many steps as a duel.
+_NOT_ASKED = (
+    "nodes", "hostfile", "launcher", "device", "oversubscribe", "bind_cores", "steps", "schedule", "warmup_steps",
+    "timing_warmup", "log_every", "eval_samples", "shots", "keep_weights", "checkpoint_every", "profile",
+    "time_limit_s", "emulate_compute_ms",
+)  # fmt: skip
+
 
 @click.command()
-@job_options_without(*OF_THE_STUDY)
+@job_options_without(*OF_THE_STUDY, *_NOT_ASKED)
 @click.option("--gpus", metavar="COUNTxKIND", help="GPUs that are not here: 8x80GB, 4xH200. Nothing is measured then.")
 @click.option("--workers", type=COUNT, help="Workers on this machine's kind of device (default: one a GPU; 2 cores).")
 @click.option("--backends", metavar="LIST", type=ENGINES, help="Engines with settings (default: all, as they come).")
@@ -77,8 +84,6 @@ def _machine(gpus: str | None, workers: int | None, results: Path) -> Any:
 
 def _job(options: Mapping[str, Any], workers: int) -> Job:
     """The job of the options, its global batch that of all workers. Raises JobError."""
-    if (options.get("nodes") or 1) > 1:
-        raise JobError("--nodes: a recommendation is for one host: leave it out, --workers says how many workers")
     values = job_values(options)
     weak = values.pop("scaling", "strong") == "weak"
     if weak and "global_batch" in values:

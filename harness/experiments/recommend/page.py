@@ -88,16 +88,17 @@ def _fastest(answer: Mapping[str, Any]) -> list[str]:
     told = ", ".join(f"{place}. {one['engine']}" for place, one in enumerate(chosen, 1))
     lines = _wrapped(f"Fastest (as --backends takes them): {told}.")
     first, *others = chosen
+    bounded = all(one["speed"]["low"] is not None for one in chosen)
     overlap = [one["label"] for one in others if _overlap(first["speed"], one["speed"])]
-    if overlap:
+    if others and not bounded:
+        lines.append("One duel gives no interval: that order is not certain. A longer --budget fights more.")
+    elif overlap:
         lines += _wrapped(f"The first one's interval meets that of {joined(overlap)}: that order is not certain.")
     return lines
 
 
 def _overlap(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    if a["low"] is None or b["high"] is None:
-        return True
-    return bool(b["high"] >= a["low"])
+    return a["low"] is not None and b["high"] is not None and bool(b["high"] >= a["low"])
 
 
 def _reasons(answer: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from harness.analysis.duels.record import asked_pairs
 from harness.experiments.duels import record as records
-from harness.experiments.duels.fight import Contender, Duel, Pace, fight
+from harness.experiments.duels.fight import Contender, Duel, fight
+from harness.experiments.duels.pace import Pace
 from harness.experiments.tuning.arena import cell_of
 from harness.job.declaration import Job, JobError
 from harness.job.engines import parse_backend
