@@ -57,11 +57,12 @@ class Point:
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """points: of all studies. collectives: device -> ranks -> (bytes, seconds) of an all-reduce by the fastest library.
-    memory: device -> MiB of one."""
+    memory: device -> MiB of one. sources: the studies that all of it is from."""
 
     points: Sequence[Point]
     collectives: Mapping[str, Mapping[int, Sequence[tuple[float, float]]]] = field(default_factory=dict)
     memory: Mapping[str, float] = field(default_factory=dict)
+    sources: Sequence[str] = ()
 
     def without(self, study: str) -> Evidence:
         """All but one study's points."""
@@ -73,21 +74,24 @@ def read_evidence(results: Path, only: Sequence[str] | None = None) -> Evidence:
     """The evidence of a results folder. only: names of studies, None = all. Damaged records are left out: `harness
     results check` names them."""
     points: list[Point] = []
+    sources: list[str] = []
     collectives: dict[str, dict[int, list[tuple[float, float]]]] = {}
     memory: dict[str, float] = {}
     for study in sorted(results.iterdir()) if results.is_dir() else []:
         if not study.is_dir() or (only is not None and study.name not in only):
             continue
         try:
-            points += [*_of_runs(study, memory), *_of_duels(study, memory)]
-            _add_collectives(study, collectives)
+            own = [*_of_runs(study, memory), *_of_duels(study, memory)]
+            if _add_collectives(study, collectives) or own:
+                sources.append(study.name)
+            points += own
         except (RecordError, KeyError, TypeError, ValueError):
             continue
     points = _with_trained(points)
     fastest = {
         device: {ranks: _fastest(rows) for ranks, rows in by_ranks.items()} for device, by_ranks in collectives.items()
     }
-    return Evidence(points=points, collectives=fastest, memory=memory)
+    return Evidence(points=points, collectives=fastest, memory=memory, sources=sources)
 
 
 def key_of(job: Mapping[str, Any]) -> str:
@@ -235,18 +239,20 @@ def _with_trained(points: Sequence[Point]) -> list[Point]:
     return [replace(point, trained=most[point.job]) for point in points]
 
 
-def _add_collectives(study: Path, found: dict[str, dict[int, list[tuple[float, float]]]]) -> None:
+def _add_collectives(study: Path, found: dict[str, dict[int, list[tuple[float, float]]]]) -> bool:
+    """Adds a study's times of all-reduces; True where it has any."""
     if not (study / "comm.json").exists():
-        return
+        return False
     record = read_json(study / "comm.json")
     if not record.get("environment") or len(record["hosts"]) > 1:  # an old record does not say where it was made
-        return
+        return False
     device = device_of(record["environment"], on_gpu=True)
     for library in record["libraries"]:
         for row in library["rows"]:
             if row["operation"] == "all_reduce" and is_number(row.get("seconds_median")):
                 rows = found.setdefault(device, {}).setdefault(int(row["ranks"]), [])
                 rows.append((float(row["bytes"]), float(row["seconds_median"])))
+    return True
 
 
 def _fastest(rows: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

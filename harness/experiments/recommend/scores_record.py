@@ -69,6 +69,7 @@ def scores_of(evidence: Evidence, sizes: Mapping[tuple[str, int], Sized]) -> dic
     record = {
         "schema": 1,
         "studies": sorted({point.study for point in evidence.points}),
+        "sources": list(evidence.sources),
         "spreads": scoring.spreads(errors),
         "errors": scoring.as_rows(errors),
         "sizes": [
