@@ -154,7 +154,8 @@ class Dataset:
         canvas = Canvas(
             image=image, donor=lambda: self._donor(entry.position, rng), foreground=self._foreground(category, image)
         )
-        canvas = self.recipe.disturbed(canvas, rng)
+        if self.split == "train":  # held-out pictures decide thresholds: good ones must be as real good ones are
+            canvas = self.recipe.disturbed(canvas, rng)
         kind, image, mask = GOOD, canvas.image, np.zeros(image.shape[:2], np.uint8)
         if defective:
             kind, edit = simulate(self.recipe, canvas, rng)

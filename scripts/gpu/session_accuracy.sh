@@ -75,7 +75,7 @@ pack
 say "second wave: one choice taken back at a time"
 waited=()
 train "$ablations" chosen 0 single "${chosen[@]}"
-train "$ablations" size-224 0 single "${chosen[@]}" --set model.encoder_sizes=
+train "$ablations" size-224 0 single "${chosen[@]}" --set model.encoder_sizes="${MIDDLE:-224}"
 train "$ablations" size-448 0 single "${chosen[@]}" --set model.encoder_sizes="${LARGE:-448}"
 train "$ablations" decoder-mlp 0 single "${chosen[@]}" --set model.decoder_layers=mlp
 train "$ablations" defects-realistic 0 single "${chosen[@]}" --defects realistic
