@@ -139,6 +139,15 @@ def behind(comparison: Comparison, cell: Mapping[str, Any]) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
+def counted(comparison: Comparison, by_label: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """How many measurements the points of a figure stand on: ``Each point: 4 duels.``, ``2 to 3 runs`` where they
+    differ."""
+    counts = {behind(comparison, cell) for cells in by_label.values() for cell in cells}
+    ordered = sorted(counts, key=lambda text: int(text.split()[0]))
+    few, many = ordered[0], ordered[-1]
+    return f" Each point: {many}." if few == many else f" Each point: {few.split()[0]} to {many}."
+
+
 def point_text(cell: Mapping[str, Any], name: str) -> str:
     """The value of a cell's figure with its ends: ``120 (118 to 122)``, efficiencies as per cent."""
     form = percent if "efficiency" in name else number

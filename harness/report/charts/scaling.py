@@ -46,7 +46,7 @@ def throughput(comparison: Comparison, sheet: Sheet, group: int = 0) -> bool:
     sheet.titled(axes, "Throughput over workers", titled(comparison, "Throughput"))
     dotted = f" Dotted: {data.ideal_words(ideals)}." if ideals else ""
     both = "Both axes log2. " if sheet.page else "Total samples / total seconds. "
-    sheet.note(f"{both}Bars: {data.bar_words(comparison)}.{dotted}")
+    sheet.note(f"{both}Bars: {data.bar_words(comparison)}.{dotted}{_counted(sheet, comparison, by_label)}")
     sheet.unit = "samples per second over workers"
     sheet.legend(axes)
     return True
@@ -74,7 +74,8 @@ def _ranked(comparison: Comparison, sheet: Sheet, axes: Axes, by_label: dict[str
     at = plural(int(rows[0][2]["workers"]), "worker")
     axes.set_xlabel("samples per second")
     sheet.titled(axes, f"Throughput at {at}", titled(comparison, f"Throughput at {at}"))
-    sheet.note(f"Total samples / total seconds. Bars: {data.bar_words(comparison)}.")
+    counts = _counted(sheet, comparison, by_label)
+    sheet.note(f"Total samples / total seconds. Bars: {data.bar_words(comparison)}.{counts}")
     sheet.unit = "samples per second, lowest first"
     return True
 
@@ -97,10 +98,15 @@ def efficiency(comparison: Comparison, sheet: Sheet, group: int = 0) -> bool:
     sheet.labelled(axes, x="workers", y="efficiency, %")
     title = data.EFFICIENCY_TITLES[name]
     sheet.titled(axes, title, titled(comparison, title))
-    sheet.note(f"{data.EFFICIENCY_WORDS[name]} Bars: {data.efficiency_bar_words(comparison)}")
+    counts = _counted(sheet, comparison, by_label)
+    sheet.note(f"{data.EFFICIENCY_WORDS[name]} Bars: {data.efficiency_bar_words(comparison)}{counts}")
     sheet.unit = "efficiency over workers"
     sheet.legend(axes, loc="lower left")
     return True
+
+
+def _counted(sheet: Sheet, comparison: Comparison, by_label: dict[str, list[dict[str, Any]]]) -> str:
+    return data.counted(comparison, by_label) if sheet.page else ""
 
 
 def titled(comparison: Comparison, text: str) -> str:

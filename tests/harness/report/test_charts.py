@@ -88,6 +88,7 @@ def test_words_stand_for_those_who_do_not_see_the_drawing(comparison: Comparison
     by_id = {each.id: each for each in drawn(comparison)}
     assert by_id["chart-scaling"].description.startswith("samples per second over workers. DeepSpeed ZeRO-1: ")
     assert "Horovod" in by_id["chart-differences"].description
+    assert by_id["chart-scaling"].note.endswith("Each point: 3 runs.")
     assert "3 pairs" in by_id["chart-differences"].description
     assert "forward" in by_id["chart-split"].description
 
