@@ -98,7 +98,7 @@ _KINDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "duel.json": (
         "Engines side by side on the same devices, block by block (`harness experiment duel`)",
         (),
-        ("duel.md", "duel.json"),
+        ("report.html", "duel.md", "differences.svg", "duel.json"),
     ),
     "scores.json": (
         "How far off `harness recommend` is, for every study in this folder (`harness recommend --score`)",

@@ -99,7 +99,8 @@ def _duel_body(study: Path, root: Path) -> str:
     lines += [markdown(replace(without_empty_columns(duels.differences_table(record)), title="", note="")).strip(), ""]
     lines += [f"- {text}" for text in remarks(record)]
     lines += notes.markdown(notes.notes_in(study), f"{where.parent}/")
-    return "\n".join([*lines, "", f"[figures and memory]({where}/{DUEL_PAGE}), [records]({where}/{DUEL})", ""])
+    report = f"[report]({where}/report.html), " if (study / "report.html").exists() else ""
+    return "\n".join([*lines, "", f"{report}[figures and memory]({where}/{DUEL_PAGE}), [records]({where}/{DUEL})", ""])
 
 
 def _versions(comparison: Comparison) -> str:

@@ -72,6 +72,7 @@ def test_two_engines_against_plain_torch_on_one_and_two_workers(tmp_path: Path) 
     assert max(waiting) < record.WAITING * len(os.sched_getaffinity(0)), waiting
     page = (tmp_path / "duel" / "duel.md").read_text()
     assert "horovod@2 against single@1" in page
+    assert "Which engine is faster" in (tmp_path / "duel" / "report.html").read_text()
     orders = {
         tuple(block["engine"] for block in told["blocks"] if (block["duel"], block["round"]) == key)
         for key in {(block["duel"], block["round"]) for block in told["blocks"]}

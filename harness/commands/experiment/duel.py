@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -93,7 +94,7 @@ from harness.records.run_folder import study_folder
 @study_option("duel")
 @results_option
 @time_limit_option
-@click.option("--render", is_flag=True, help="Write duel.md and the differences again from the record; run nothing.")
+@click.option("--render", is_flag=True, help="Write the report and the differences again from the record; run nothing.")
 @json_option
 @set_option
 def duel(**options: Any) -> None:
@@ -104,6 +105,7 @@ def duel(**options: Any) -> None:
     folder = study_folder(options["results"], options["study"])
     if options["render"]:
         records_.write(records_.rendered_again(read_json(folder / NAME)), folder)
+        _report(folder)
         return
     base = _base(options)
     contenders = contenders_of(
@@ -118,11 +120,20 @@ def duel(**options: Any) -> None:
     check_user_job(base)
     campaign = Campaign(base, contenders, pace, folder, goal, seed=options["seed"], say=tell)
     record = campaign.run([tuple(contender.name for contender in contenders)])
+    _report(folder)
     if options["as_json"]:
         click.echo(json.dumps(record["differences"], indent=1))
     else:
         click.echo(page(record))
         click.echo(f"{folder / NAME}", err=True)
+
+
+def _report(folder: Path) -> None:
+    """report.html and the interval picture, where the folder holds no trainings (`harness compare` reports those)."""
+    from harness.report.duel_files import holds_duels_alone, write_duel_files
+
+    if holds_duels_alone(folder):
+        tell(f"report: {write_duel_files(folder)}")
 
 
 def _base(options: dict[str, Any]) -> Job:

@@ -3,6 +3,7 @@ a stand-in worker, which needs no torch."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -157,6 +158,16 @@ def test_progress_falls_silent_where_nobody_reads() -> None:
             progress.update(step + 1, "", 0.1)
         progress.close()
         os.dup2(os.open(os.devnull, os.O_WRONLY), write)  # for the buffer's end
+
+
+def test_progress_shows_the_throughput_of_the_last_steps_together() -> None:
+    screen = io.StringIO()
+    progress = Progress(screen, total=10, every_s=0)
+    rows = [{"step": step, "loss": 1.0, "samples": 8, "step_s": 2.0, "t": 2.0 * (step + 1)} for step in range(4)]
+    rows.append({"step": 4, "loss": 1.0, "samples": 8, "step_s": 0.1, "t": 8.1})
+    progress.tell(rows[:4])
+    progress.tell(rows[4:])
+    assert "5/10  loss 1.0000  5.25 samples/s  0:08 left" in screen.getvalue()
 
 
 def test_a_run_past_its_time_limit_says_so_and_names_the_option(

@@ -114,3 +114,19 @@ def test_a_percentile_needs_steps_enough_to_bound_it() -> None:
         assert (percent / 100) ** fewest <= 0.05 < (percent / 100) ** (fewest - 1)
         assert step_metrics.tail([1.0] * (fewest - 1), percent) is None
         assert step_metrics.tail([1.0] * fewest, percent) == 1.0
+
+
+def timed(step: int, step_s: float, t: float, **changes: object) -> dict[str, object]:
+    return {"step": step, "step_s": step_s, "t": t, "samples": 8, **changes}
+
+
+def test_rate_of_a_window_is_all_samples_over_all_seconds() -> None:
+    """One short step at the end does not make a fast run: 24 samples in 6 s, waits between steps among them."""
+    rows = [timed(0, 1.0, 1.0), timed(1, 1.0, 3.0), timed(2, 2.5, 6.5), timed(3, 0.1, 7.0)]
+    assert step_metrics.window_rate(rows) == pytest.approx(24 / 6.0)
+    assert step_metrics.window_rate(rows[:1]) == pytest.approx(8.0), "a single step by itself"
+    assert step_metrics.window_rate([]) is None
+    again = [*rows, timed(4, 1.0, 100.0, restarted=True), timed(5, 1.0, 102.0)]
+    assert step_metrics.window_rate(again) == pytest.approx(4.0), "what lies between two starts is nobody's"
+    clockless = [{key: value for key, value in row.items() if key != "t"} for row in rows]
+    assert step_metrics.window_rate(clockless) == pytest.approx(24 / 3.6)
