@@ -19,6 +19,7 @@ from harness.report.charts.sheet import Sheet
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+PLAIN = "plain torch"
 MOST = 24  # rows; the table below the picture has all
 WIDTH = 5.4  # inches: about that of a phone, so its text keeps its size there
 _WRAP = 52  # characters of a row's name in a line
@@ -80,7 +81,7 @@ def rows_of_duels(record: Mapping[str, Any]) -> list[Row]:
         name = f"{_called(b)} against {_called(a)}, {at}"
         if same_as(b["name"]) == a["name"]:
             name = f"Calibration: {_called(a)} against itself"
-        elif row["value"] < 0 and row["a"] != first and str(row["verdict"]).startswith("slower"):
+        elif row["value"] < 0 and _called(a) != PLAIN and str(row["verdict"]).startswith("slower"):
             name, row = f"{_called(a)} against {_called(b)}, {at}", turned(row)  # as the verdict: who is faster
         found.append(_row(name, row, 1.0))
     return found
@@ -104,7 +105,7 @@ def efficiency_rows(record: Mapping[str, Any]) -> list[Row]:
 
 def _called(side: Mapping[str, Any]) -> str:
     """The engine's label, in the verdict's words."""
-    return "plain torch" if side["backend"] == "single" and not side["settings"] else label(side)
+    return PLAIN if side["backend"] == "single" and not side["settings"] else label(side)
 
 
 def _row(name: str, row: Mapping[str, Any], growth: float) -> Row:

@@ -13,11 +13,13 @@ import pytest
 from harness.analysis.comparison import Comparison, summarize_study
 from harness.common import colors
 from harness.report.charts import data, scaling, training
-from harness.report.charts.differences import Row, forest, rows_of, size
+from harness.report.charts.differences import Row, efficiency_rows, forest, rows_of, rows_of_duels, size
 from harness.report.charts.sheet import Sheet
 from harness.report.charts.to_page import Chart, chart
 from harness.report.page import figures
 from harness.report.plots import sheet_files
+from tests.harness.made_duels import STEADY
+from tests.harness.made_duels import record as duels
 from tests.harness.made_runs import write_study
 
 
@@ -128,6 +130,17 @@ def test_forest_shows_each_interval_with_its_word_and_cuts_what_reaches_far() ->
     assert xs[0] > xs[2] > 0
     width = float(re.search(r'viewBox="0 0 ([\d.]+)', made.svg)[1])
     assert all(0 < x < width for x in xs)
+
+
+def test_rows_say_who_is_faster_as_the_verdict_does_and_plain_torch_stays_the_baseline() -> None:
+    made = duels({**STEADY, "horovod@2": (0.7, 0.71, 0.7, 0.7)})
+    rows = rows_of_duels(made)
+    assert rows[0].name == "DeepSpeed ZeRO-1 against Horovod, 2 workers"
+    assert rows[0].word == "faster"
+    assert rows[0].low > 0
+    assert [row.word for row in rows if row.name == "DeepSpeed ZeRO-1 against plain torch, 1 worker"] == ["slower"]
+    assert rows[-1].name == "Calibration: plain torch against itself"
+    assert [row.name for row in efficiency_rows(made)] == ["DeepSpeed ZeRO-1, 2 workers", "Horovod, 2 workers"]
 
 
 def test_thinning_keeps_the_ends() -> None:
