@@ -56,7 +56,7 @@ _TAG = re.compile(r"(?=\[(?:\d+,)?\d+\]<std(?:out|err)>:)")
 _ERROR = re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Failure|Exit)): ?(.*)$")
 # Errors that only tell that somebody else failed.
 _SECONDARY = re.compile(
-    r"Connection (?:closed|reset)|Broken pipe|peer|ChildFailedError|non-zero|thus causing the job|"
+    r"Connection (?:closed|reset|refused)|Broken pipe|peer|ChildFailedError|non-zero|thus causing the job|"
     r"HorovodInternalError|SignalException"
 )
 

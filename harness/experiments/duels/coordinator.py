@@ -28,7 +28,11 @@ RAISE = "raise --set timeout_s=SECONDS"
 
 
 class DuelError(RuntimeError):
-    """A contender is gone, or does not answer within the limit."""
+    """A contender is gone, or does not answer within the limit. contender: its number, where one is known."""
+
+    def __init__(self, message: str, contender: int | None = None) -> None:
+        super().__init__(message)
+        self.contender = contender
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +105,17 @@ class Coordinator:
         stopped before and after it."""
         ranks = range(self.world_sizes[contender])
         self._signal(contender, signal.SIGCONT)
+        try:
+            replies = self._replies(contender, steps, limit_s, check)
+        except DuelError as error:
+            if error.contender is None:
+                error.contender = contender
+            raise
+        self._signal(contender, signal.SIGSTOP)
+        return [replies[rank] for rank in ranks]
+
+    def _replies(self, contender: int, steps: int, limit_s: float, check: Callable[[], None]) -> dict[int, Reply]:
+        ranks = range(self.world_sizes[contender])
         for rank in ranks:
             self._ranks[contender, rank].write({"steps": steps})
         replies: dict[int, Reply] = {}
@@ -118,8 +133,7 @@ class Coordinator:
                         f"contender {contender}: no end of a block of {steps} steps after {limit_s:g} s: {RAISE} or "
                         "take fewer --steps"
                     )
-        self._signal(contender, signal.SIGSTOP)
-        return [replies[rank] for rank in ranks]
+        return replies
 
     def finish(self) -> None:
         """Tells every rank that the duel is over."""
@@ -154,7 +168,10 @@ class Seat:
         gpu: str | None = None,
     ) -> None:
         self._limit_s = limit_s
-        self._line = _Line(socket.create_connection(address, timeout=limit_s))
+        try:
+            self._line = _Line(socket.create_connection(address, timeout=limit_s))
+        except OSError as error:  # a duel that failed elsewhere: never the reason why it did
+            raise DuelError(f"nobody coordinates any more ({error.strerror or error})") from None
         hello = {"token": token, "contender": contender, "rank": rank, "pid": os.getpid(), "gpu": gpu}
         self._line.write(hello)
 

@@ -86,8 +86,9 @@ def fight(
         def check() -> None:
             for future in running:
                 if future.done():
-                    found = [f"{names.get(index, SERVER)}: {reason}" for index, reason in future.result().items()]
-                    raise DuelError(found[0] if found else "a contender ended early")
+                    for index, reason in future.result().items():
+                        raise DuelError(f"{names.get(index, SERVER)}: {reason}", index)
+                    raise DuelError("a contender ended early")
 
         try:
             for index, side in enumerate(sides):
@@ -182,14 +183,31 @@ def _write_seat(file: Path, coordinator: Coordinator, contender: int, pace: Mapp
 def _cause(
     error: Exception, coordinator: Coordinator, names: Mapping[int, str], running: Sequence[Future[Reasons]]
 ) -> str:
-    """The first failing contender's own reason, where one comes out when all have been told to end."""
+    """Why the contender that failed first did. That is one that had ended before the others were told to, else the one
+    whose connection broke; the others' reasons follow from it."""
+    early: Reasons = {}
+    for future in running:
+        if future.done() and not future.cancelled() and future.exception() is None:
+            early |= future.result()
     coordinator.close()
     limit = time.monotonic() + ENDING_LIMIT_S
-    reasons: list[str] = []
+    late: Reasons = {}
     for future in running:
         try:
-            found = _ended([future], names, max(0.1, limit - time.monotonic()))
+            late |= future.result(timeout=max(0.1, limit - time.monotonic()))
         except (TimeoutError, BrokenProcessPool, KeyboardInterrupt):
             continue
-        reasons += [reason for reason in found if DuelError.__name__ not in reason]
-    return reasons[0] if reasons else str(error)
+    blamed = getattr(error, "contender", None)
+    broken = {index: reason for index, reason in late.items() if index == blamed}
+    for index, reason in (*early.items(), *broken.items(), *late.items()):
+        if DuelError.__name__ not in reason:
+            return f"{names.get(index, SERVER)}: {reason}{_with_room(reason, list(names.values()))}"
+    return str(error)
+
+
+def _with_room(reason: str, names: Sequence[str]) -> str:
+    """What else helps where memory ran out: all contenders hold theirs at once."""
+    if "out of memory" not in reason:
+        return ""
+    held = f"; {len(names)} contenders hold memory at once ({', '.join(names)})"
+    return held + (": let two at a time fight, a duel for each pair of --backends" if len(names) > 2 else "")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from scipy import stats
 from harness.analysis.duels import record
 from harness.analysis.duels.estimate import Block, DuelDifference, difference, duel_ratios, duels_needed, half_width
 from harness.analysis.duels.page import page
+from harness.experiments.duels import fight as fighting
 from harness.experiments.duels import record as writing
 from harness.experiments.duels import simulate
 from harness.experiments.duels.coordinator import Coordinator, DuelError, Reply, Seat
+from harness.experiments.duels.pace import Pace
 from harness.experiments.duels.run import contenders_of
 from harness.job.declaration import Job, JobError
 from harness.job.quantities import seconds, share
@@ -186,6 +189,73 @@ def test_who_is_missing_and_who_is_stuck_is_named_in_time() -> None:
     assert seat.next_block() == 3
     with pytest.raises(DuelError, match="hung up"):  # the coordinator is gone: nobody waits for it
         seat.next_block()
+
+
+def planted(monkeypatch: pytest.MonkeyPatch, *, in_block: bool) -> str:
+    """Why a duel failed whose second contender runs out of memory, at its start or in a block, by what the user reads:
+    the first one comes later, or waits, and finds nobody."""
+    told = threading.Event()
+
+    def first(folder: Path) -> dict[int, str]:
+        seat = json.loads((folder / "seat.json").read_text())
+        try:
+            if not in_block:
+                told.wait(5.0)
+            sitting(seat, 0)
+        except (DuelError, OSError) as error:
+            return {0: f"a worker failed: {type(error).__name__}: {error}"}
+        return {}
+
+    def sitting(seat: dict[str, Any], contender: int) -> None:
+        place = {"contender": contender, "rank": 0, "limit_s": 5.0}
+        mine = Seat((seat["host"], seat["port"]), seat["token"], **place)
+        while mine.next_block():
+            if contender == 1:
+                return mine.close()
+            mine.answer(Reply(seconds=0.1, waited_s=0.1, waited_cpu_s=0.0))
+
+    def second(folder: Path) -> dict[int, str]:
+        if in_block:
+            sitting(json.loads((folder / "seat.json").read_text()), 1)
+            told.wait(0.5)
+        return {1: "out of memory: lower --global-batch or raise --accumulation"}
+
+    def begin(_: Any, sides: Any, scratch: Path, *, forked: bool) -> list[Any]:
+        assert not forked
+        threads = ThreadPoolExecutor(3)
+        return [threads.submit(each, side.folder) for each, side in zip((first, second, first), sides, strict=False)]
+
+    close = Coordinator.close
+    monkeypatch.setattr(fighting, "start", begin)
+    monkeypatch.setattr(fighting, "why_not_forked", lambda _: "planted")
+    monkeypatch.setattr(Coordinator, "close", lambda self: (close(self), told.set()))
+    base = Job(preset="tiny", global_batch=2)
+    contenders = contenders_of("single,single:model.lora=2", 1, base, weak=False, mode="matched")
+    pace = Pace(warmup=1, steps=1, rounds=1)
+    with pytest.raises(JobError) as failed:
+        fighting.fight(base, contenders, pace, number=0, seed=0, say=lambda _: None)
+    return str(failed.value)
+
+
+@pytest.mark.parametrize("in_block", [False, True])
+def test_a_failed_duel_names_who_failed_first_and_never_a_consequence(
+    monkeypatch: pytest.MonkeyPatch, in_block: bool
+) -> None:
+    reason = planted(monkeypatch, in_block=in_block)
+    assert reason.startswith("duel 1 failed: single (model.lora=2)@1: out of memory: lower --global-batch")
+    assert "2 contenders hold memory at once (single@1, single (model.lora=2)@1)" in reason
+
+
+def test_who_comes_when_the_duel_is_over_says_so() -> None:
+    with Coordinator([1]) as coordinator:
+        pass
+    with pytest.raises(DuelError, match="nobody coordinates any more"):
+        Seat(coordinator.address, coordinator.token, contender=0, rank=0, limit_s=5.0)
+
+
+def test_of_three_that_ran_out_of_memory_two_at_a_time_are_the_remedy() -> None:
+    assert "two at a time" in fighting._with_room("out of memory: lower --global-batch", ["a", "b", "c"])
+    assert not fighting._with_room("a worker failed: ValueError", ["a", "b", "c"])
 
 
 def test_the_question_is_asked_and_efficiency_is_against_what_ran_beside() -> None:
