@@ -117,6 +117,8 @@ def _own_files(file: Path) -> dict[str, Path]:
         path = getattr(module, "__file__", None)
         if not path or name.split(".")[0] in _OURS or "site-packages" in path or not path.endswith(".py"):
             continue
+        if not Path(path).is_absolute():  # torch.classes and torch.ops name files that are nowhere: _classes.py
+            continue
         place = Path(path).resolve()
         if place.is_relative_to(folder) and not place.is_relative_to(Path(sys.prefix)):
             found[str(place.relative_to(folder))] = place
