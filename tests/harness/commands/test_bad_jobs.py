@@ -16,7 +16,7 @@ import pytest
 
 from harness.cli import main
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 HEAD = """
 import os, time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from core_model.user_job.source import file_hashes
 from harness.job.declaration import Job, JobError
 from harness.records.checkpoints import check_matches, check_resumable, cut_torn_lines, latest, save_checkpoint
 from harness.records.record_files import JOB, RESOURCES, SPLIT, append_jsonl, read_jsonl
@@ -151,6 +153,32 @@ def test_a_checkpoint_of_an_older_version_says_that_it_does_not_say(tmp_path: Pa
     (folder / "seal.json").write_text(json.dumps(seal))
     with pytest.raises(JobError, match="does not say how it was trained"):
         check_matches(folder, ASKED, 1)
+
+
+def test_a_job_of_the_users_goes_on_only_with_the_files_that_it_was_begun_with(tmp_path: Path) -> None:
+    """Its own file and the modules beside it, whose hashes stand in the seal; nothing is imported to find out."""
+    file, beside = tmp_path / "my_job.py", tmp_path / "beside.py"
+    file.write_text("import beside")
+    beside.write_text("SCALE = 1")
+    job = ASKED.with_(preset=f"{file}:make_job")
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (file, beside)}
+    assert file_hashes(file) == {file.name: hashes[file.name]}  # `beside` is not imported in this process
+    save_checkpoint(Alone(), tmp_path, job, 10, hashes)  # type: ignore[arg-type]
+    save_checkpoint(Alone(), tmp_path / "old", job, 10)  # type: ignore[arg-type]
+    folder = tmp_path / "checkpoints" / "step-000010"
+    check_matches(folder, job, 1)
+    for path in (file, beside):
+        content = path.read_text()
+        path.write_text(content + "  # another thought")
+        with pytest.raises(JobError, match=rf"{path.name} has been changed since .*put its old content back.*resume"):
+            check_matches(folder, job, 1)
+        path.unlink()
+        with pytest.raises(JobError, match=f"{path.name} has been changed"):
+            check_matches(folder, job, 1)
+        path.write_text(content)
+    check_matches(folder, job, 1)
+    with pytest.raises(JobError, match=r"does not say what my_job.py held"):
+        check_matches(tmp_path / "old" / "checkpoints" / "step-000010", job, 1)
 
 
 def test_one_data_folder_may_be_spelled_in_two_ways(tmp_path: Path, monkeypatch: Any) -> None:
