@@ -134,7 +134,7 @@ _RULES: tuple[tuple[str, dict[str, Any]], ...] = (
     (f"{FIRST_STAGE} duels", {"wanted": None}),
     (f"{FIRST_STAGE} or more, until {WIDTH:.0%}", {"wanted": WIDTH}),
 )
-_SHORT = {"first_stage": SHORT_STAGE, "rounds": 12, "steps": 1}
+_SHORT: dict[str, Any] = {"first_stage": SHORT_STAGE, "rounds": 12, "steps": 1}
 _SHORT_RULES: tuple[tuple[str, dict[str, Any]], ...] = (
     (f"{SHORT_STAGE} duels", {"wanted": None, **_SHORT}),
     (f"{SHORT_STAGE} or more, until 3%", {"wanted": 0.03, **_SHORT}),
@@ -143,6 +143,12 @@ _SHORT_RULES: tuple[tuple[str, dict[str, Any]], ...] = (
 SETTINGS = [
     *((name, rule, machine, options) for name, machine in MACHINES.items() for rule, options in _RULES),
     *(("two cores, as measured", rule, TWO_CORES, options) for rule, options in _SHORT_RULES),
+    (
+        "two cores, as measured",
+        f"{SHORT_STAGE} or more, until 1.5%",
+        TWO_CORES,
+        _SHORT | {"wanted": 0.015, "budget": 60},
+    ),
     *((f"{name}, short duels", rule, MACHINES[name], o) for name in _HARD for rule, o in _SHORT_RULES),
 ]
 

@@ -32,7 +32,7 @@ class Goal:
 
     wanted: float
     budget_s: float
-    most: int = 24
+    most: int = 200
     first_stage: int = FIRST_STAGE
 
 
