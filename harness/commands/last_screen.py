@@ -7,6 +7,7 @@ Where duels decided the speed, the table shows the duels' samples/s; those of th
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from harness.analysis.caveats import Finding
 from harness.analysis.comparison import Comparison
 from harness.analysis.duels.record import label, same_as
+from harness.analysis.duels.sentences import lacking
 from harness.analysis.duels.throughput import rates as rates_of
 from harness.analysis.verdict import verdict
 from harness.common.formatting import DASH, fixed, is_number, mebibytes, number, plural
@@ -52,9 +54,11 @@ def next_step(comparison: Comparison) -> str:
     sides = {side["name"]: side for side in record["contenders"]}
     first = record["contenders"][0]["name"]
     engines = [row for row in record["differences"] if first not in (row["a"], row["b"])]
-    if any(row["verdict"] == "undecided" for row in engines):
-        minutes = round(2 * float((record.get("goal") or {}).get("budget_s") or 600.0) / 60)
-        return f"the same command with --budget {minutes}m goes on from these duels"
+    if undecided := [lacking(row, record) for row in engines if row["verdict"] == "undecided"]:
+        longest = max(undecided, key=lambda text: int((re.findall(r"--budget (\d+)m", text) or ["0"])[0]))
+        found = re.search(r"--budget \d+m", longest)
+        option = found.group() if found else "a smaller --until"
+        return f"the same command with {option} goes on from these duels"
     pairs = [(row["a"], row["b"]) for row in engines] or [(first, name) for name in sides if name != first]
     asked = [sides[name] for name in dict.fromkeys(name for pair in pairs for name in pair)]
     names = ",".join(dict.fromkeys(map(_typed, asked)))
