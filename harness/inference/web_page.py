@@ -74,9 +74,9 @@ def build(trained: Trained, category: str) -> Any:
         inputs = [asked.picture, asked.normal, asked.category]
         asked.look.click(on_look, inputs, [visit, shown.result, shown.overlay, shown.talk], **ONE)
         for trigger in (shown.send.click, shown.question.submit):
-            trigger(_on_ask, [shown.question, visit, shown.talk], [shown.question, shown.talk, visit], **ONE)
+            trigger(on_ask, [shown.question, visit, shown.talk], [shown.question, shown.talk, visit], **ONE)
         for trigger in (shown.clear.click, shown.talk.clear):
-            trigger(_on_clear, [visit], [shown.talk, visit], **ONE)
+            trigger(on_clear, [visit], [shown.talk, visit], **ONE)
     return blocks
 
 
@@ -123,7 +123,7 @@ def _right() -> _Shown:
     return _Shown(result=result, overlay=shown, talk=talk, question=question, send=send, clear=clear)
 
 
-def _on_ask(text: str, found: Visit | None, turns: list[dict[str, Any]]) -> Any:
+def on_ask(text: str, found: Visit | None, turns: list[dict[str, Any]]) -> Any:
     """Answers a question: the emptied question field, the conversation, the visit."""
     if found is None:
         raise gr.Error("First choose a picture and press Look.")
@@ -134,7 +134,7 @@ def _on_ask(text: str, found: Visit | None, turns: list[dict[str, Any]]) -> Any:
     return "", [*turns, *new], found
 
 
-def _on_clear(found: Visit | None) -> Any:
+def on_clear(found: Visit | None) -> Any:
     """Forgets the conversation."""
     if found is not None:
         found.conversation.turns.clear()
