@@ -10,7 +10,8 @@ from harness.common.formatting import DASH, joined, number
 from harness.experiments.recommend.recommend import TOO_LARGE
 
 WIDTH = 100
-_COLUMNS = ("setting", "peak GiB", "weights", "grads", "optim.", "activ.", "fits", "samples/s", "basis")
+_LABEL = 22  # of a setting in the table; the lines below it name settings in full
+_COLUMNS = ("setting", "peak GiB", "weigh.", "grads", "optim.", "activ.", "fits", "samples/s", "basis")
 
 
 def text(answer: Mapping[str, Any]) -> str:
@@ -25,7 +26,7 @@ def text(answer: Mapping[str, Any]) -> str:
     else:
         lines.append("No record says how far off such figures are (docs/recommend.md).")
     if answer["fastest"]:
-        lines.append(f"Measure it: {command(answer)}")
+        lines += ["Measure it:", *_shell_lines(command(answer))]
     return "\n".join(lines) + "\n"
 
 
@@ -56,8 +57,8 @@ def _table(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         memory, speed = one["memory"], one["speed"]
         rows.append(
             [
-                _short(one["label"]),
-                f"{_gib(memory['peak_mib'])} ({_gib(memory['low_mib'])}-{_gib(memory['high_mib'])})"
+                _cut(_short(one["label"])),
+                f"{_gib(memory['peak_mib'])} ({_bound(memory['low_mib'])}-{_bound(memory['high_mib'])})"
                 if memory["way"] != "measured"
                 else f"{_gib(memory['peak_mib'])} measured",
                 *(_gib(memory[f"{name}_mib"]) for name in ("weights", "gradients", "optimizer", "activations")),
@@ -124,6 +125,18 @@ def _short(label: str) -> str:
     return label.removeprefix("DeepSpeed ")
 
 
+def _cut(label: str) -> str:
+    return label if len(label) <= _LABEL else f"{label[: _LABEL - 1]}…"
+
+
+def _shell_lines(typed: str) -> list[str]:
+    """A command on lines that a shell takes as one."""
+    import textwrap
+
+    lines = textwrap.wrap(typed, WIDTH - 2, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
+
+
 def _rate(speed: Mapping[str, Any]) -> str:
     if speed["value"] is None:
         return "not known"
@@ -137,6 +150,11 @@ def _gib(value: float | None) -> str:
         return DASH
     gib = value / 1024
     return f"{gib:.0f}" if gib >= 99.5 else f"{gib:.1f}" if gib >= 0.95 else f"{gib:.2f}"
+
+
+def _bound(value: float | None) -> str:
+    """An end of an interval: no more digits than it deserves."""
+    return f"{value / 1024:.0f}" if value is not None and value >= 9.5 * 1024 else _gib(value)
 
 
 def _millions(count: int) -> str:

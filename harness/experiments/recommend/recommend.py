@@ -23,7 +23,7 @@ from harness.job.engines import parse_backend
 
 ENGINES = ("ddp", "horovod", "deepspeed:1", "deepspeed:2", "deepspeed:3", "fsdp2")
 OFFLOADED = "deepspeed:2+offload_optimizer=cpu"
-FITS, PERHAPS, TOO_LARGE, NOT_KNOWN = "yes", "perhaps", "no", "not known"
+FITS, PERHAPS, TOO_LARGE, NOT_KNOWN = "yes", "maybe", "no", "not known"
 _UNSCORED = 0.25  # half the interval of a memory (log scale) where no record says how far off the formula is
 _FRAGMENTS = 0.97  # of a GPU's memory, what an allocator can give out
 _PROCESS_MIB = 600.0  # of an interpreter with torch and an engine, which counts on a processor alone
