@@ -71,6 +71,7 @@ class AnomalyGPT(nn.Module):
         self.scoring = scoring
         self.description = description or {}
         self._last: tuple[Any, int, Features] | None = None
+        self._graphs_mib = 0  # device memory that graphs captured ahead keep
 
     # -- data ----------------------------------------------------------------------------------------------------------
     @property
@@ -134,9 +135,13 @@ class AnomalyGPT(nn.Module):
         device = self.encoder.mean.device
         if device.type != "cuda":
             return
+        before = torch.cuda.memory_reserved(device)
         self.encoder.capture_ahead(samples[0].image.to(device).expand(batch, -1, -1, -1))
         lengths = self.collate(samples).extras["host_lengths"]
         self.language.capture_ahead(lengths, batch=batch, prompts=self.prompt_learner.prompts)
+        torch.cuda.empty_cache()
+        if self.captures:
+            self._graphs_mib = round((torch.cuda.memory_reserved(device) - before) / 2**20)
 
     # -- detecting -----------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -326,6 +331,7 @@ class AnomalyGPT(nn.Module):
             "frozen_dtype": str(frozen.dtype).removeprefix("torch."),
             "cuda_graphs": self.language.cuda_graphs,
             **({"graphs_captured_before": self.captures} if self.captures else {}),
+            **({"graphs_mib": self._graphs_mib} if self._graphs_mib else {}),
         }
 
     @property

@@ -5,6 +5,10 @@ more than the GPU: `small` needs 2,750 kernels a step, 94 ms of launching for 37
 a step were 40 ms with graphs). Captured once for each shape and replayed
 (https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs), they cost one launch.
 
+Memory: all graphs of a part share one pool, and all passes before a capture run on one stream. PyTorch keeps what a
+stream has freed for that stream alone: with a stream for each capture, a shape's activations (13 GiB of
+`anomalygpt-7b`) would be kept once more for each.
+
 Only where that is sound: on CUDA, in training, with weights that are frozen, whole and in place (ZeRO-3 and FSDP2 take
 them away between uses), without autocast or hooks. Everywhere else the part runs as it always did; the arithmetic is
 the same kernels either way.
@@ -13,8 +17,9 @@ the same kernels either way.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -104,14 +109,27 @@ class GraphedPart:
         there is a graph for them."""
         return self._found(x, others) is not None
 
-    def _found(self, x: Tensor, others: tuple[Any, ...]) -> _Captured | None:
+    def capture_all(self, calls: Sequence[tuple[Any, ...]]) -> None:
+        """`capture` for each of `calls`, the largest first: all passes that come before a capture, then, with their
+        memory given back, all captures. So no more is needed at once than the largest needs."""
+        new = [call for call in calls if self._usable(call[0]) and _key(*call) not in self._captured]
+        new = new[: max(0, SHAPES - len(self._captured))]
+        for x, *others in new:
+            self._warm(x, others)
+        if new:
+            torch.cuda.empty_cache()
+        for x, *others in new:
+            self._found(x, tuple(others), warmed=True)
+
+    def _found(self, x: Tensor, others: tuple[Any, ...], *, warmed: bool = False) -> _Captured | None:
         """The graphs for these arguments, captured here where they are new; None where none can be used."""
         if not self._usable(x):
             return None
-        shapes = ((tuple(o.shape), o.dtype) if isinstance(o, Tensor) else o for o in others)
-        key = (tuple(x.shape), x.dtype, x.device, *shapes)
+        key = _key(x, *others)
         captured = self._captured.get(key)
         if captured is None and len(self._captured) < SHAPES:
+            if not warmed:
+                self._warm(x, others)
             captured = self._captured[key] = self._capture(x, others)
             self.captures += 1
         return captured
@@ -136,11 +154,15 @@ class GraphedPart:
             self._plain = all(type(w) is nn.Parameter and not w.requires_grad and w.numel() for w in weights)
         return self._plain and not any(m._forward_hooks or m._forward_pre_hooks for m in self._owner.modules())
 
-    def _capture(self, x: Tensor, others: tuple[Any, ...]) -> _Captured:
-        """The graphs for such arguments. thread_local: other threads (loader, collectives) may use CUDA meanwhile."""
+    def _buffers(self, x: Tensor, others: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
+        """Copies of a call's tensors, the first with a gradient where it is to have one; constants as they are."""
         given = x.detach().clone().requires_grad_(self._gradient)
-        fixed = tuple(other.clone() if isinstance(other, Tensor) else other for other in others)
-        stream = torch.cuda.Stream()
+        return given, tuple(other.clone() if isinstance(other, Tensor) else other for other in others)
+
+    def _warm(self, x: Tensor, others: Sequence[Any]) -> None:
+        """The passes before a capture."""
+        given, fixed = self._buffers(x, others)
+        stream = _stream(x.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.set_grad_enabled(self._gradient):
             for _ in range(WARMUP):
@@ -150,10 +172,14 @@ class GraphedPart:
             del made
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
+
+    def _capture(self, x: Tensor, others: tuple[Any, ...]) -> _Captured:
+        """The graphs for such arguments. thread_local: other threads (loader, collectives) may use CUDA meanwhile."""
+        given, fixed = self._buffers(x, others)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         forward = torch.cuda.CUDAGraph()
-        mode = {"pool": self._pool, "stream": stream, "capture_error_mode": "thread_local"}
+        mode = {"pool": self._pool, "stream": _stream(x.device), "capture_error_mode": "thread_local"}
         with torch.set_grad_enabled(self._gradient), torch.cuda.graph(forward, **mode):
             made = self._run(given, *fixed)
         captured = _Captured(forward=forward, given=given, made=made, others=_tensors(fixed))
@@ -165,6 +191,18 @@ class GraphedPart:
             captured.made = (made[0].detach(),)
         torch.cuda.synchronize()
         return captured
+
+
+def _key(x: Tensor, *others: Any) -> tuple[Any, ...]:
+    """What calls must share to share a graph."""
+    shapes = ((tuple(o.shape), o.dtype) if isinstance(o, Tensor) else o for o in others)
+    return (tuple(x.shape), x.dtype, x.device, *shapes)
+
+
+@cache
+def _stream(device: torch.device) -> Any:
+    """The stream on which this process prepares and captures its graphs on `device`."""
+    return torch.cuda.Stream(device)
 
 
 def _tensors(values: tuple[Any, ...]) -> tuple[Tensor, ...]:

@@ -18,10 +18,11 @@ from core_model.language.dialogue_format import IGNORED, Collator
 from core_model.language.keys_and_values import Prefix
 from core_model.language.packing import Packing, text_places
 from core_model.language.ragged import Ragged, RaggedBatch
-from core_model.language.shapes_ahead import expected_lengths, expected_rows
+from core_model.language.shapes_ahead import expected_lengths, expected_rows, step_for
 from core_model.language.text_tokenizers import Tokenizer
 
-LENGTHS = 16  # input lengths are rounded up to a multiple of this where each needs a CUDA graph of its own
+LENGTHS = 16  # input lengths are rounded up to a multiple of this at least where each needs a CUDA graph of its own
+PADDED_GRAPHS = 8  # and so far up that the lengths to come are no more than so many
 
 
 class LanguageModel(nn.Module):
@@ -46,6 +47,7 @@ class LanguageModel(nn.Module):
         self.work = Work()
         self.packed_on_gpu = self.prefix_on_gpu = self.joined = False
         self.form = ""  # a form of `_form` that all batches are given, whatever the device (for tests)
+        self.length_step = LENGTHS
         self._joined_at: tuple[object, ...] = ()
         self._graphed = GraphedPart(transformer, self._whole, gradient=True)
         self._graphed_rows = GraphedPart(transformer, self._row, gradient=True)
@@ -186,14 +188,17 @@ class LanguageModel(nn.Module):
             frame = 1 + len(self.after_ids) + prompts + (0 if known is not None else len(self.before_ids))
             shape: dict[str, Any] = {"dtype": first.dtype, "device": first.device, "requires_grad": True}
             if not in_rows:
-                for length in expected_lengths(lengths, batch=batch, frame=frame, step=LENGTHS):
-                    self._graphed.capture(torch.zeros(batch, length, self.width, **shape))
+                self.length_step = step_for(lengths, batch=batch, frame=frame, least=LENGTHS, graphs=PADDED_GRAPHS)
+                padded = expected_lengths(lengths, batch=batch, frame=frame, step=self.length_step)
+                self._graphed.capture_all([(torch.zeros(batch, length, self.width, **shape),) for length in padded])
                 return
+            calls: list[tuple[Any, ...]] = []
             for rows, longest in expected_rows(lengths, batch=batch, frame=frame):
                 starts = torch.arange(batch + 2, dtype=torch.int32, device=first.device) * (rows // (batch + 1))
                 starts[-1] = rows
                 row = torch.zeros(1, rows, self.width, **shape)
-                self._graphed_rows.capture(row, starts, longest, known is not None)
+                calls.append((row, starts, longest, known is not None))
+            self._graphed_rows.capture_all(calls)
 
     def _row(self, embeddings: Tensor, starts: Tensor, longest: int, behind_prefix: bool) -> tuple[Tensor, ...]:
         prefix = self.constant_prefix() if behind_prefix else None
@@ -242,12 +247,12 @@ class LanguageModel(nn.Module):
 
     def _hidden(self, embeddings: Tensor, prefix: Prefix | None) -> Tensor:
         """Last hidden states of (B, L, width) embeddings, by CUDA graphs where they can be used. There the length is
-        padded to a multiple of LENGTHS, so that few graphs serve all batches; causal places do not see the padding."""
+        padded to a multiple of `length_step`, so that few graphs serve all batches; causal places do not see that."""
         if prefix is not None:
             return self.transformer(embeddings, prefix=prefix)
         if not (self.cuda_graphs and embeddings.is_cuda and getattr(self.transformer, "graphable", False)):
             return self.transformer(embeddings)
-        padded = nn.functional.pad(embeddings, (0, 0, 0, -embeddings.shape[1] % LENGTHS))
+        padded = nn.functional.pad(embeddings, (0, 0, 0, -embeddings.shape[1] % self.length_step))
         return self._graphed(padded)[0]
 
     @torch.no_grad()

@@ -37,6 +37,15 @@ def expected_lengths(lengths: Sequence[int], *, batch: int, frame: int, step: in
     return sorted({-(-(frame + length) // step) * step for length in _longest(lengths, batch)}, reverse=True)
 
 
+def step_for(lengths: Sequence[int], *, batch: int, frame: int, least: int, graphs: int) -> int:
+    """The multiple, `least` doubled as often as need be, to which lengths are rounded up so that padded batches have
+    `graphs` different ones at most."""
+    step = least
+    while len(expected_lengths(lengths, batch=batch, frame=frame, step=step)) > graphs:
+        step *= 2
+    return step
+
+
 def _longest(lengths: Sequence[int], batch: int) -> list[int]:
     """Lengths that the longest text of a batch may have: of several texts it is hardly below the median."""
     return [length for length in lengths if batch == 1 or length >= statistics.median(lengths)]

@@ -93,3 +93,22 @@ def test_a_training_step_is_the_same_with_and_without_graphs(tiny, samples) -> N
     for name, wanted in results[0].items():
         for other in results[1:]:
             torch.testing.assert_close(other[name], wanted, rtol=2e-2, atol=1e-4, msg=name)
+
+
+@needs_gpu
+def test_graphs_of_many_shapes_need_little_more_memory_than_one() -> None:
+    """Activations are in one pool, and nothing is kept for a stream of each capture."""
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    module = freeze(nn.Sequential(*(nn.Sequential(nn.Linear(256, 256), nn.GELU()) for _ in range(40))).to("cuda"))
+
+    def kept(rows: list[int]) -> int:
+        graphed = GraphedPart(module, lambda x: (module(x),), gradient=True)
+        graphed.capture_all([(torch.zeros(each, 256, device="cuda", requires_grad=True),) for each in rows])
+        torch.cuda.empty_cache()
+        assert graphed.captures == len(rows)
+        return torch.cuda.memory_reserved() - before
+
+    one = kept([16384])
+    torch.cuda.empty_cache()
+    assert kept([16384, 15360, 14336, 13312]) < 1.6 * one

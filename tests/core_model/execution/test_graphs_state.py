@@ -22,11 +22,19 @@ class Replayed:
 class OnTheCpu(GraphedPart):
     """A part that is graphed without a GPU."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.order: list[str] = []
+
     @staticmethod
     def _on_gpu(x: torch.Tensor) -> bool:
         return True
 
+    def _warm(self, x: torch.Tensor, others: Any) -> None:
+        self.order.append(f"warm {len(x)}")
+
     def _capture(self, x: torch.Tensor, others: tuple[Any, ...]) -> _Captured:
+        self.order.append(f"capture {len(x)}")
         given, fixed = x.detach().clone(), tuple(o.clone() if isinstance(o, torch.Tensor) else o for o in others)
         made, made_grad, given_grad = (
             torch.zeros_like(self._run(given, *fixed)[0].detach()),
@@ -149,3 +157,13 @@ def test_a_second_backward_over_taken_buffers_is_refused(graphed: OnTheCpu) -> N
     step(graphed)
     with pytest.raises(RuntimeError, match="second backward pass through a CUDA graph"):
         loss.backward()
+
+
+def test_all_that_is_captured_ahead_is_run_before_the_first_capture(shifted: OnTheCpu) -> None:
+    """So that memory is needed once, for the largest; what is captured already is left alone."""
+    calls = [(torch.randn(rows, 8, requires_grad=True), torch.zeros(2), 1) for rows in (3, 2, 1)]
+    shifted.capture_all(calls[:2])
+    assert shifted.order == ["warm 3", "warm 2", "capture 3", "capture 2"]
+    shifted.capture_all(calls)
+    assert shifted.order[4:] == ["warm 1", "capture 1"]
+    assert shifted.captures == 3

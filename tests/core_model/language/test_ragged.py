@@ -11,7 +11,7 @@ from core_model.anomalygpt.losses import LossWeights
 from core_model.build import build
 from core_model.language.model import LENGTHS
 from core_model.language.ragged import FINE, ROWS, Ragged, RaggedBatch, kernel_takes, longest_for, rows_for
-from core_model.language.shapes_ahead import expected_lengths, expected_rows
+from core_model.language.shapes_ahead import expected_lengths, expected_rows, step_for
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: attention over rows of samples")
 
@@ -99,6 +99,14 @@ def test_the_shapes_to_come_are_foreseen(tiny, batch: int) -> None:
         missed += (length, longest_for(23 + max(lengths), length)) not in rows
         missed += -(-(30 + max(lengths)) // LENGTHS) * LENGTHS not in padded
     assert missed <= 3
+
+
+def test_padded_batches_of_any_texts_need_few_graphs() -> None:
+    lengths = list(range(10, 500))
+    step = step_for(lengths, batch=2, frame=30, least=LENGTHS, graphs=8)
+    assert step == 64
+    assert len(expected_lengths(lengths, batch=2, frame=30, step=step)) <= 8
+    assert step_for([40, 50, 60], batch=2, frame=30, least=LENGTHS, graphs=8) == LENGTHS
 
 
 def test_the_switches_reach_the_language_model() -> None:
