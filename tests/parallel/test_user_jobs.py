@@ -53,5 +53,5 @@ def test_a_job_on_every_engine(job: str, tmp_path: Path) -> None:
         assert cell["same_split_of_update"] <= BOUND, cell
     if job in KEY_BIAS:  # softmax takes it out: its gradient is rounding, and of that alone Adam makes whole steps
         (count,) = {cell["rounding_only"] for cell in table["cells"]} - {0}
-        assert count >= KEY_BIAS[job]
+        assert count == KEY_BIAS[job]  # of GPT-2, a third of the one bias of queries, keys and values
     assert ended.code == 0
