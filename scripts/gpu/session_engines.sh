@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Engines on ONE GPU of 139 GiB, within one call, after install.sh: the trained transformer with compiled blocks, then the
-# paper's model, with and without padding. `session_engines.sh SECONDS_608M SECONDS_7B`. Engines that do not run compiled are left out of the
-# first duel. What is measured is packed into $OUT after each.
+# paper's model, with and without padding. `session_engines.sh SECONDS_608M SECONDS_7B`: a duel takes about a minute. More
+# contenders do not fit. What is measured is packed into $OUT after each.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 [ $# -eq 2 ] || { echo "usage: session_engines.sh SECONDS_608M SECONDS_7B" >&2; exit 2; }
@@ -28,20 +28,7 @@ duel() { # NAME LIMIT ENGINES [options]
     pack
 }
 
-engines=single,single,ddp,horovod,deepspeed:1,deepspeed:2
-for engine in fsdp2 deepspeed:3; do # whether they run compiled, both at once
-    {
-        timeout -s INT -k 10 70 python3 -m harness run --backend "${engine%%:*}" $([ "$engine" = fsdp2 ] || echo --zero-stage 3) "${LLAMA[@]}" --compile \
-            --steps 6 --timing-warmup 2 --eval-samples -1 --no-keep-weights --results /tmp/results-tried --study tried --run-name "${engine/:/}" >"$OUT/tried-${engine/:/}.txt" 2>&1
-        echo $? >"/tmp/tried-${engine/:/}"
-    } &
-done
-wait
-for engine in fsdp2 deepspeed:3; do
-    if [ "$(cat "/tmp/tried-${engine/:/}")" = 0 ]; then engines=$engines,$engine; else echo "$engine compiled: failed"; tail -n 4 "$OUT/tried-${engine/:/}.txt"; fi
-done
-echo "tried after $SECONDS s: $engines"
-duel llama-one-duel "$1" "$engines" "${LLAMA[@]}" --set compile=true --warmup 12 --steps 5 --rounds 12
+duel llama-one-duel "$1" single,ddp,horovod,deepspeed:1,deepspeed:2 "${LLAMA[@]}" --set compile=true --warmup 12 --steps 5 --rounds 8
 echo "after $SECONDS s"
-duel 7b-one-duel "$2" "single,single:model.pack_on_gpu=true+model.prefix_on_gpu=true,horovod,deepspeed:2" "${SEVEN[@]}" --warmup 12 --steps 5 --rounds 10
+duel 7b-one-duel "$2" "single,single:model.pack_on_gpu=true+model.prefix_on_gpu=true,horovod,deepspeed:2" "${SEVEN[@]}" --warmup 12 --steps 5 --rounds 8
 echo "took $SECONDS s"
