@@ -30,5 +30,5 @@ duel() { # NAME LIMIT ENGINES [options]
 
 duel llama-one-duel "$1" single,ddp,horovod,deepspeed:1,deepspeed:2 "${LLAMA[@]}" --set compile=true --warmup 12 --steps 5 --rounds 8
 echo "after $SECONDS s"
-duel 7b-one-duel "$2" "single,single:model.pack_on_gpu=true+model.prefix_on_gpu=true,horovod,deepspeed:2" "${SEVEN[@]}" --warmup 12 --steps 5 --rounds 8
+duel 7b-one-duel "$2" "single,single:model.pack_on_gpu=true+model.prefix_on_gpu=true,deepspeed:2" "${SEVEN[@]}" --warmup 12 --steps 5 --rounds 8
 echo "took $SECONDS s"
