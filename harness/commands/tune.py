@@ -16,6 +16,7 @@ from harness.commands.number_types import COUNT, TIME, WHOLE
 from harness.commands.options import backends_option, dry_run_option, json_option, results_option, study_option
 from harness.job.declaration import Job
 from harness.job.engines import parse_backend
+from harness.job.measured_defaults import with_measured
 from harness.job.options import OF_THE_STUDY, check_no_engine_settings, job_options_without, job_values
 from harness.protocol.console import tell
 
@@ -116,7 +117,7 @@ def _tasks(options: dict[str, Any]) -> tuple[Job, list[_Task]]:
     counts = options.pop("workers")
     check_no_engine_settings(options.get("settings") or ())
     values = job_values(options)
-    base = Job.from_dict({**values, "eval_samples": -1, "schedule": "constant", "warmup_steps": 0})
+    base = Job.from_dict({**with_measured(values), "eval_samples": -1, "schedule": "constant", "warmup_steps": 0})
     return base, [
         _Task(
             job=_for_workers(base, count),

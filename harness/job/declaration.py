@@ -117,7 +117,9 @@ class Job:
         default_factory=dict
     )
     activation_checkpointing: Annotated[bool, Field(description="Recompute activations in backward.")] = False
-    compile: Annotated[bool, Field(description="Compile transformer blocks by torch.compile.")] = False
+    compile: Annotated[
+        bool, Field(description="Compile transformer blocks by torch.compile; default: on a GPU, if all are trained.")
+    ] = False
     seed: Annotated[
         int, Field(ge=0, le=_LARGEST_SEED, description="Decides weights, order of samples and simulated defects.")
     ] = 0

@@ -17,10 +17,12 @@ from core_model.user_job.source import source_of
 from harness.common.paths import PROJECT
 from harness.job.declaration import TABLES, Job, JobError, with_source
 from harness.job.engines import parse_value
+from harness.job.measured_defaults import with_measured
 from harness.job.quantities import seconds
 
 _F = Callable[..., Any]
 
+_DECIDED = frozenset({"compile"})  # on or off where the user does not say: harness.job.measured_defaults
 # Fields without an option of their own: tables (by --set), and what a study decides.
 _NO_OPTION = TABLES | {"concurrent", "repeat"}
 # Options that are not called as their field is.
@@ -153,7 +155,7 @@ def _options(without: Collection[str] = ()) -> Iterator[Callable[[_F], _F]]:
         if field.name not in _NO_OPTION and field.name not in without:
             flag = _FLAGS.get(field.name, f"--{field.name.replace('_', '-')}")
             if info.annotation is bool:
-                names = f"{flag}/--no-{flag[2:]}" if info.default else flag
+                names = f"{flag}/--no-{flag[2:]}" if info.default or field.name in _DECIDED else flag
                 yield click.option(names, field.name, is_flag=True, default=None, help=info.description)
             else:
                 yield click.option(flag, field.name, type=FieldType(field.name, flag), help=info.description)
@@ -294,4 +296,4 @@ def make_job(options: Mapping[str, Any]) -> Job:
 
         say_idle(values["hostfile"], values.get("nodes"), values.get("slots"))
     share_evenly(values, int(values.get("nodes", Job.nodes)) * int(values.get("slots", Job.slots)))
-    return Job.from_dict(values).validate()
+    return Job.from_dict(with_measured(values)).validate()

@@ -10,6 +10,7 @@ import mpi.launch
 from backends.declared import unknown
 from core_model.user_job.source import source_of
 from harness.job.declaration import Job, JobError
+from harness.job.measured_defaults import gpus_here, on_gpu
 from harness.launch.user_job import check_user_job
 from harness.records.run_folder import check_name
 from harness.records.undefined_figures import check_data
@@ -134,11 +135,10 @@ def _check_model(job: Job) -> None:
 
 
 def _check_capacity(job: Job) -> None:
-    gpus = len(list(Path("/proc/driver/nvidia/gpus").iterdir())) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
-    on_gpu = job.device == "cuda" or (job.device == "auto" and gpus > 0)
-    limit, what = (gpus, "GPUs") if on_gpu else (len(os.sched_getaffinity(0)), "cores")
-    if job.slots > limit and not (job.oversubscribe and not on_gpu):
-        remedy = "" if on_gpu else ", or add --oversubscribe (it is recorded)"
+    gpu = on_gpu(job.device)
+    limit, what = (gpus_here(), "GPUs") if gpu else (len(os.sched_getaffinity(0)), "cores")
+    if job.slots > limit and not (job.oversubscribe and not gpu):
+        remedy = "" if gpu else ", or add --oversubscribe (it is recorded)"
         raise JobError(
             f"{job.slots} slots were asked for, this machine has {limit} {what}: use --slots {max(1, limit)}{remedy}"
         )

@@ -36,6 +36,11 @@ _NAMES = {
     "workers": "number of workers", "profile": "profiler", "worlds": "change of workers in the run",
     "bind_cores": "cores bound to ranks", "compile": "compiled blocks",
 }  # fmt: skip
+# What a setting of the model was before its default changed: a record that does not hold it ran with this value.
+_BEFORE = {
+    "model.loss": "plain", "model.residual": "fp32", "model.pack_on_gpu": False, "model.prefix_on_gpu": False,
+    "model.join_frozen": False,
+}  # fmt: skip
 _PER_SEED = frozenset({"seed", "hash.init_weights", "hash.sample_order", "hash.data"})
 _PER_WORKERS = frozenset({"workers", "nodes", "accumulation"})
 _PER_WORKERS_WEAK = frozenset({"hash.sample_order"})
@@ -143,7 +148,8 @@ def _scalar(value: Any) -> Any:
 def _alike(key: str, a: Any, b: Any) -> bool:
     if key == "wire_dtype" and None in (a, b):
         return True  # one worker has no wire, an older record does not say
-    return bool(a == b)
+    before = _BEFORE.get(key)
+    return bool((before if a is None else a) == (before if b is None else b))
 
 
 def _sentence(key: str, a: Any, b: Any) -> str:
@@ -152,6 +158,7 @@ def _sentence(key: str, a: Any, b: Any) -> str:
         return f"different {name}: {_short(a)} against {_short(b)}"
     if key.startswith("version."):
         return f"{key.removeprefix('version.')} is {_say(a)} in one and {_say(b)} in the other"
+    a, b = (_BEFORE.get(key) if value is None else value for value in (a, b))
     return f"{_NAMES.get(key, key.replace('_', ' '))} is {_say(a)} in one and {_say(b)} in the other"
 
 

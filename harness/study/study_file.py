@@ -40,6 +40,7 @@ from backends.declared import check_field, declared, nearest, unknown
 from harness.common.formatting import is_number
 from harness.job.declaration import Job, JobError
 from harness.job.engines import parse_backend
+from harness.job.measured_defaults import with_measured
 from harness.job.options import with_version
 from harness.job.quantities import seconds, share
 from harness.records.record_files import read_json
@@ -217,7 +218,7 @@ def _rows(
 
     tuned = tuned_file.read(Path(asked.tuned))
     for changes in _combinations(asked.matrix):
-        tuned.check_job({**base, **changes})
+        tuned.check_job(with_measured({**base, **changes}))
     machine, versions = tuned_file.this_machine()
     said = tuned_rows.notes(engines, asked.workers, tuned, machine=machine, versions=versions)
     return {count: tuned_rows.with_tuned(engines, count, tuned) for count in asked.workers}, said
@@ -248,7 +249,7 @@ def _job(
     values = {**values, **engine, "slots": workers // nodes, "study": study}
     if values.get("scaling") == "weak":  # the batch that was asked for is one worker's
         values["global_batch"] = values.get("global_batch", Job.global_batch) * workers
-    job = Job.from_dict(values).validate()
+    job = Job.from_dict(with_measured(values)).validate()
     return job.with_(run=run_name(job, varied))
 
 

@@ -25,6 +25,7 @@ from core_model.user_job.source import source_of
 from harness.common.packed_json import unpack
 from harness.job.declaration import Job, JobError
 from harness.job.foreign_options import explain
+from harness.job.measured_defaults import with_measured
 from harness.job.options import job_options, job_values, results_root, share_evenly
 from harness.protocol.console import Output
 from harness.protocol.failure_marks import is_consequence
@@ -128,7 +129,7 @@ def _job_under_launcher(options: dict[str, Any], facts: ProcessFacts) -> Job:
 
         return job_by_hand(values, facts.world_size)
     share_evenly(values, facts.world_size)
-    job = Job.from_dict(values).validate()
+    job = Job.from_dict(with_measured(values)).validate()
     if job.time_limit_s:
         raise JobError("--time-limit ends a run from outside: use `harness run`, or the launcher's own limit")
     if job.elastic is not None or job.tune_steps:

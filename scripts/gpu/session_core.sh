@@ -28,6 +28,7 @@ if ! python3 -c 'import pydantic, jsonschema' 2>/dev/null; then
         --target "$GPU_SITE" "${wheels[@]}" || { echo "no wheels in .gpu/base: run scripts/gpu/prepare_wheels.sh first" >&2; exit 2; }
 fi
 
+PLAIN=single:compile=false+model.loss=plain # as it was before both became what a GPU gets
 ROWS=model.pack_on_gpu=true+model.prefix_on_gpu=true
 SEVEN=(--preset anomalygpt-7b --random-weights --precision bf16 --set model.max_tokens=66 --set loader_workers=4 --device cuda)
 LLAMA=(--preset llama-600m --precision bf16 --global-batch 32 --set loader_workers=2 --device cuda)
@@ -81,10 +82,10 @@ while [ $# -ge 2 ]; do
             done
             ;;
         608m)
-            duel 608m-core "$1" 4 "single,single:compile=true+model.loss=fused,single:compile=true+model.loss=fused+model.residual=autocast" "${LLAMA[@]}"
+            duel 608m-core "$1" 4 "$PLAIN,single,single:model.residual=autocast" "${LLAMA[@]}"
             ;;
         608m-parts)
-            duel 608m-parts "$1" 2 "single:compile=true,single:compile=true+model.loss=fused,single:model.loss=fused" "${LLAMA[@]}"
+            duel 608m-parts "$1" 2 "single:model.loss=plain,single,single:compile=false" "${LLAMA[@]}"
             ;;
         profile)
             run profile-7b $(($1 / 2)) "${SEVEN[@]}" --global-batch 16 --steps 24 --timing-warmup 15 --profile torch --compile \

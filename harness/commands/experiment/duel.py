@@ -25,6 +25,7 @@ from harness.experiments.duels.pace import Pace
 from harness.experiments.duels.run import contenders_of
 from harness.experiments.duels.until import Campaign, Goal
 from harness.job.declaration import Job
+from harness.job.measured_defaults import with_measured
 from harness.job.options import apply_settings, model_option, what_to_train
 from harness.job.quantities import share
 from harness.launch.user_job import check_user_job
@@ -142,4 +143,4 @@ def _base(options: dict[str, Any]) -> Job:
     values |= what_to_train(options, preset="small")
     values |= {"eval_samples": -1, "schedule": "constant", "precision_mode": options["mode"]}
     apply_settings(values, options["settings"])
-    return Job.from_dict(values)
+    return Job.from_dict(with_measured(values))
