@@ -29,6 +29,7 @@ if ! python3 -c 'import pydantic, jsonschema' 2>/dev/null; then
 fi
 
 PLAIN=single:compile=false+model.loss=plain # as it was before both became what a GPU gets
+PADDED=model.pack_on_gpu=false+model.prefix_on_gpu=false
 ROWS=model.pack_on_gpu=true+model.prefix_on_gpu=true
 SEVEN=(--preset anomalygpt-7b --random-weights --precision bf16 --set model.max_tokens=66 --set loader_workers=4 --device cuda)
 LLAMA=(--preset llama-600m --precision bf16 --global-batch 32 --set loader_workers=2 --device cuda)
@@ -68,11 +69,11 @@ while [ $# -ge 2 ]; do
                 execution/test_graphs.py execution/test_graphs_state.py execution/test_joined.py execution/test_compiled.py) 2>&1 | tail -n 40
             ;;
         7b)
-            duel 7b-core "$1" 4 "single,single:$ROWS,single:$ROWS+model.join_frozen=true+compile=true" --global-batch 16 "${SEVEN[@]}" ||
-                duel 7b-core-padded "$1" 4 "single,single:compile=true,single:model.join_frozen=true+compile=true" --global-batch 16 "${SEVEN[@]}"
+            duel 7b-core "$1" 4 "single:$PADDED,single:$ROWS,single:$ROWS+model.join_frozen=true+compile=true" --global-batch 16 "${SEVEN[@]}" ||
+                duel 7b-core-padded "$1" 4 "single:$PADDED,single:$PADDED+compile=true,single:$PADDED+model.join_frozen=true+compile=true" --global-batch 16 "${SEVEN[@]}"
             ;;
         7b-parts)
-            duel 7b-parts "$1" 2 "single:model.pack_on_gpu=true,single:$ROWS,single:$ROWS+model.join_frozen=true" --global-batch 16 "${SEVEN[@]}"
+            duel 7b-parts "$1" 2 "single:model.prefix_on_gpu=false,single:$ROWS,single:$ROWS+model.join_frozen=true" --global-batch 16 "${SEVEN[@]}"
             ;;
         7b-rows) timeout "$1" python3 scripts/gpu/row_times.py 2>&1 | tee "$OUT/7b-rows.txt" | tail -n 30 ;;
         7b-batch)

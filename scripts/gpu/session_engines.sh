@@ -10,7 +10,7 @@ OUT=${OUT:-/tmp/gpu-out}
 results=/tmp/results-engines
 mkdir -p "$results" "$OUT"
 card=$(card_name)-x$(nvidia-smi --query-gpu=name --format=csv,noheader | wc -l)
-LLAMA=(--preset llama-600m --precision bf16 --global-batch 32 --set loader_workers=2 --device cuda --set model.loss=fused)
+LLAMA=(--preset llama-600m --precision bf16 --global-batch 32 --set loader_workers=2 --device cuda)
 SEVEN=(--preset anomalygpt-7b --random-weights --precision bf16 --set model.max_tokens=66 --set loader_workers=2 --device cuda --global-batch 16)
 
 pack() {
@@ -28,7 +28,7 @@ duel() { # NAME LIMIT ENGINES [options]
     pack
 }
 
-duel llama-one-duel "$1" single,ddp,horovod,deepspeed:1,deepspeed:2 "${LLAMA[@]}" --set compile=true --warmup 12 --steps 5 --rounds 8
+duel llama-one-duel "$1" single,ddp,horovod,deepspeed:1,deepspeed:2 "${LLAMA[@]}" --warmup 12 --steps 5 --rounds 8
 echo "after $SECONDS s"
-duel 7b-one-duel "$2" "single,single:model.pack_on_gpu=true+model.prefix_on_gpu=true,deepspeed:2" "${SEVEN[@]}" --warmup 12 --steps 5 --rounds 8
+duel 7b-one-duel "$2" "single:model.pack_on_gpu=false+model.prefix_on_gpu=false,single,deepspeed:2" "${SEVEN[@]}" --warmup 12 --steps 5 --rounds 8
 echo "took $SECONDS s"

@@ -34,8 +34,16 @@ def test_a_wholly_trained_model_is_compiled_on_a_gpu_and_its_job_says_so() -> No
 
 
 @pytest.mark.usefixtures("gpus")
+def test_the_papers_model_computes_no_padding_on_a_gpu() -> None:
+    job = make_job({"preset": "anomalygpt-7b"})
+    assert (job.compile, job.model) == (False, {"pack_on_gpu": True, "prefix_on_gpu": True})
+    asked = make_job({"preset": "anomalygpt-7b", "settings": ("model.pack_on_gpu=false", "model.prefix_on_gpu=false")})
+    assert asked.model == {"pack_on_gpu": False, "prefix_on_gpu": False}
+
+
+@pytest.mark.usefixtures("gpus")
 @pytest.mark.parametrize(
-    "given", [{"preset": "small"}, {"preset": "anomalygpt-7b"}, {**LLAMA, "device": "cpu"}], ids=str
+    "given", [{"preset": "small"}, {"preset": "anomalygpt-7b", "device": "cpu"}, {**LLAMA, "device": "cpu"}], ids=str
 )
 def test_frozen_models_and_processors_keep_what_they_had(given: dict[str, Any]) -> None:
     job = Job.from_dict(measured_defaults.with_measured(given))
