@@ -145,7 +145,8 @@ def test_the_table_numbers_causes_and_the_index_counts_them(out: Path, tmp_path:
 
 def test_engines_are_written_with_stage_and_settings() -> None:
     found = parse_engine("deepspeed:3+memory_efficient_linear=false")
-    assert found == {"backend": "deepspeed", "zero_stage": 3, "settings": (("memory_efficient_linear", False),)}
+    settings = (("memory_efficient_linear", False),)
+    assert found == {"backend": "deepspeed", "zero_stage": 3, "settings": settings, "changes": ()}
     cell = Cell(**found)
     assert cell.engine == "deepspeed ZeRO-3 (memory_efficient_linear=false)"
     assert cell.name == "deepspeed-z3-memory_efficient_linear-False-w1-a1-clip-fp32"

@@ -156,7 +156,7 @@ def test_a_job_is_still_a_frozen_dataclass() -> None:
 
 def test_what_a_job_and_its_optimization_share_is_declared_once() -> None:
     shared = {field.name for field in fields(Job)} & {field.name for field in fields(Optimization)} - {"loss_scale"}
-    assert len(shared) == 13
+    assert len(shared) == 11
     for name in shared:
         job, optimization = field_info(Job, name), field_info(Optimization, name)
         assert (job.annotation, str(job.metadata)) == (optimization.annotation, str(optimization.metadata)), name
