@@ -28,7 +28,9 @@ def on_gpu(device: str) -> bool:
 
 
 def with_measured(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a new job with what it leaves to be decided, on a GPU only. All engines of a comparison get the same.
+    """The values of a new job with what it leaves to be decided, on a GPU only.
+
+    All engines of a comparison get the same.
 
     A model all of whose blocks are trained has them compiled and its loss fused: `llama-600m` then made 26 % more
     samples/s (95 % CI 23 to 29 %, one H100) with 18 % less memory (results/h100-x1-llama-settings-duel). Not on

@@ -61,6 +61,7 @@ def predict(
         raise JobError(f"--to is {largest}: it must be at least 2")
     folder = study_folder(results, study)
     if not (folder / "scaling.json").exists() and folder.is_dir() and runs_of(folder):
+        _refuse_of_links(study)
         _from_runs(folder, largest, as_json)
         return
     link = None if rate == "unlimited" else bytes_per_second(rate)
@@ -76,6 +77,17 @@ def predict(
         print_report(report)
         click.echo(f"{folder}/prediction.json, prediction.md, prediction.png, prediction.svg")
     sys.exit(0)
+
+
+def _refuse_of_links(study: str) -> None:
+    """Raises JobError for a typed option that only a study of link rates can answer."""
+    context = click.get_current_context()
+    for name in ("rate", "compute_ms", "parameters", "rounds"):
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise JobError(
+                f"--{name.replace('_', '-')} is for a study of `harness experiment scaling`; {study} is one of "
+                "`harness compare`: leave it out"
+            )
 
 
 def _from_runs(folder: Path, largest: int, as_json: bool) -> None:

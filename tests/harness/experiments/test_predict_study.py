@@ -129,6 +129,13 @@ def test_the_command_writes_table_and_figure(study: Path) -> None:
     assert "strong scaling, predicted past 2" in (study / "prediction.svg").read_text()
 
 
+@pytest.mark.parametrize("option", ["--rate 10gbit", "--compute-ms 3", "--parameters 9", "--rounds 4"])
+def test_what_only_a_study_of_links_can_answer_is_refused(study: Path, option: str) -> None:
+    argv = ["--study", study.name, "--results", str(study.parent), *option.split()]
+    with pytest.raises(JobError, match=f"^{option.split()[0]} is for a study of `harness experiment scaling`"):
+        CliRunner().invoke(predict, argv, catch_exceptions=False)
+
+
 def test_a_study_of_one_number_of_workers_is_refused_in_one_line(tmp_path: Path) -> None:
     write_run(tmp_path / "s", Job(backend="ddp", slots=2, preset="tiny"))
     with pytest.raises(JobError, match="no engine has timed runs on 1 and on 2 workers"):
