@@ -48,7 +48,7 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)  # each launch compiles anew
 def test_every_engine_ends_with_the_weights_of_a_compiled_single_process(tmp_path: Path) -> None:
     """DDP's, FSDP2's, Horovod's and ZeRO-3's hooks around blocks that are compiled, and run twice in backward."""
-    engines = "ddp,fsdp2:wrap_min_parameters=200,horovod,deepspeed:0,deepspeed:1,deepspeed:2,deepspeed:3"
+    engines = "ddp,fsdp2:wrap_min_parameters=200,horovod,deepspeed:1,deepspeed:3"
     command = [sys.executable, "-m", "harness", "experiment", "parity", *JOB[:4], "--backends", engines]
     command += ["--workers", "2"]
     command += [
@@ -64,6 +64,6 @@ def test_every_engine_ends_with_the_weights_of_a_compiled_single_process(tmp_pat
     ]
     ended = run_command(command, tmp_path / "log.txt", limit_s=880)
     table = json.loads(ended.output[ended.output.index("{\n") :])
-    assert len(table["cells"]) == 7
+    assert len(table["cells"]) == 5
     for cell in table["cells"]:
         assert cell["status"] == "equal" or cell["explained"], cell
