@@ -84,9 +84,18 @@ def join(facts: ProcessFacts, device: torch.device, timeout_s: float) -> str:
     return kind
 
 
+_left: list[dist.ProcessGroup] = []
+
+
 def leave() -> None:
-    """Destroys the default process group. Safe to call twice."""
+    """Leaves all process groups. Safe to call twice.
+
+    The groups' objects are kept until the process ends. Where Python drops the last reference to one (as DDP's reducer
+    goes, when the frame that held the engine returns), gloo's destructor waits for its thread while it holds the
+    interpreter's lock, and that thread, as it drops its last tensors, waits for the lock: the rank never ended.
+    """
     if dist.is_initialized():
+        _left.extend(dist.distributed_c10d._world.pg_map)
         dist.destroy_process_group()
 
 

@@ -8,6 +8,9 @@ from typing import Any
 from mpi.transports.torch_transport import TIMEOUT, GroupTransport
 
 
+_left: list[Any] = []  # as in torch_transport
+
+
 class DeepspeedTransport(GroupTransport):
     """The group that ``deepspeed.init_distributed`` makes."""
 
@@ -36,5 +39,8 @@ class DeepspeedTransport(GroupTransport):
         return {"library": library, "backend": self._backend, "device": self.device.type}
 
     def close(self) -> None:
+        from torch.distributed import group
+
         self._comm.barrier()
+        _left.append(group.WORLD)
         self._comm.destroy_process_group()

@@ -74,6 +74,11 @@ class GroupTransport(TorchBuffers):
         }[name]
 
 
+# Groups whose object nobody may destroy: gloo's destructor and its thread can wait for one another, by the interpreter's
+# lock (backends/torch/rendezvous.py, `leave`).
+_left: list[Any] = []
+
+
 class _Distributed(GroupTransport):
     backend: str
 
@@ -99,6 +104,7 @@ class _Distributed(GroupTransport):
 
     def close(self) -> None:
         self._dist.barrier()
+        _left.append(self._dist.group.WORLD)
         self._dist.destroy_process_group()
 
 
