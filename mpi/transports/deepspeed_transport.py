@@ -7,7 +7,6 @@ from typing import Any
 
 from mpi.transports.torch_transport import TIMEOUT, GroupTransport
 
-
 _left: list[Any] = []  # as in torch_transport
 
 

@@ -74,8 +74,8 @@ class GroupTransport(TorchBuffers):
         }[name]
 
 
-# Groups whose object nobody may destroy: gloo's destructor and its thread can wait for one another, by the interpreter's
-# lock (backends/torch/rendezvous.py, `leave`).
+# Groups whose objects nobody may destroy: gloo's destructor and its thread can wait for one another by the
+# interpreter's lock (backends/torch/rendezvous.py, `leave`).
 _left: list[Any] = []
 
 
