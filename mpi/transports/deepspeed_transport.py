@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from mpi.transports.torch_transport import TIMEOUT, GroupTransport
-
-_left: list[Any] = []  # as in torch_transport
+from mpi.transports.torch_transport import TIMEOUT, GroupTransport, keep_default_group
 
 
 class DeepspeedTransport(GroupTransport):
@@ -38,8 +36,6 @@ class DeepspeedTransport(GroupTransport):
         return {"library": library, "backend": self._backend, "device": self.device.type}
 
     def close(self) -> None:
-        from torch.distributed import group
-
         self._comm.barrier()
-        _left.append(group.WORLD)
+        keep_default_group()
         self._comm.destroy_process_group()

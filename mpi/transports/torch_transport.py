@@ -74,9 +74,18 @@ class GroupTransport(TorchBuffers):
         }[name]
 
 
-# Groups whose objects nobody may destroy: gloo's destructor and its thread can wait for one another by the
-# interpreter's lock (backends/torch/rendezvous.py, `leave`).
 _left: list[Any] = []
+
+
+def keep_default_group() -> None:
+    """Keeps the default group's object until the process ends, before the group is left.
+
+    gloo's destructor and its thread can wait for one another by the interpreter's lock (backends/torch/rendezvous.py,
+    `leave`).
+    """
+    from torch.distributed import group
+
+    _left.append(group.WORLD)
 
 
 class _Distributed(GroupTransport):
@@ -104,7 +113,7 @@ class _Distributed(GroupTransport):
 
     def close(self) -> None:
         self._dist.barrier()
-        _left.append(self._dist.group.WORLD)
+        keep_default_group()
         self._dist.destroy_process_group()
 
 
