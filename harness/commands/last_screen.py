@@ -24,8 +24,8 @@ from harness.report.comparison_table import table_rows
 
 LINES, COLUMNS = 24, 100
 WARNINGS = 3  # the report has all
-# Findings about the speed of single trainings: where duels decided it, nothing on the screen rests on them.
-OF_TRAININGS = {"drift", "straggler", "few-repeats", "few-steps", "between-steps", "no-common-baseline"}
+# Of the findings about single trainings' speed, the one that stays where duels decided: the screen rests on none of it.
+OF_TRAININGS = "straggler"
 _ANSWERS = "the answer accuracy is only the share"  # which the screen does not show
 _HEADS = ("engine", "workers", "samples/s", "efficiency", "memory", "final loss", "image AUROC", "pixel AUROC")
 
@@ -145,7 +145,7 @@ def _share(ends: Mapping[str, Any] | None) -> str:
 
 def _warnings(comparison: Comparison, found: Sequence[Finding], columns: int) -> list[str]:
     """One line a warning; what they leave out is counted."""
-    kept = [item for item in found if comparison.duels is None or item.code not in OF_TRAININGS]
+    kept = [item for item in found if comparison.duels is None or item.code != OF_TRAININGS]
     kept = [item for item in kept if _ANSWERS not in item.text]
     shown = [_short(f"{item.level}: {item.text}", columns) for item in kept if item.level != "note"][:WARNINGS]
     more = len(found) - len(shown)

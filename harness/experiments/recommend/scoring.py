@@ -13,7 +13,7 @@ other studies' errors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -160,14 +160,6 @@ def fastest_right(errors: Sequence[Error]) -> tuple[int, int]:
 def as_rows(errors: Sequence[Error]) -> list[dict[str, Any]]:
     """For the record."""
     return [{**asdict(error), "error": error.error} for error in errors]
-
-
-def by_study(errors: Sequence[Error]) -> Iterator[tuple[str, str, list[Error]]]:
-    """(study, way, its errors), in the order of studies."""
-    for study in sorted({error.study for error in errors}):
-        for way in (*WAYS, MEMORY):
-            if own := [error for error in errors if (error.study, error.way) == (study, way)]:
-                yield study, way, own
 
 
 def _with(evidence: Evidence, points: Sequence[Point], *, replace: bool = False) -> Evidence:
